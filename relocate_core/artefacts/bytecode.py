@@ -1,0 +1,338 @@
+"""Bytecode files (`.pyc`, `.pyo`) of every CPython from 2.7 on and of PyPy.
+
+A pyc names its source in `co_filename` of each code object, and may hold paths in constants. The
+strings are found by walking the marshal stream - types and lengths only, nothing is unmarshalled -
+so any Python's files can be rewritten by any other, and a hostile file can do no more than fail to
+parse. Sources: CPython's Python/marshal.c of 2.7 to 3.14, Lib/importlib/_bootstrap_external.py for
+the magic numbers, PEP 552 for the header, PyPy's pypy/interpreter/pycode.py.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ..prefix import Prefixes
+
+KIND = "bytecode"
+
+
+class Unreadable(ValueError):
+    """The file is no bytecode that this module knows; its message says why."""
+
+
+class Layout(NamedTuple):
+    """How one Python writes a code object, and how long its file's header is.
+
+    `code` is a sequence of `i` (a 32-bit number), `o` (an object that may hold paths) and `x`
+    (an object that must not be touched: instructions and line tables).
+    """
+
+    header: int
+    code: str
+    ascii_types: bool
+    """Whether strings of ASCII have types of their own (CPython 3.4 and later)."""
+    rounds: int
+    """SipHash's compression rounds in the source hash: 2 before 3.11, 1 since."""
+
+
+_CODE_2 = "iiii" + "xoooooooo" + "ix"
+_CODE_3 = "iiiii" + "xoooooooo" + "ix"
+_CODE_38 = "iiiiii" + "xoooooooo" + "ix"
+_CODE_311 = "iiiii" + "xooo" + "xooo" + "ixx"
+
+# Magic numbers (the low 16 bits) from CPython's own history of them.
+_LAYOUTS = (
+    (3450, 3899, Layout(16, _CODE_311, True, 1)),  # 3.11 (3450-3495) to 3.14 (3600-3627)
+    (3401, 3449, Layout(16, _CODE_38, True, 2)),  # 3.8 (3401-3413), 3.9, 3.10
+    (3390, 3400, Layout(16, _CODE_3, True, 2)),  # 3.7; 3.8's first alpha
+    (3250, 3389, Layout(12, _CODE_3, True, 2)),  # 3.4 (3250-3310), 3.5, 3.6
+    (3190, 3249, Layout(12, _CODE_3, False, 2)),  # 3.3
+    (62211, 62211, Layout(8, _CODE_2, False, 2)),  # 2.7
+    (336, 336, Layout(16, _CODE_38, False, 2)),  # PyPy of 3.9
+)
+
+_REF = 0x80
+_FIXED = {ord(kind): size for kind, size in zip("0NFTS.iIgyrR", (0,) * 6 + (4, 8, 8, 16, 4, 4))}
+_LONG_STRINGS = frozenset(b"stuaA")
+_SHORT_STRINGS = frozenset(b"zZ")
+_CONTAINERS = frozenset(b"([<>")
+
+
+def claims(path: str, data: bytes) -> bool:
+    """Whether this is a bytecode file, by its name."""
+    return path.endswith((".pyc", ".pyo"))
+
+
+def layout_of(data: bytes) -> Layout:
+    """The layout that the file's magic number names.
+
+    Raises:
+        Unreadable: an unknown magic number, or no header.
+    """
+    if len(data) < 8 or data[2:4] != b"\r\n":
+        raise Unreadable("it has no bytecode header")
+    magic = data[0] | data[1] << 8
+    for first, last, layout in _LAYOUTS:
+        if first <= magic <= last:
+            return layout
+    raise Unreadable(f"it belongs to a Python that is not known yet (magic number {magic})")
+
+
+def rewrite(path: str, data: bytes, prefixes: Prefixes) -> bytes:
+    """`data` with every path in it moved; the same object where there is none.
+
+    Raises:
+        Unreadable: the references stand in something that does not parse.
+    """
+    layout = layout_of(data)
+    quick = _rewrite_filenames(path, data, prefixes, layout)
+    if quick is not None:
+        return quick
+    pieces, end = [], 0
+    for start, stop, kind in _strings(data, layout):
+        old = data[start:stop]
+        new = prefixes.replace(old)
+        if new is not old and new != old:
+            head = start - (2 if kind & ~_REF in _SHORT_STRINGS else 5)
+            pieces += [data[end:head], _spell(kind, old, new, layout)]
+            end = stop
+    return b"".join((*pieces, data[end:])) if pieces else data
+
+
+def _rewrite_filenames(
+    path: str, data: bytes, prefixes: Prefixes, layout: Layout
+) -> bytes | None:
+    """The usual case, without a walk: every occurrence is a source's name, whole and well formed.
+
+    Nearly all of a virtualenv's bytecode names nothing but its own source, and a walk costs a
+    hundred times more than this check: a type byte and a length that fit, the prefix, and the
+    source's own file name at the end. None where any occurrence is something else.
+    """
+    if len(prefixes.old) != 1 or not prefixes.plain:
+        return None
+    old, new = prefixes.old[0], prefixes.new
+    if old in new:
+        return None
+    source = path.rpartition("/")[2].partition(".")[0].encode("utf-8", "surrogateescape")
+    tail = b"/" + source + b".py"
+    head_size = len(old) + len(tail)
+    pieces, end = [], 0
+    at = data.find(old)
+    while at >= 0:
+        kind, length, start = data[at - 2], data[at - 1], at - 2
+        if kind & 0x7F not in _SHORT_STRINGS:
+            start = at - 5
+            kind, length = data[start], int.from_bytes(data[start + 1 : at], "little")
+            if kind & 0x7F not in _LONG_STRINGS:
+                return None
+        stop = at + length
+        if (
+            start < layout.header
+            or length < head_size
+            or data[at + len(old)] != 0x2F
+            or data[stop - len(tail) : stop] != tail
+        ):
+            return None
+        name = new + data[at + len(old) : stop]
+        if kind & 0x7F in b"zZaA" and len(name) < 256 and not name.isascii():
+            return None
+        pieces += [data[end:start], _spell(kind, data[at:stop], name, layout)]
+        end = stop
+        at = data.find(old, stop)
+    return b"".join((*pieces, data[end:])) if pieces else data
+
+
+def _spell(kind: int, old: bytes, new: bytes, layout: Layout) -> bytes:
+    """The marshalled string `new`, of the type that its Python would give it."""
+    ref, kind = kind & _REF, kind & ~_REF
+    if layout.ascii_types and chr(kind) in "zZaA" or (
+        layout.ascii_types and chr(kind) in "ut" and not old.isascii()
+    ):
+        interned = chr(kind) in "ZAt"
+        if not new.isascii():
+            kind = ord("t" if interned else "u")
+        elif len(new) < 256:
+            return bytes((ref | ord("Z" if interned else "z"), len(new))) + new
+        else:
+            kind = ord("A" if interned else "a")
+    return bytes((ref | kind,)) + struct.pack("<i", len(new)) + new
+
+
+def _strings(data: bytes, layout: Layout) -> Iterator[tuple[int, int, int]]:
+    """Start, end and type byte of every string that may hold a path, in file order.
+
+    The stack holds what is still to be read: `o` and `x` for an object, `i` for a number, `k` for
+    the rest of a dictionary.
+    """
+    at, size = layout.header, len(data)
+    code = layout.code[::-1]
+    stack: list[str] = ["o"]
+    try:
+        while stack:
+            want = stack.pop()
+            if want == "i":
+                at += 4
+                continue
+            flagged = data[at]
+            kind = flagged & ~_REF
+            at += 1
+            if want == "k":
+                if kind == 0x30:  # the null that ends a dictionary
+                    continue
+                stack += ["k", "o"]
+                want = "o"
+            if kind in _SHORT_STRINGS or kind in _LONG_STRINGS:
+                if kind in _SHORT_STRINGS:
+                    length = data[at]
+                    at += 1
+                else:
+                    length = _number(data, at)
+                    at += 4
+                if length < 0 or at + length > size:
+                    raise Unreadable("a string reaches over the end of the file")
+                if want == "o":
+                    yield at, at + length, flagged
+                at += length
+            elif kind in _FIXED:
+                at += _FIXED[kind]
+            elif kind == 0x63:  # c: code
+                stack += code if want == "o" else code.replace("o", "x")
+            elif kind == 0x29:  # ): small tuple
+                stack += want * data[at]
+                at += 1
+            elif kind in _CONTAINERS:
+                length = _number(data, at)
+                # Each object takes a byte at least, which keeps a hostile count from eating memory.
+                if not 0 <= length <= size - at - len(stack):
+                    raise Unreadable("a container reaches over the end of the file")
+                at += 4
+                stack += want * length
+            elif kind == 0x7B:  # {
+                stack.append("k")
+            elif kind == 0x6C:  # l: long
+                at += 4 + 2 * abs(_number(data, at))
+            elif kind == 0x66:  # f: a float as text
+                at += 1 + data[at]
+            elif kind == 0x78:  # x: a complex as text
+                at += 1 + data[at]
+                at += 1 + data[at]
+            elif kind == 0x3A:  # ':': slice (3.14)
+                stack += want * 3
+            else:
+                raise Unreadable(f"it holds an object of unknown type {chr(kind)!r}")
+        if at > size:
+            raise Unreadable("it is cut short")
+    except (IndexError, struct.error):
+        raise Unreadable("it is cut short") from None
+
+
+def _number(data: bytes, at: int) -> int:
+    return int(struct.unpack_from("<i", data, at)[0])
+
+
+# --- which source a file belongs to ---------------------------------------------------------------
+
+
+def follow_source(data: bytes, old_source: Source, new_source: Source) -> bytes:
+    """The bytecode `data` with its header moved from `old_source` to `new_source`.
+
+    A header that did not fit the old source stays: the file was out of date before, and Python
+    will see that by itself. Both sources have the same modification time, which is kept.
+
+    Raises:
+        Unreadable: an unknown magic number.
+    """
+    layout = layout_of(data)
+    if layout.header == 16 and data[4] & 1:
+        if data[8:16] != source_hash(data[:4], old_source.data, layout.rounds):
+            return data
+        return data[:8] + source_hash(data[:4], new_source.data, layout.rounds) + data[16:]
+    stamp = layout.header - (8 if layout.header > 8 else 4)
+    if data[stamp : stamp + 4] != struct.pack("<I", old_source.mtime & 0xFFFFFFFF):
+        return data
+    if layout.header == 8:
+        return data  # 2.7 compares the time alone
+    if data[stamp + 4 : stamp + 8] != struct.pack("<I", len(old_source.data) & 0xFFFFFFFF):
+        return data
+    return data[: stamp + 4] + struct.pack("<I", len(new_source.data) & 0xFFFFFFFF) + data[stamp + 8 :]
+
+
+class Source(NamedTuple):
+    """A Python source file: its bytes, and its modification time in whole seconds."""
+
+    data: bytes
+    mtime: int
+
+
+def source_hash(magic: bytes, source: bytes, rounds: int) -> bytes:
+    """The 8 bytes by which a hash-based pyc knows its source (PEP 552).
+
+    SipHash with the magic number as its key: SipHash-2-4 up to Python 3.10, SipHash-1-3 since.
+    """
+    mask = (1 << 64) - 1
+    key = int.from_bytes(magic[:4], "little")
+    v0, v1 = key ^ 0x736F6D6570736575, 0x646F72616E646F6D
+    v2, v3 = key ^ 0x6C7967656E657261, 0x7465646279746573
+
+    def mix(times: int) -> None:
+        nonlocal v0, v1, v2, v3
+        for _ in range(times):
+            v0 = (v0 + v1) & mask
+            v1 = ((v1 << 13 | v1 >> 51) & mask) ^ v0
+            v0 = (v0 << 32 | v0 >> 32) & mask
+            v2 = (v2 + v3) & mask
+            v3 = ((v3 << 16 | v3 >> 48) & mask) ^ v2
+            v0 = (v0 + v3) & mask
+            v3 = ((v3 << 21 | v3 >> 43) & mask) ^ v0
+            v2 = (v2 + v1) & mask
+            v1 = ((v1 << 17 | v1 >> 47) & mask) ^ v2
+            v2 = (v2 << 32 | v2 >> 32) & mask
+
+    whole = len(source) & ~7
+    for (word,) in struct.iter_unpack("<Q", source[:whole]):
+        v3 ^= word
+        mix(rounds)
+        v0 ^= word
+    last = (len(source) & 0xFF) << 56 | int.from_bytes(source[whole:], "little")
+    v3 ^= last
+    mix(rounds)
+    v0 ^= last
+    v2 ^= 0xFF
+    mix(rounds + 2)
+    return (v0 ^ v1 ^ v2 ^ v3).to_bytes(8, "little")
+
+
+def recorded_source(path: str, data: bytes) -> str | None:
+    """The absolute source path that a pyc at `path` records, where it ends like its own.
+
+    `path` is relative to the virtualenv. Used to find prefixes that nothing else names, such as
+    the second spelling of a build below a symlinked folder. None where the recorded name differs.
+    """
+    tail = source_of(path)
+    if tail is None:
+        return None
+    encoded = b"/" + tail.encode("utf-8", "surrogateescape")
+    stop = data.find(encoded) + len(encoded)
+    if stop < len(encoded):
+        return None
+    start = data.rfind(b"/", 0, stop)
+    while start >= 2:
+        length = stop - start
+        if data[start - 1] == length & 0xFF and data[start - 2] & 0x7F in _SHORT_STRINGS:
+            return data[start:stop].decode("utf-8", "surrogateescape")
+        if data[start - 4 : start] == length.to_bytes(4, "little"):
+            return data[start:stop].decode("utf-8", "surrogateescape")
+        start = data.rfind(b"/", max(0, stop - 4096), start)
+    return None
+
+
+def source_of(path: str) -> str | None:
+    """Where the source of the bytecode at `path` stands, or None for a name without one."""
+    folder, _, name = path.rpartition("/")
+    if folder.rpartition("/")[2] != "__pycache__":
+        return path[:-1] if path.endswith((".pyc", ".pyo")) else None
+    stem = name.partition(".")[0]
+    parent = folder.rpartition("/")[0]
+    return f"{parent}/{stem}.py" if parent else f"{stem}.py"

@@ -1,0 +1,99 @@
+"""Packaging metadata: pyvenv.cfg, `.pth`, `.egg-link`, direct_url.json, RECORD.
+
+RECORD is here for the rows of files that were rewritten: `relocation` asks `update_record` for
+them once it knows the new hashes.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import re
+from base64 import urlsafe_b64encode
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+from ..prefix import Prefixes
+from ..quoting import JSON, PYTHON, RAW, replace
+
+KIND = "metadata"
+
+_NAMES = ("pyvenv.cfg", "direct_url.json", "RECORD")
+_SUFFIXES = (".pth", ".egg-link")
+_CODE_LINE = re.compile(rb"import[ \t]")
+
+
+def claims(path: str, data: bytes) -> bool:
+    """Whether this is packaging metadata, by its name."""
+    name = path.rpartition("/")[2]
+    return (name in _NAMES or name.endswith(_SUFFIXES)) and b"\0" not in data
+
+
+def rewrite(path: str, data: bytes, prefixes: Prefixes) -> bytes:
+    """`data` with the references moved; paths outside the virtualenv stay as they are."""
+    if path.endswith(".json"):
+        return replace(data, prefixes, JSON)
+    if path.endswith(".pth"):
+        lines = data.splitlines(keepends=True)
+        return b"".join(
+            replace(line, prefixes, PYTHON if _CODE_LINE.match(line) else RAW) for line in lines
+        )
+    return replace(data, prefixes, RAW)
+
+
+def record_rows(record: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The path and the raw line of each row of a RECORD, in order.
+
+    Rows are cut by hand, not by `csv`, because the other rows have to stay as they are to the byte.
+    """
+    for line in record.splitlines(keepends=True):
+        if line.startswith(b'"'):
+            text = line.decode("utf-8", "surrogateescape")
+            row = next(csv.reader([text]), [""])
+            yield row[0].encode("utf-8", "surrogateescape"), line
+        else:
+            yield line.partition(b",")[0], line
+
+
+class Digests(NamedTuple):
+    """What a rewritten file was and is."""
+
+    old: bytes
+    new: bytes
+    size: int
+
+
+def update_record(record: bytes, changed: Mapping[bytes, Callable[[str], Digests]]) -> bytes:
+    """`record` with the hash and size of each changed file made those of its new content.
+
+    A row whose hash did not fit the old content stays as it is: somebody changed that file before,
+    and a verifier shall still say so. So does a row that has no hash.
+
+    Args:
+        record: the file's content.
+        changed: for each path as RECORD spells it, what gives the file's digests by an algorithm.
+    """
+    lines = []
+    for path, line in record_rows(record):
+        digests = changed.get(path)
+        lines.append(line if digests is None else _update_row(line, digests))
+    return b"".join(lines)
+
+
+def _update_row(line: bytes, digests: Callable[[str], Digests]) -> bytes:
+    match = re.search(rb",([a-z0-9_]+)=([A-Za-z0-9_=-]+),(\d*)(\r?\n?)\Z", line)
+    if match is None:
+        return line
+    algorithm = match[1].decode()
+    if algorithm not in hashlib.algorithms_guaranteed or algorithm.startswith("shake"):
+        return line
+    known = digests(algorithm)
+    if known.old != match[2].rstrip(b"="):
+        return line
+    size = b"%d" % known.size if match[3] else b""
+    return line[: match.start()] + b",%s=%s,%s%s" % (match[1], known.new, size, match[4])
+
+
+def encoded(digest: bytes) -> bytes:
+    """A digest as RECORD spells it: URL-safe base64 without padding."""
+    return urlsafe_b64encode(digest).rstrip(b"=")

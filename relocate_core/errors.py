@@ -1,0 +1,65 @@
+"""What can go wrong, one class a meaning; each message is one sentence for an operator.
+
+Every message says what is wrong, where, and what to do. Callers print `str(error)` and nothing
+else: the command adds an exit code, the execution module wraps it in Salt's own exception.
+"""
+
+from __future__ import annotations
+
+
+class RelocateError(Exception):
+    """Base of everything that the core raises on purpose."""
+
+
+class InvalidPath(RelocateError):
+    """A path that no virtualenv can live at: relative, or with a newline or NUL in it."""
+
+
+class NotAVirtualenv(RelocateError):
+    """The folder is not a virtualenv: a file or folder that every virtualenv has is missing."""
+
+    def __init__(self, path: str, kind: str, missing: str) -> None:
+        super().__init__(f"{path} is not a virtualenv: not a {kind}: {missing}")
+
+
+class UnknownPrefix(RelocateError):
+    """Nothing in the virtualenv says where it was built, so there is nothing to search for."""
+
+
+class InterpreterNotFound(RelocateError):
+    """No Python fits, or the one that was named does not run."""
+
+
+class InterpreterMismatch(RelocateError):
+    """A Python that runs, but would not run this virtualenv."""
+
+
+class Busy(RelocateError):
+    """Another run holds the virtualenv."""
+
+
+class TreeChanged(RelocateError):
+    """Somebody else wrote into the virtualenv while it was relocated."""
+
+
+class TreeError(RelocateError):
+    """The operating system refused: permission, a full disk, a read-only file system."""
+
+    @classmethod
+    def of(cls, path: str, error: OSError) -> TreeError:
+        """The sentence for an `OSError` at `path`."""
+        import errno
+
+        advice = {
+            errno.EACCES: "run as the owner of the virtualenv or as root",
+            errno.EPERM: "run as the owner of the virtualenv or as root",
+            errno.EROFS: "remount the file system writable",
+            errno.ENOSPC: "free some space and run again",
+            errno.EDQUOT: "free some space or raise the quota, and run again",
+            errno.ENOENT: "something else is removing files: stop it and run again",
+            errno.ELOOP: "something else is replacing files: stop it and run again",
+            errno.ENOTDIR: "something else is replacing files: stop it and run again",
+            errno.EIO: "the disk is failing: see the kernel's log",
+        }.get(error.errno or 0, "see to it and run again")
+        reason = (error.strerror or str(error)).lower()
+        return cls(f"cannot relocate {path}: {reason}; {advice}")

@@ -1,0 +1,212 @@
+"""Scanning in several processes.
+
+A minion's job may be a thread or a daemonic process, where forking is unsafe and `multiprocessing`
+refuses to start. So the workers are programs of their own: this interpreter, isolated, running
+`relocate_core.worker`, fed through pipes. Where that cannot be had - an embedded interpreter, a
+core inside a zip, no room for a process - the scan runs here, slower.
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+import select
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+from .scanning import Findings, Folder, Scanner
+
+# Fewer files than this are scanned sooner than a process starts.
+ALONE = 3000
+MOST_WORKERS = 4
+# Small enough that the workers finish together, large enough that messages cost nothing.
+BATCH_FILES = 400
+
+# Run by `python -c`: gives the package a name of its own, whatever is installed under that name.
+_BOOTSTRAP = (
+    "import importlib.util,sys;d=sys.argv[1];"
+    "s=importlib.util.spec_from_file_location('relocate_core',d+'/__init__.py',"
+    "submodule_search_locations=[d]);m=importlib.util.module_from_spec(s);"
+    "sys.modules['relocate_core']=m;"
+    "from relocate_core.worker import serve;serve(int(sys.argv[2]))"
+)
+
+
+def scan(scanner: Scanner, folders: Iterator[Folder]) -> Iterator[Findings]:
+    """Scan all folders, by worker processes where that pays; yield findings as they come."""
+    batches = _batches(folders)
+    first, count = [], 0
+    for batch in batches:
+        first.append(batch)
+        count += sum(len(names) for _, names in batch)
+        if count >= ALONE:
+            break
+    else:
+        for batch in first:
+            yield scanner.scan(batch)
+        return
+    workers = _start(scanner)
+    pending = _chain(first, batches)
+    if not workers:
+        for batch in pending:
+            yield scanner.scan(batch)
+        return
+    yield from _feed(workers, scanner, pending)
+
+
+def _chain(first: list[list[Folder]], rest: Iterator[list[Folder]]) -> Iterator[list[Folder]]:
+    yield from first
+    yield from rest
+
+
+def _batches(folders: Iterator[Folder]) -> Iterator[list[Folder]]:
+    batch: list[Folder] = []
+    count = 0
+    for path, names in folders:
+        for start in range(0, len(names), BATCH_FILES):
+            part = names[start : start + BATCH_FILES]
+            batch.append((path, part))
+            count += len(part)
+            if count >= BATCH_FILES:
+                yield batch
+                batch, count = [], 0
+    if batch:
+        yield batch
+
+
+class _Worker:
+    """A worker process and the batch it has in hand."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        self.batch: list[Folder] | None = None
+
+    @property
+    def output(self) -> int:
+        assert self.process.stdout is not None
+        return self.process.stdout.fileno()
+
+    def give(self, batch: list[Folder]) -> None:
+        assert self.process.stdin is not None
+        self.batch = batch
+        send(self.process.stdin.fileno(), batch)
+
+    def take(self) -> Findings:
+        findings = Findings(*receive(self.output))
+        self.batch = None
+        return findings
+
+    def stop(self) -> None:
+        """Close the pipes, upon which the worker ends by itself."""
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                with suppress(OSError):
+                    stream.close()
+        self.process.wait()
+
+
+def _start(scanner: Scanner) -> list[_Worker]:
+    count = min(_cores(), MOST_WORKERS)
+    package = os.path.dirname(os.path.abspath(__file__))
+    if count < 2 or not sys.executable or not os.path.isfile(os.path.join(package, "worker.py")):
+        return []
+    workers: list[_Worker] = []
+    command = [sys.executable, "-I", "-S", "-B", "-c", _BOOTSTRAP, package, str(scanner.root)]
+    arguments = (scanner.prefixes.arguments, scanner.write, list(scanner.apart))
+    try:
+        for _ in range(count):
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                # The descriptor carries the lock on the virtualenv as well: should this process
+                # be killed, the lock is held until the last worker has put down its batch.
+                pass_fds=(scanner.root,),
+            )
+            workers.append(_Worker(process))
+            assert process.stdin is not None
+            send(process.stdin.fileno(), arguments)
+        for worker in workers:
+            if receive(worker.output) != "ready":
+                raise OSError("not a worker")
+    except (OSError, EOFError, ValueError, TypeError):
+        for worker in workers:
+            worker.stop()
+        return []
+    return workers
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _feed(
+    workers: list[_Worker], scanner: Scanner, batches: Iterator[list[Folder]]
+) -> Iterator[Findings]:
+    """Keep every worker busy; a batch whose worker died is done here."""
+    try:
+        idle = list(workers)
+        busy: list[_Worker] = []
+        for batch in batches:
+            while not idle:
+                yield from _collect(busy, idle, scanner)
+            if not idle and not busy:
+                yield scanner.scan(batch)
+                continue
+            worker = idle.pop()
+            try:
+                worker.give(batch)
+                busy.append(worker)
+            except OSError:
+                yield scanner.scan(batch)
+        while busy:
+            yield from _collect(busy, idle, scanner)
+    finally:
+        for worker in workers:
+            worker.stop()
+
+
+def _collect(busy: list[_Worker], idle: list[_Worker], scanner: Scanner) -> Iterator[Findings]:
+    ready, _, _ = select.select([worker.output for worker in busy], [], [])
+    for worker in [worker for worker in busy if worker.output in ready]:
+        busy.remove(worker)
+        batch = worker.batch
+        try:
+            findings = worker.take()
+            idle.append(worker)
+        except (EOFError, OSError, ValueError, TypeError):
+            assert batch is not None
+            findings = scanner.scan(batch)
+        yield findings
+
+
+def send(pipe: int, message: Any) -> None:
+    """Write one message of plain values to a pipe."""
+    body = marshal.dumps(message)
+    data = struct.pack("<I", len(body)) + body
+    written = 0
+    while written < len(data):
+        written += os.write(pipe, data[written:])
+
+
+def receive(pipe: int) -> Any:
+    """Read one message from a pipe; raises `EOFError` where the other side has gone."""
+    return marshal.loads(_exactly(pipe, *struct.unpack("<I", _exactly(pipe, 4))))
+
+
+def _exactly(pipe: int, size: int) -> bytes:
+    pieces = []
+    while size:
+        piece = os.read(pipe, size)
+        if not piece:
+            raise EOFError
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)

@@ -1,0 +1,27 @@
+"""A worker process of `pool`: scans the batches that come in on standard input."""
+
+from __future__ import annotations
+
+import signal
+
+from .pool import receive, send
+from .prefix import Prefixes
+from .scanning import Scanner
+
+
+def serve(root: int) -> None:
+    """Answer batches until the pipe is closed.
+
+    Args:
+        root: the inherited descriptor of the virtualenv.
+    """
+    # Ctrl-C goes to the whole group; the parent decides what comes of it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        (old, new, prompt), write, apart = receive(0)
+        scanner = Scanner(root, Prefixes(old, new, prompt), write, frozenset(apart))
+        send(1, "ready")
+        while True:
+            send(1, tuple(scanner.scan(receive(0))))
+    except (EOFError, BrokenPipeError):
+        return
