@@ -65,7 +65,7 @@ def open_file(folder: int, name: str) -> int:
 
 def read_whole(file: int) -> bytes:
     """The rest of an open file."""
-    pieces = []
+    pieces: list[bytes] = []
     while True:
         piece = os.read(file, 1 << 20)
         if not piece:
@@ -90,9 +90,7 @@ def temporary_name() -> str:
     return f"{TEMPORARY}{os.getpid()}-{next(_counter)}"
 
 
-def write_aside(
-    folder: int, original: int, status: os.stat_result, pieces: Iterable[bytes]
-) -> str:
+def write_aside(folder: int, original: int, status: os.stat_result, pieces: Iterable[bytes]) -> str:
     """Write a new file into `folder`, like `original` in all but its content; return its name.
 
     Mode, owner, times and extended attributes (capabilities and access lists among them) are kept.
@@ -182,8 +180,8 @@ def same_file(one: os.stat_result, other: os.stat_result) -> bool:
     )
 
 
-def link_aside(folder: int, original: str, status: os.stat_result, target: str) -> str:
-    """Make a symbolic link beside `original` with another target; return its name."""
+def link_aside(folder: int, status: os.stat_result, target: str) -> str:
+    """Make a symbolic link with the owner and times of `status`; return its name."""
     name = temporary_name()
     os.symlink(target, name, dir_fd=folder)
     try:

@@ -1,4 +1,4 @@
-"""Files too large to be rewritten in memory: in pieces, cut where no reference can be cut in two."""
+"""Files too large to be rewritten in memory: in pieces that cut no reference in two."""
 
 from __future__ import annotations
 

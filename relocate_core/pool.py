@@ -8,16 +8,14 @@ core inside a zip, no room for a process - the scan runs here, slower.
 
 from __future__ import annotations
 
-import marshal
 import os
 import select
-import struct
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
 
+from .messages import receive, send
 from .scanning import Findings, Folder, Scanner
 
 # Fewer files than this are scanned sooner than a process starts.
@@ -34,6 +32,21 @@ _BOOTSTRAP = (
     "sys.modules['relocate_core']=m;"
     "from relocate_core.worker import serve;serve(int(sys.argv[2]))"
 )
+
+
+def _fingerprint() -> list[tuple[str, int, int]]:
+    """What the package's files are like now."""
+    package = os.path.dirname(os.path.abspath(__file__))
+    try:
+        with os.scandir(package) as entries:
+            sources = [entry for entry in entries if entry.name.endswith(".py")]
+            return sorted((e.name, e.stat().st_size, e.stat().st_mtime_ns) for e in sources)
+    except OSError:  # inside a zip
+        return []
+
+
+# A minion lives on while a sync replaces the package: workers would then run other code than this.
+_LOADED = _fingerprint()
 
 
 def scan(scanner: Scanner, folders: Iterator[Folder]) -> Iterator[Findings]:
@@ -112,7 +125,7 @@ class _Worker:
 def _start(scanner: Scanner) -> list[_Worker]:
     count = min(_cores(), MOST_WORKERS)
     package = os.path.dirname(os.path.abspath(__file__))
-    if count < 2 or not sys.executable or not os.path.isfile(os.path.join(package, "worker.py")):
+    if count < 2 or not sys.executable or not _LOADED or _fingerprint() != _LOADED:
         return []
     workers: list[_Worker] = []
     command = [sys.executable, "-I", "-S", "-B", "-c", _BOOTSTRAP, package, str(scanner.root)]
@@ -185,28 +198,3 @@ def _collect(busy: list[_Worker], idle: list[_Worker], scanner: Scanner) -> Iter
             assert batch is not None
             findings = scanner.scan(batch)
         yield findings
-
-
-def send(pipe: int, message: Any) -> None:
-    """Write one message of plain values to a pipe."""
-    body = marshal.dumps(message)
-    data = struct.pack("<I", len(body)) + body
-    written = 0
-    while written < len(data):
-        written += os.write(pipe, data[written:])
-
-
-def receive(pipe: int) -> Any:
-    """Read one message from a pipe; raises `EOFError` where the other side has gone."""
-    return marshal.loads(_exactly(pipe, *struct.unpack("<I", _exactly(pipe, 4))))
-
-
-def _exactly(pipe: int, size: int) -> bytes:
-    pieces = []
-    while size:
-        piece = os.read(pipe, size)
-        if not piece:
-            raise EOFError
-        pieces.append(piece)
-        size -= len(piece)
-    return b"".join(pieces)

@@ -20,8 +20,8 @@ PLAIN = re.compile(rb"[A-Za-z0-9._/+@:,=-]*\Z")
 # What may stand before the prefix: nothing that would make it the tail of a longer path ...
 _NAME = rb"A-Za-z0-9_.~%+\\\-/)}\x80-\xff"
 _FREE = re.compile(rb"[^" + _NAME + rb"]\Z")
-# ... save a compiler flag (-L/srv), a shell or systemd default (:-/srv, =-/srv), an escape in source
-# text (\n/srv), and the slashes of a URL (file:///srv).
+# ... save a compiler flag (-L/srv), a shell or systemd default (:-/srv, =-/srv), an escape in
+# source text (\n/srv), and the slashes of a URL (file:///srv).
 _FREE_AFTER_ALL = re.compile(
     rb"(?:(?:\A|[^" + _NAME + rb"])-[A-Za-z]?|\\[abfnrtv0]|://(?:localhost)?)\Z"
 )

@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 from .prefix import AFTER, Prefixes, url_path
@@ -94,9 +95,7 @@ def _is_new(match: re.Match[bytes], new: bytes) -> bool:
     return match.string.startswith(new, match.start(3))
 
 
-def _raw_spans(
-    units: list[Unit], spans: list[tuple[int, int]]
-) -> Iterator[tuple[int, int, str]]:
+def _raw_spans(units: list[Unit], spans: list[tuple[int, int]]) -> Iterator[tuple[int, int, str]]:
     """Where the matches in the meaning stand in the text, each with the state it begins in."""
     wanted = iter(spans)
     span = next(wanted, None)
@@ -168,7 +167,9 @@ class _Shell(NamedTuple):
                 stack.append("sub")
             elif text == b")" and state == "sub":
                 stack.pop()
-            yield Unit(meaning, len(text), match.lastgroup if match.lastgroup == "comment" else state)
+            yield Unit(
+                meaning, len(text), match.lastgroup if match.lastgroup == "comment" else state
+            )
             at = match.end()
 
 
@@ -176,7 +177,9 @@ def _shell(bare: bytes, single: bytes, double: bytes, write: Writer) -> Language
     """Build a shell from the escapes of its three states; the rest they have in common."""
     comment = rb"(?P<comment>(?<![^\s;&|(])\#[^\n]*)"
     shell = _Shell(
-        re.compile(bare + rb"|(?P<quote>['\"])|(?P<open>\()|" + comment + rb"|[^\\'\"()\#]+|.", re.S),
+        re.compile(
+            bare + rb"|(?P<quote>['\"])|(?P<open>\()|" + comment + rb"|[^\\'\"()\#]+|.", re.S
+        ),
         re.compile(single + rb"|(?P<quote>')|[^\\']+|.", re.S),
         re.compile(double + rb"|(?P<quote>\")|(?P<open>\$\()|[^\\\"$]+|.", re.S),
         write,
@@ -227,13 +230,9 @@ def _write_powershell(path: bytes, state: str) -> bytes:
     return path if state == "comment" else re.sub(rb"([^\w./:-])", rb"`\1", path)
 
 
-SH = _shell(
-    rb"\\(?P<escape>.)", rb"(?!)(?P<escape>)", rb'\\(?P<escape>[$`"\\])', _write_posix
-)
+SH = _shell(rb"\\(?P<escape>.)", rb"(?!)(?P<escape>)", rb'\\(?P<escape>[$`"\\])', _write_posix)
 CSH = _shell(rb"\\(?P<escape>.)", rb"\\(?P<escape>!)", rb"\\(?P<escape>!)", _write_csh)
-FISH = _shell(
-    rb"\\(?P<escape>.)", rb"\\(?P<escape>['\\])", rb'\\(?P<escape>[$"\\])', _write_fish
-)
+FISH = _shell(rb"\\(?P<escape>.)", rb"\\(?P<escape>['\\])", rb'\\(?P<escape>[$"\\])', _write_fish)
 POWERSHELL = _shell(rb"`(?P<escape>.)", rb"'(?P<escape>')", rb"`(?P<escape>.)", _write_powershell)
 
 
@@ -292,7 +291,9 @@ _PY_ESCAPE = re.compile(
 )
 _PY_CONTROL = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"\n": b""}
 _PY_ENDS = {
-    quote: re.compile(rb"(?:\\.|" + (rb"[^\\]" if len(quote) == 3 else rb"[^\\\n]") + rb")*?" + quote, re.S)
+    quote: re.compile(
+        rb"(?:\\.|" + (rb"[^\\]" if len(quote) == 3 else rb"[^\\\n]") + rb")*?" + quote, re.S
+    )
     for quote in (b"'", b'"', b"'''", b'"""')
 }
 
@@ -368,7 +369,7 @@ def _ascii(path: bytes) -> bytes:
 
 
 _JSON_UNIT = re.compile(
-    rb'\\u(?P<u>[0-9a-fA-F]{4}(?:\\u[dD][c-fC-F][0-9a-fA-F]{2})?)|\\(?P<escape>.)|[^\\]+', re.S
+    rb"\\u(?P<u>[0-9a-fA-F]{4}(?:\\u[dD][c-fC-F][0-9a-fA-F]{2})?)|\\(?P<escape>.)|[^\\]+", re.S
 )
 
 
@@ -376,10 +377,8 @@ def _read_json(data: bytes) -> Iterator[Unit]:
     for match in _units(_JSON_UNIT, data, 0, len(data)):
         meaning = match[0]
         if match.lastgroup:
-            try:
+            with suppress(ValueError):
                 meaning = json.loads(b'"' + match[0] + b'"').encode("utf-8", "surrogateescape")
-            except ValueError:
-                pass
         yield Unit(meaning, len(match[0]), "string")
 
 

@@ -13,30 +13,27 @@ that is kept to the old content until the end.
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import os
+import re
 import shutil
-import subprocess
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from . import files, pool
 from .artefacts import binaries, bytecode, metadata, rewrite
-from .errors import Busy, RelocateError, TreeChanged, TreeError, UnknownPrefix
+from .errors import RelocateError, TreeChanged, TreeError, UnknownPrefix
 from .large import LargeFile
+from .locking import locked
 from .prefix import Prefixes
 from .scanning import WHOLE, Findings, Folder, Scanner
+from .staging import LINK, Rehearsal, Staged, Staging, reserve
 from .virtualenv import Virtualenv, absolute_prefix, inspect, recorded_prefixes
 
 Progress = Callable[[int, int], None]
 """Called with the number of files done and the number known so far."""
 
-# Kept free for putting things back on a disk that runs full.
-_RESERVE = 1 << 20
 _DEEPEST = 200
 
 
@@ -118,7 +115,7 @@ def relocate(
     environment = inspect(path)
     root = files.open_root(path)
     try:
-        with _locked(root, path, wait):
+        with locked(root, path, wait):
             environment = inspect(path)  # what another run has done meanwhile counts
             old = [p for p in dict.fromkeys((*given, *environment.old_prefixes)) if p != new]
             if not old:
@@ -142,38 +139,6 @@ def _nothing_to_do(environment: Virtualenv, new: str) -> Relocation:
     return Relocation(environment.path, new, [])
 
 
-@contextmanager
-def _locked(root: int, path: str, wait: float) -> Iterator[None]:
-    """Hold the virtualenv's folder itself as the lock, which leaves no file behind."""
-    until = time.monotonic() + wait
-    while True:
-        try:
-            fcntl.flock(root, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() >= until:
-                raise Busy(
-                    f"cannot relocate {path}: another run has been at work on it for "
-                    f"{wait:g} seconds; wait for it to end and run again"
-                ) from None
-            time.sleep(0.05)
-        except OSError:
-            break  # a file system without locks
-    yield
-
-
-@dataclass
-class _Staged:
-    """A new file or link, written beside the old one and not yet in its place."""
-
-    path: str
-    kind: str
-    status: os.stat_result
-    temporary: str
-    backup: str | None = None
-    """The second link to the old content, once the new one is in place."""
-
-
 class _Run:
     """One relocation, from the walk to the last rename."""
 
@@ -189,7 +154,6 @@ class _Run:
         self.root = root
         self.environment = environment
         self.report = Relocation(environment.path, new, old, dry_run)
-        self.write = not dry_run
         self.progress = progress
         old_bytes = tuple(map(os.fsencode, old))
         new_bytes = os.fsencode(new)
@@ -201,49 +165,58 @@ class _Run:
         self.links: list[str] = []
         self.bytecode: dict[str, int] = {}
         self.hits: list[str] = []
-        self.staged: dict[str, _Staged] = {}
+        self.staging = (Rehearsal if dry_run else Staging)(root, environment.path)
 
     def relocate(self) -> Relocation:
-        reserve = self._reserve() if self.write else None
-        try:
+        if self.report.dry_run:
             self._scan()
             self._stage()
-            self._commit()
-        except BaseException as error:
-            if reserve is not None:
-                os.close(reserve)
-                reserve = None
-            self._put_back(error)
-            raise
-        finally:
-            if reserve is not None:
-                os.close(reserve)
+        else:
+            with reserve(self.root) as release:
+                try:
+                    self._scan()
+                    self._stage()
+                    self.staging.commit(_rank, _IDENTITY)
+                except BaseException as error:
+                    release()
+                    self._put_back(error)
+                    raise
         self.report.files.sort()
         self.report.problems.sort()
         return self.report
 
-    def _reserve(self) -> int:
-        """Take some room on the disk; fails at once on a full or read-only one."""
-        name = files.temporary_name()
+    def _put_back(self, error: BaseException) -> None:
+        """Undo what was done so far, as far as the same trouble does not forbid it."""
         try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            reserve = os.open(name, flags, 0o600, dir_fd=self.root)
-            try:
-                os.unlink(name, dir_fd=self.root)
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(reserve, 0, _RESERVE)
-            except BaseException:
-                os.close(reserve)
-                raise
-        except OSError as error:
-            raise TreeError.of(self.environment.path, error) from error
-        return reserve
+            self.staging.put_back()
+            self._rewrite_back()
+        except OSError as second:
+            raise TreeError(
+                f"{error}; putting back what was done failed as well "
+                f"({(second.strerror or str(second)).lower()}): see to it and run the same again"
+            ) from error
+
+    def _rewrite_back(self) -> None:
+        """Give rewritten bytecode its old prefix again."""
+        for which, old in enumerate(self.prefixes.old):
+            folders: dict[str, list[str]] = {}
+            for path, named in self.bytecode.items():
+                if named == which:
+                    folder, _, name = path.rpartition("/")
+                    folders.setdefault(folder, []).append(name)
+            scanner = Scanner(self.root, Prefixes((self.prefixes.new,), old), True, frozenset())
+            for findings in pool.scan(scanner, iter(folders.items())):
+                if findings.failure:
+                    path, _, number, text = findings.failure
+                    raise OSError(number, text, path)
 
     # --- finding --------------------------------------------------------------------------------
 
     def _scan(self) -> None:
         """Walk the tree; bytecode is rewritten on the way, other hits are collected."""
-        scanner = Scanner(self.root, self.prefixes, self.write, self._hashed_bytecode())
+        scanner = Scanner(
+            self.root, self.prefixes, not self.report.dry_run, self._hashed_bytecode()
+        )
         for findings in pool.scan(scanner, self._walk()):
             self.report.seen += findings.seen
             self.bytecode.update(findings.rewritten)
@@ -314,7 +287,7 @@ class _Run:
 
     def _clear(self, folder: int, name: str) -> None:
         """Remove what a killed run has left: under the lock, nobody else is using it."""
-        if self.write:
+        if not self.report.dry_run:
             os.unlink(name, dir_fd=folder)
 
     def _hashed_bytecode(self) -> frozenset[str]:
@@ -361,10 +334,10 @@ class _Run:
         """Write every other new file beside its old one; nothing is in place yet."""
         for path in self.links:
             self._stage_link(path)
-        changed = [path for path in self.hits if self._stage_file(path)]
-        for path in changed:
-            if path.endswith(".py"):
-                self._stage_bytecode_of(path)
+        for path in self.hits:
+            self._stage_file(path)
+        for path in [path for path in self.staging.items if path.endswith(".py")]:
+            self._stage_bytecode_of(path)
         self._stage_records()
 
     def _count(self, path: str, kind: str) -> None:
@@ -374,305 +347,132 @@ class _Run:
 
     def _stage_link(self, path: str) -> None:
         with files.folder_of(self.root, path) as (folder, name):
-            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
             target = os.fsencode(os.readlink(name, dir_fd=folder))
-            new = self.prefixes.replace(target) if target.startswith(b"/") else target
-            # Only the beginning of a target is a place in the virtualenv.
-            if new == target or not new.startswith(self.prefixes.new):
-                return
-            if self.write:
-                temporary = files.link_aside(folder, name, status, os.fsdecode(new))
-                self.staged[path] = _Staged(path, "link", status, temporary)
-        self._count(path, "link")
+        match = next(self.prefixes.matches(target), None)
+        if match is not None and match.start() == 0:
+            self.staging.link(path, os.fsdecode(self.prefixes.new + target[match.end() :]))
+            self._count(path, LINK)
 
-    def _stage_file(self, path: str) -> bool:
-        """Rewrite one hit beside the old file; whether there was anything to rewrite."""
+    def _stage_file(self, path: str) -> None:
+        """Rewrite one hit beside the old file."""
         with files.folder_of(self.root, path) as (folder, name):
             file = files.open_file(folder, name)
             try:
-                status = os.fstat(file)
-                if status.st_size > WHOLE:
-                    return self._stage_large(path, folder, name, file, status)
+                if os.fstat(file).st_size > WHOLE:
+                    self._stage_large(path, file)
+                    return
                 data = files.read_whole(file)
             finally:
                 os.close(file)
-            result = rewrite(path, data, self.prefixes)
-            problem = result.problem
-            if self.write and (problem or result.data != data):
-                temporary = _write_aside(folder, name, status, result.data)
-                if problem and result.kind == binaries.KIND:
-                    problem = self._grow(folder, temporary, status, data, problem)
-                if problem and result.data == data:
-                    os.unlink(temporary, dir_fd=folder)
-                else:
-                    self.staged[path] = _Staged(path, result.kind, status, temporary)
-            elif problem and result.kind == binaries.KIND and self._can_grow(data):
-                problem = ""
+        result = rewrite(path, data, self.prefixes)
+        changed, problem = result.data != data, result.problem
+        if changed:
+            self.staging.write(path, result.kind, result.data)
+        if problem and result.kind == binaries.KIND:
+            runpath = binaries.longer_runpath(data, self.prefixes)
+            if runpath is not None:
+                problem = self._grow(path, result.data, os.fsdecode(runpath), problem)
+                changed = changed or not problem
         if problem:
             self.report.problems.append((path, problem))
-            if result.data == data:
-                return False
-        elif result.data == data and result.kind != binaries.KIND:
-            return False
-        self._count(path, result.kind)
-        return True
+        if changed:
+            self._count(path, result.kind)
 
-    def _can_grow(self, data: bytes) -> bool:
-        return (
-            shutil.which("patchelf") is not None
-            and binaries.longer_runpath(data, self.prefixes) is not None
-        )
-
-    def _grow(
-        self, folder: int, temporary: str, status: os.stat_result, data: bytes, problem: str
-    ) -> str:
-        """Let `patchelf` write a RUNPATH that has no room; what is still wrong then."""
-        runpath = binaries.longer_runpath(data, self.prefixes)
+    def _grow(self, path: str, data: bytes, runpath: str, problem: str) -> str:
+        """Let `patchelf` write a RUNPATH that has no room; returns what is still wrong then."""
         program = shutil.which("patchelf")
-        if runpath is None or program is None:
-            return problem + ("; install patchelf" if runpath is not None else "")
-        try:
-            subprocess.run(
-                [program, "--set-rpath", os.fsdecode(runpath), temporary],
-                cwd=f"/proc/self/fd/{folder}",
-                check=True,
-                capture_output=True,
-                timeout=60,
-            )
-        except (OSError, subprocess.SubprocessError):
-            return problem + "; patchelf failed on it"
-        grown, _ = files.read(folder, temporary)
-        os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns), dir_fd=folder)
-        return rewrite("", grown, self.prefixes).problem
+        if program is None:
+            return f"{problem}: its RUNPATH can be given more by patchelf, which is not installed"
+        if path not in self.staging.items:
+            self.staging.write(path, binaries.KIND, data)
+        if self.report.dry_run:
+            return ""
+        if not self.staging.run(path, [program, "--set-rpath", runpath]):
+            self.staging.drop(path)
+            return f"{problem}, and patchelf failed on it"
+        return rewrite(path, self.staging.read(path), self.prefixes).problem
 
-    def _stage_large(
-        self, path: str, folder: int, name: str, file: int, status: os.stat_result
-    ) -> bool:
+    def _stage_large(self, path: str, file: int) -> None:
         large = LargeFile(file, self.prefixes)
+        if not large.problem:
+            self.staging.write(path, large.kind, large.pieces())
+            self._count(path, large.kind)
         if large.problem:
             self.report.problems.append((path, large.problem))
-            return False
-        if self.write:
-            temporary = files.write_aside(folder, file, status, large.pieces())
-            self.staged[path] = _Staged(path, large.kind, status, temporary)
-        else:
-            for _ in large.pieces():
-                pass
-        if large.problem:
-            self.report.problems.append((path, large.problem))
-        self._count(path, large.kind)
-        return True
 
     def _stage_bytecode_of(self, path: str) -> None:
         """Make the bytecode of a changed source fit the new source.
 
         The source keeps its time, and often its size, so Python would go on using the old one.
         """
-        source = self.staged.get(path)
-        if source is None:
-            return
         with files.folder_of(self.root, path) as (folder, name):
-            old, status = files.read(folder, name)
-            new, _ = files.read(folder, source.temporary)
+            data, status = files.read(folder, name)
         mtime = int(status.st_mtime)
+        old = bytecode.Source(data, mtime)
+        new = bytecode.Source(self.staging.read(path), mtime)
         parent, _, name = path.rpartition("/")
-        stem = name[: -len(".py")]
-        for pyc in self._bytecode_files(parent, stem):
-            self._stage_followed(
-                pyc, bytecode.Source(old, mtime), bytecode.Source(new, mtime)
-            )
+        for pyc in self._bytecode_files(parent, name[: -len(".py")]):
+            content = self.staging.read(pyc)
+            try:
+                moved = bytecode.follow_source(content, old, new)
+            except bytecode.Unreadable:
+                continue  # no Python that is known would load it
+            if moved != content:
+                self.staging.write(pyc, bytecode.KIND, moved)
+                if pyc not in self.bytecode:
+                    self._count(pyc, bytecode.KIND)
 
     def _bytecode_files(self, parent: str, stem: str) -> Iterator[str]:
         """The existing bytecode files of a source `parent/stem.py`."""
-        places = (
-            (parent, (f"{stem}.pyc", f"{stem}.pyo"), None),
-            (f"{parent}/__pycache__" if parent else "__pycache__", (), f"{stem}."),
-        )
-        for folder, names, start in places:
+        beside = re.compile(re.escape(stem) + r"\.py[co]\Z")
+        cached = re.compile(re.escape(stem) + r"\.[^/]*\.pyc\Z")
+        for folder, pattern in ((parent, beside), (f"{parent}/__pycache__".lstrip("/"), cached)):
             try:
                 descriptor = files.open_folder(self.root, folder)
             except OSError:
                 continue
             try:
-                for name in sorted(os.listdir(descriptor)):
-                    if name in names or (start and name.startswith(start) and name[-4:] == ".pyc"):
-                        yield f"{folder}/{name}" if folder else name
+                names = sorted(filter(pattern.match, os.listdir(descriptor)))
             finally:
                 os.close(descriptor)
-
-    def _stage_followed(self, path: str, old: bytecode.Source, new: bytecode.Source) -> None:
-        staged = self.staged.get(path)
-        with files.folder_of(self.root, path) as (folder, name):
-            data, status = files.read(folder, name)
-            if staged is not None:
-                data, _ = files.read(folder, staged.temporary)
-            try:
-                moved = bytecode.follow_source(data, old, new)
-            except bytecode.Unreadable:
-                return  # no Python that is known would load it
-            if moved == data:
-                return
-            temporary = _write_aside(folder, name, status, moved)
-            if staged is not None:
-                os.unlink(staged.temporary, dir_fd=folder)
-                staged.temporary = temporary
-                return
-        self.staged[path] = _Staged(path, bytecode.KIND, status, temporary)
-        if path not in self.bytecode:
-            self._count(path, bytecode.KIND)
+            yield from (f"{folder}/{name}".lstrip("/") for name in names)
 
     def _stage_records(self) -> None:
         """Bring the RECORD rows of all rewritten files up to date."""
-        if not self.staged:
-            return
-        names = {os.fsencode(path.rpartition("/")[2]) for path in self.staged}
+        names = {os.fsencode(path.rpartition("/")[2]) for path in self.staging.items}
         for record, rows in self._records(lambda data: True):
             base = os.path.dirname(os.path.dirname(record))
             changed: dict[bytes, Callable[[str], metadata.Digests]] = {}
             for row, _ in rows:
-                if row.rpartition(b"/")[2] not in names:
-                    continue
-                item = self.staged.get(os.path.normpath(os.path.join(base, os.fsdecode(row))))
-                if item is not None and item.kind != "link":
-                    changed[row] = self._digests(item)
-            if changed:
-                self._stage_record(record, self.staged.get(record), changed)
-
-    def _stage_record(
-        self,
-        path: str,
-        staged: _Staged | None,
-        changed: dict[bytes, Callable[[str], metadata.Digests]],
-    ) -> None:
-        with files.folder_of(self.root, path) as (folder, name):
-            data, status = files.read(folder, name)
-            if staged is not None:
-                data, _ = files.read(folder, staged.temporary)
-            new = metadata.update_record(data, changed)
-            if new == data:
-                return
-            temporary = _write_aside(folder, name, status, new)
-            if staged is not None:
-                os.unlink(staged.temporary, dir_fd=folder)
-                staged.temporary = temporary
-                return
-        self.staged[path] = _Staged(path, metadata.KIND, status, temporary)
-        self._count(path, metadata.KIND)
-
-    def _digests(self, item: _Staged) -> Callable[[str], metadata.Digests]:
-        def digests(algorithm: str) -> metadata.Digests:
-            with files.folder_of(self.root, item.path) as (folder, name):
-                old, _ = _digest(folder, name, algorithm)
-                new, size = _digest(folder, item.temporary, algorithm)
-            return metadata.Digests(old, new, size)
-
-        return digests
-
-    # --- putting in place -----------------------------------------------------------------------
-
-    def _commit(self) -> None:
-        """Rename everything into place, what describes a file before the file itself."""
-        if not self.write:
-            return
-        order = sorted(self.staged.values(), key=_rank)
-        durable = False
-        for item in order:
-            if not durable and _rank(item)[0] >= _IDENTITY:
-                files.flush(self.root)
-                durable = True
-            with files.folder_of(self.root, item.path) as (folder, name):
-                item.backup = _second_link(folder, name)
-                files.put_in_place(
-                    folder, item.temporary, name, item.status, path=self._full(item.path)
-                )
-        files.flush(self.root)
-        for item in order:
-            self._remove(item.path, item.backup)
-
-    def _put_back(self, error: BaseException) -> None:
-        """Undo what was done so far, as far as the same trouble does not forbid it."""
-        if not self.write:
-            return
-        try:
-            for item in sorted(self.staged.values(), key=_rank, reverse=True):
-                if item.backup is not None:
-                    with files.folder_of(self.root, item.path) as (folder, name):
-                        os.rename(item.backup, name, src_dir_fd=folder, dst_dir_fd=folder)
-                self._remove(item.path, item.temporary)
-            self._rewrite_back()
-        except OSError as second:
-            raise TreeError(
-                f"{error}; putting back what was done failed as well "
-                f"({(second.strerror or str(second)).lower()}): see to it and run the same again"
-            ) from error
-
-    def _rewrite_back(self) -> None:
-        for which, old in enumerate(self.prefixes.old):
-            folders: dict[str, list[str]] = {}
-            for path, named in self.bytecode.items():
-                if named == which:
-                    folder, _, name = path.rpartition("/")
-                    folders.setdefault(folder, []).append(name)
-            scanner = Scanner(self.root, Prefixes((self.prefixes.new,), old), True, frozenset())
-            for findings in pool.scan(scanner, iter(folders.items())):
-                if findings.failure:
-                    path, _, number, text = findings.failure
-                    raise OSError(number, text, path)
-
-    def _remove(self, path: str, name: str | None) -> None:
-        if name is not None:
-            with suppress(FileNotFoundError), files.folder_of(self.root, path) as (folder, _):
-                os.unlink(name, dir_fd=folder)
+                if row.rpartition(b"/")[2] in names:
+                    path = os.path.normpath(os.path.join(base, os.fsdecode(row)))
+                    item = self.staging.items.get(path)
+                    if item is not None and item.kind != LINK:
+                        changed[row] = partial(self.staging.digests, path)
+            if not changed:
+                continue
+            old = self.staging.read(record)
+            new = metadata.update_record(old, changed)
+            if new != old:
+                known = record in self.staging.items
+                self.staging.write(record, metadata.KIND, new)
+                if not known:
+                    self._count(record, metadata.KIND)
 
 
 _IDENTITY = 3
 
 
-def _rank(item: _Staged) -> tuple[int, str]:
+def _rank(item: Staged) -> int:
     """The order of the renames; see the module's first lines."""
     if item.path.endswith(".dist-info/RECORD"):
-        rank = 0
-    elif item.kind == bytecode.KIND:
-        rank = 1
-    elif item.path == "bin/activate":
-        rank = 6
-    elif item.path.startswith("bin/activate."):
-        rank = 5
-    elif item.path == "pyvenv.cfg":
-        rank = 4
-    else:
-        rank = _IDENTITY if item.path.startswith("bin/") else 2
-    return rank, item.path
-
-
-def _write_aside(folder: int, name: str, status: os.stat_result, data: bytes) -> str:
-    original = files.open_file(folder, name)
-    try:
-        return files.write_aside(folder, original, status, (data,))
-    finally:
-        os.close(original)
-
-
-def _second_link(folder: int, name: str) -> str | None:
-    """Another name for a file's old content, to put it back from; None where that cannot be had."""
-    backup = files.temporary_name()
-    try:
-        os.link(name, backup, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
-    except OSError:
-        return None
-    return backup
-
-
-def _digest(folder: int, name: str, algorithm: str) -> tuple[bytes, int]:
-    """A file's digest as RECORD spells it, and its size."""
-    digest, size = hashlib.new(algorithm), 0
-    file = files.open_file(folder, name)
-    try:
-        while True:
-            piece = os.read(file, 1 << 20)
-            if not piece:
-                return metadata.encoded(digest.digest()), size
-            digest.update(piece)
-            size += len(piece)
-    finally:
-        os.close(file)
+        return 0
+    if item.kind == bytecode.KIND:
+        return 1
+    if item.path == "bin/activate":
+        return 6
+    if item.path.startswith("bin/activate."):
+        return 5
+    if item.path == "pyvenv.cfg":
+        return 4
+    return _IDENTITY if item.path.startswith("bin/") else 2

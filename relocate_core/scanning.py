@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 from contextlib import suppress
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 from . import files
 from .artefacts import bytecode
@@ -43,7 +43,7 @@ class Findings(NamedTuple):
     """Other files that hold a reference."""
     hidden: list[tuple[str, str]]
     """Files with a reference where it cannot be edited, and why."""
-    failure: Optional[tuple[str, str, int, str]]  # noqa: UP007 - read at run time on 3.9
+    failure: tuple[str, str, int, str] | None
     """(path, kind of error, errno, text) of what stopped the batch."""
 
 
@@ -168,7 +168,7 @@ def _join(folder: str, name: str) -> str:
 
 
 def needles(paths: tuple[bytes, ...]) -> tuple[bytes, ...]:
-    """Byte strings of which at least one is in every file that names one of `paths`, however quoted.
+    """Byte strings of which one at least is in every file that names a path, however quoted.
 
     A path of plain characters is its own needle; of any other, every spelling has the longest run
     of plain characters in common.
@@ -178,6 +178,7 @@ def needles(paths: tuple[bytes, ...]) -> tuple[bytes, ...]:
 
 
 # --- references that are there but cannot be seen in the bytes ------------------------------------
+
 
 def hidden_reference(head: bytes, file: int, wanted: tuple[bytes, ...]) -> str | None:
     """Why a reference in the file cannot be edited, where it is compressed or in UTF-16."""

@@ -31,7 +31,7 @@ class Virtualenv:
 
     Attributes:
         path: the folder, as it was given.
-        prefix: the path that its activation script names, or else its scripts; None if nothing does.
+        prefix: the path that its activation or else its scripts name; None if nothing does.
         old_prefixes: all paths that it was built at as far as its files tell, most trusted first.
         python: `X.Y` of the Python it is for.
         implementation: `cpython` or `pypy`.
@@ -167,7 +167,9 @@ def _site_packages(path: str, library: str) -> Iterator[str]:
 def read_config(path: str) -> dict[str, str]:
     """pyvenv.cfg as lower-case keys and their values; empty where there is none."""
     try:
-        with open(os.path.join(path, "pyvenv.cfg"), encoding="utf-8", errors="surrogateescape") as f:
+        with open(
+            os.path.join(path, "pyvenv.cfg"), encoding="utf-8", errors="surrogateescape"
+        ) as f:
             lines = f.read().splitlines()
     except FileNotFoundError:
         return {}
@@ -191,7 +193,9 @@ def _is_copy(path: str) -> bool:
     """Whether the interpreter is a file of the virtualenv, not a link out of it."""
     interpreter = os.path.join(path, "bin", "python")
     bin_folder = os.path.realpath(os.path.join(path, "bin"))
-    return os.path.isfile(interpreter) and os.path.dirname(os.path.realpath(interpreter)) == bin_folder
+    return (
+        os.path.isfile(interpreter) and os.path.dirname(os.path.realpath(interpreter)) == bin_folder
+    )
 
 
 # --- prefixes -------------------------------------------------------------------------------------
@@ -239,7 +243,7 @@ def _meaning(word: bytes, language: Language) -> str:
 
 
 def _built_by_command(config: dict[str, str], path: str) -> Iterator[str]:
-    """The target in pyvenv.cfg's `command`, which is not quoted: the whole rest where that is sure."""
+    """The target in pyvenv.cfg's `command`, which is not quoted, where only one path stands."""
     tail = re.search(r" -m (?:venv|virtualenv) (.*)", config.get("command", ""))
     if tail is None:
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 
-from .pool import receive, send
+from .messages import receive, send
 from .prefix import Prefixes
 from .scanning import Scanner
 

@@ -1,4 +1,4 @@
-"""Activation scripts of every shell: `VIRTUAL_ENV`, and the prompt where it is the folder's name."""
+"""Activation scripts of every shell: `VIRTUAL_ENV`, and a prompt that is the folder's name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from ..prefix import Prefixes
-from ..quoting import CSH, FISH, NU, SH, Language, replace, substitute
+from ..quoting import CSH, FISH, NU, RAW, SH, Language, replace, substitute
 from . import text
 
 KIND = "activation"
@@ -23,7 +23,7 @@ def claims(path: str, data: bytes) -> bool:
 def rewrite(path: str, data: bytes, prefixes: Prefixes) -> bytes:
     """`data` made to activate the new prefix."""
     language = text.language_of(path, data)
-    if language is text.RAW:
+    if language is RAW:
         language = SH
     if language is NU:
         data = _NU_LITERAL.sub(lambda match: _nu_literal(match, prefixes), data)

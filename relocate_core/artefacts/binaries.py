@@ -166,7 +166,11 @@ def _read_dynamic(data: bytes) -> _Dynamic | None:
     tags = [
         (tag, value)
         for tag, value in struct.iter_unpack(
-            entries, data[section[0] : section[0] + section[1] // struct.calcsize(entries) * struct.calcsize(entries)]
+            entries,
+            data[
+                section[0] : section[0]
+                + section[1] // struct.calcsize(entries) * struct.calcsize(entries)
+            ],
         )
     ]
     values = dict(tags)

@@ -9,6 +9,7 @@ the magic numbers, PEP 552 for the header, PyPy's pypy/interpreter/pycode.py.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -101,26 +102,26 @@ def rewrite(path: str, data: bytes, prefixes: Prefixes) -> bytes:
     return b"".join((*pieces, data[end:])) if pieces else data
 
 
-def _rewrite_filenames(
-    path: str, data: bytes, prefixes: Prefixes, layout: Layout
-) -> bytes | None:
+def _rewrite_filenames(path: str, data: bytes, prefixes: Prefixes, layout: Layout) -> bytes | None:
     """The usual case, without a walk: every occurrence is a source's name, whole and well formed.
 
     Nearly all of a virtualenv's bytecode names nothing but its own source, and a walk costs a
     hundred times more than this check: a type byte and a length that fit, the prefix, and the
     source's own file name at the end. None where any occurrence is something else.
     """
-    if len(prefixes.old) != 1 or not prefixes.plain:
+    if len(prefixes.old) != 1:
         return None
     old, new = prefixes.old[0], prefixes.new
-    if old in new:
-        return None
+    inside = [match.start() for match in re.finditer(re.escape(old), new)]
     source = path.rpartition("/")[2].partition(".")[0].encode("utf-8", "surrogateescape")
     tail = b"/" + source + b".py"
     head_size = len(old) + len(tail)
     pieces, end = [], 0
     at = data.find(old)
     while at >= 0:
+        if any(data.startswith(new + b"/", at - offset) for offset in inside if offset <= at):
+            at = data.find(old, at + len(old))  # it names the new prefix already
+            continue
         kind, length, start = data[at - 2], data[at - 1], at - 2
         if kind & 0x7F not in _SHORT_STRINGS:
             start = at - 5
@@ -136,8 +137,6 @@ def _rewrite_filenames(
         ):
             return None
         name = new + data[at + len(old) : stop]
-        if kind & 0x7F in b"zZaA" and len(name) < 256 and not name.isascii():
-            return None
         pieces += [data[end:start], _spell(kind, data[at:stop], name, layout)]
         end = stop
         at = data.find(old, stop)
@@ -147,7 +146,7 @@ def _rewrite_filenames(
 def _spell(kind: int, old: bytes, new: bytes, layout: Layout) -> bytes:
     """The marshalled string `new`, of the type that its Python would give it."""
     ref, kind = kind & _REF, kind & ~_REF
-    if layout.ascii_types and chr(kind) in "zZaA" or (
+    if (layout.ascii_types and chr(kind) in "zZaA") or (
         layout.ascii_types and chr(kind) in "ut" and not old.isascii()
     ):
         interned = chr(kind) in "ZAt"
@@ -256,7 +255,9 @@ def follow_source(data: bytes, old_source: Source, new_source: Source) -> bytes:
         return data  # 2.7 compares the time alone
     if data[stamp + 4 : stamp + 8] != struct.pack("<I", len(old_source.data) & 0xFFFFFFFF):
         return data
-    return data[: stamp + 4] + struct.pack("<I", len(new_source.data) & 0xFFFFFFFF) + data[stamp + 8 :]
+    return (
+        data[: stamp + 4] + struct.pack("<I", len(new_source.data) & 0xFFFFFFFF) + data[stamp + 8 :]
+    )
 
 
 class Source(NamedTuple):

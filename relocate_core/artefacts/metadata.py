@@ -20,6 +20,7 @@ KIND = "metadata"
 
 _NAMES = ("pyvenv.cfg", "direct_url.json", "RECORD")
 _SUFFIXES = (".pth", ".egg-link")
+_HASH = re.compile(rb",([a-z0-9_]+)=([A-Za-z0-9_=-]+),(\d*)(\r?\n?)\Z")
 _CODE_LINE = re.compile(rb"import[ \t]")
 
 
@@ -81,17 +82,26 @@ def update_record(record: bytes, changed: Mapping[bytes, Callable[[str], Digests
 
 
 def _update_row(line: bytes, digests: Callable[[str], Digests]) -> bytes:
-    match = re.search(rb",([a-z0-9_]+)=([A-Za-z0-9_=-]+),(\d*)(\r?\n?)\Z", line)
-    if match is None:
+    recorded = recorded_digest(line)
+    match = _HASH.search(line)
+    if recorded is None or match is None:
         return line
-    algorithm = match[1].decode()
-    if algorithm not in hashlib.algorithms_guaranteed or algorithm.startswith("shake"):
-        return line
-    known = digests(algorithm)
-    if known.old != match[2].rstrip(b"="):
+    known = digests(recorded[0])
+    if known.old != recorded[1]:
         return line
     size = b"%d" % known.size if match[3] else b""
     return line[: match.start()] + b",%s=%s,%s%s" % (match[1], known.new, size, match[4])
+
+
+def recorded_digest(line: bytes) -> tuple[str, bytes] | None:
+    """The algorithm and the digest in a row of a RECORD; None where it has none that is known."""
+    match = _HASH.search(line)
+    if match is None:
+        return None
+    algorithm = match[1].decode()
+    if algorithm not in hashlib.algorithms_guaranteed or algorithm.startswith("shake"):
+        return None
+    return algorithm, match[2].rstrip(b"=")
 
 
 def encoded(digest: bytes) -> bytes:

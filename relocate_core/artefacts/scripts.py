@@ -70,7 +70,7 @@ def rewrite_shebang(data: bytes, prefixes: Prefixes) -> tuple[bytes, bytes]:
     found = _find(line[1], prefixes)
     if found is None:
         return line[0], data[line.end() :]
-    lead, old, tail = found
+    lead, _, tail = found
     if lead.strip() == b'"':  # old setuptools quoted a spaced path, which no kernel reads: mend it
         tail, _, arguments = tail.partition(b'"')
         lead = b""
@@ -188,7 +188,7 @@ def _outside_single_quotes(match: re.Match[bytes]) -> bytes:
 
 
 def interpreter_of(head: bytes) -> bytes | None:
-    """The interpreter that the first bytes of a script name, in either form; None if they do not."""
+    """The interpreter that a script's first bytes name, in either form; None if they do not."""
     shell = _SHELL_FORM.match(head)
     if shell:
         word = _WORD.match(shell["command"])

@@ -79,7 +79,7 @@ def _by_shebang(data: bytes) -> Language:
     match = _SHEBANG.match(data)
     if match is None:
         return RAW
-    if match[1] or data.startswith(b"#!/bin/sh\n") and b"\n'''exec' " in data[:1024]:
+    if match[1] or (data.startswith(b"#!/bin/sh\n") and b"\n'''exec' " in data[:1024]):
         return PYTHON
     if match[2]:
         return CSH

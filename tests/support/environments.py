@@ -491,7 +491,7 @@ def _base(kind: str, python: str | None, host: Tool | None) -> Python:
     if python is None and kind == "uv":
         python = require_any(("3.12", "3.13", "3.11", "3.14", "3.10", "3.9", "3.8"))
     if python is None:
-        python = require(kind[5:] if kind.startswith("venv-") else kind)
+        python = require(kind.removeprefix("venv-"))
     elif os.sep not in python:
         python = require(python)
     base = probe(python)

@@ -1,0 +1,203 @@
+"""Whether a virtualenv can run where it stands: its Python, its scripts, its links, its files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from . import interpreter
+from .artefacts import metadata, scripts
+from .errors import InterpreterNotFound, RelocateError, TreeError
+from .relocation import relocate
+from .survey import Survey, broken_modules, survey
+from .virtualenv import Virtualenv, inspect
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong.
+
+    Attributes:
+        kind: `interpreter`, `script`, `link`, `reference`, `path` or `record`.
+        file: what is concerned, relative to the virtualenv.
+        reason: what is wrong with it, and what to do where that is known.
+    """
+
+    kind: str
+    file: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a virtualenv can run, and if not, why.
+
+    Attributes:
+        path: the virtualenv, as it was given.
+        python: the version X.Y.Z that it runs on; None where it does not.
+        deep: whether the files' hashes were compared as well.
+        problems: what is wrong; empty where it can run.
+    """
+
+    path: str
+    python: str | None
+    deep: bool
+    problems: tuple[Problem, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether it can run."""
+        return not self.problems
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as plain values, for JSON and Salt."""
+        return {
+            "path": self.path,
+            "ok": self.ok,
+            "python": self.python,
+            "deep": self.deep,
+            "problems": [asdict(problem) for problem in self.problems],
+        }
+
+
+def check(path: str, deep: bool = False) -> Verdict:
+    """Tell whether the virtualenv at `path` can run here. Nothing is changed.
+
+    Args:
+        path: its folder.
+        deep: compare every file with the hash in its RECORD as well.
+
+    Returns:
+        The verdict, with every problem that was found.
+
+    Raises:
+        NotAVirtualenv: there is none.
+        TreeError: it cannot be read.
+    """
+    environment = inspect(path)
+    try:
+        surveyed = survey(environment)
+        version, problems = _interpreter(environment, surveyed)
+        problems += _scripts(environment)
+        problems += _links(surveyed, problems)
+        problems += _references(environment)
+        problems += [
+            Problem("path", file, f"it names {line}, which is not on this machine")
+            for file, line in surveyed.outside
+            if not os.path.exists(line)
+        ]
+        if deep:
+            problems += _records(environment)
+    except OSError as error:
+        where = error.filename if isinstance(error.filename, str) else path
+        raise TreeError.of(where, error) from error
+    return Verdict(path, version, deep, tuple(problems))
+
+
+def _interpreter(environment: Virtualenv, surveyed: Survey) -> tuple[str | None, list[Problem]]:
+    file = "bin/python"
+    executable = os.path.join(os.path.abspath(environment.path), file)
+    if os.path.islink(executable) and not os.path.exists(executable):
+        target = os.path.realpath(executable)
+        reason = f"it leads to {target}, which is not on this machine: reinitialize"
+        return None, [Problem("interpreter", file, reason)]
+    try:
+        found = interpreter.ask(executable)
+    except InterpreterNotFound as error:
+        return None, [Problem("interpreter", file, f"{error}: reinitialize")]
+    problems = []
+    if found.short_version != environment.python:
+        reason = f"it is Python {found.short_version}, the virtualenv is for {environment.python}"
+        problems.append(Problem("interpreter", file, f"{reason}: reinitialize"))
+    broken = broken_modules(surveyed.compiled, found.suffixes)
+    if broken:
+        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+        reason = f"it cannot load {', '.join(broken[:3])}{more}: built for another ABI"
+        problems.append(Problem("interpreter", file, reason))
+    return found.long_version, problems
+
+
+def _scripts(environment: Virtualenv) -> Iterator[Problem]:
+    folder = os.path.join(environment.path, "bin")
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if not entry.is_file(follow_symlinks=False):
+            continue
+        with open(entry.path, "rb") as file:
+            head = file.read(8192)
+        wanted = scripts.interpreter_of(head)
+        if wanted is None or not wanted.startswith(b"/"):
+            continue
+        line = head.partition(b"\n")[0]
+        if not os.access(wanted, os.X_OK):
+            reason = f"its interpreter {os.fsdecode(wanted)} is not there"
+            yield Problem("script", f"bin/{entry.name}", reason)
+        elif len(line) >= scripts.SHEBANG_LIMIT or (
+            b" " in wanted and not line.startswith(b"#!/bin/sh")
+        ):
+            reason = "no kernel runs a shebang that is so long or has a space in its path"
+            yield Problem("script", f"bin/{entry.name}", f"{reason}: relocate")
+
+
+def _links(surveyed: Survey, known: list[Problem]) -> Iterator[Problem]:
+    """Dangling links, save those that only follow from a missing interpreter."""
+    missing = any(problem.kind == "interpreter" for problem in known)
+    for name, target in surveyed.dangling:
+        if not (missing and name.startswith("bin/")):
+            yield Problem("link", name, f"it leads to {target}, which is not on this machine")
+
+
+def _references(environment: Virtualenv) -> Iterator[Problem]:
+    """References to another place than the one where the virtualenv stands."""
+    here = os.path.abspath(environment.path)
+    real = os.path.realpath(here)
+    strangers = [prefix for prefix in environment.old_prefixes if prefix not in (here, real)]
+    if not strangers:
+        return
+    try:
+        found = relocate(environment.path, dry_run=True)
+    except RelocateError as error:
+        yield Problem("reference", "", str(error))
+        return
+    count = sum(found.rewritten.values())
+    names = ", ".join(strangers)
+    yield Problem("reference", "", f"{count} files name {names}: update the path to {here}")
+
+
+def _records(environment: Virtualenv) -> Iterator[Problem]:
+    """Files that differ from what their package's RECORD says, as `rpm -V` tells for packages."""
+    top = os.path.abspath(environment.path)
+    for site_packages in environment.site_packages:
+        base = os.path.join(top, site_packages)
+        for name in sorted(os.listdir(base)):
+            if not name.endswith(".dist-info"):
+                continue
+            try:
+                with open(os.path.join(base, name, "RECORD"), "rb") as file:
+                    rows = list(metadata.record_rows(file.read()))
+            except FileNotFoundError:
+                continue
+            for row, line in rows:
+                path = os.path.normpath(os.path.join(base, os.fsdecode(row)))
+                reason = _differs(path, line)
+                if reason and path.startswith(top + "/"):
+                    yield Problem("record", os.path.relpath(path, top), reason)
+
+
+def _differs(path: str, line: bytes) -> str | None:
+    known = metadata.recorded_digest(line)
+    if known is None:
+        return None
+    algorithm, wanted = known
+    digest = hashlib.new(algorithm)
+    try:
+        with open(path, "rb") as file:
+            for piece in iter(lambda: file.read(1 << 20), b""):
+                digest.update(piece)
+    except FileNotFoundError:
+        return "it is in its package's RECORD, but not on disk"
+    if metadata.encoded(digest.digest()) != wanted:
+        return "it is not what its package's RECORD says: changed after it was installed"
+    return None

@@ -1,0 +1,224 @@
+"""The command `virtualenv-tools`, a drop-in for virtualenv-tools3 and for Fireteam's original."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from .errors import InvalidPath, NotAVirtualenv, RelocateError
+from .relocation import Relocation
+
+_EPILOG = """\
+exit codes: 0 done, or nothing to do; 1 a virtualenv could not be worked on, or --check found a
+problem; 2 wrong usage.
+
+examples:
+  virtualenv-tools --update-path auto /srv/app/4f2a9c1     make it at home where it stands
+  virtualenv-tools --update-path /srv/app/4f2a9c1 build    ... or where it is going to stand
+  virtualenv-tools --reinitialize --update-path auto .     and put it onto this machine's Python
+  virtualenv-tools --check /srv/app/current                can it run here?
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: the arguments without the program's name; by default those of the process.
+
+    Returns:
+        The exit code: 0, 1 where a virtualenv could not be worked on; wrong usage exits with 2.
+    """
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if not (options.update_path or options.reinitialize or options.check or options.info):
+        parser.error("nothing to do: give --update-path, --reinitialize, --check or --info")
+    if options.python and not options.reinitialize:
+        parser.error("--python goes with --reinitialize")
+    for stream in (sys.stdout, sys.stderr):  # names that are no UTF-8 are printed as they are
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")
+    try:
+        done = [_work_on(path, options) for path in options.paths or ["."]]
+        return 0 if all(done) else 1
+    except KeyboardInterrupt:
+        print("interrupted: run the same again to finish", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="virtualenv-tools",
+        description="Relocate Python virtualenvs: make every path in them name a new place.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--update-path", metavar="PATH", help="the new path, or 'auto' for where it stands")
+    add(
+        "--reinitialize",
+        action="store_true",
+        help="put it onto this machine's Python of the same version and ABI",
+    )
+    add("--python", metavar="EXE", help="the Python for --reinitialize: a path, name or X.Y")
+    add("--check", action="store_true", help="tell whether it can run here")
+    add("--deep", action="store_true", help="with --check: compare every file with its RECORD")
+    add("--info", action="store_true", help="tell what it is")
+    add("--dry-run", action="store_true", help="tell what would be done, and do nothing")
+    add("--json", action="store_true", help="one JSON object a virtualenv and action")
+    add("--verbose", action="store_true", help="name the files")
+    add("paths", metavar="PATH", nargs="*", help="virtualenvs; by default the working folder")
+    return parser
+
+
+def _work_on(path: str, options: argparse.Namespace) -> bool:
+    """Do everything that was asked for with one virtualenv; whether all went well."""
+    try:
+        if options.reinitialize:
+            _reinitialize(path, options)
+        if options.update_path:
+            _update_path(path, options)
+        if options.info:
+            _info(path, options)
+        return not options.check or _check(path, options)
+    except RelocateError as error:
+        if options.json:
+            _print_json({"path": path, "error": str(error)})
+        else:
+            # virtualenv-tools3 says these two on standard output.
+            compatible = isinstance(error, (NotAVirtualenv, InvalidPath))
+            print(error, file=sys.stdout if compatible else sys.stderr)
+        return False
+    except Exception as error:
+        if options.verbose:
+            raise
+        print(
+            f"cannot work on {path}: unexpected {type(error).__name__}: {error}; "
+            "this is a bug: please report it with the output of --verbose",
+            file=sys.stderr,
+        )
+        return False
+
+
+def _update_path(path: str, options: argparse.Namespace) -> None:
+    from .relocation import relocate
+
+    progress = _ProgressBar() if sys.stderr.isatty() and not options.json else None
+    try:
+        report = relocate(path, options.update_path, dry_run=options.dry_run, progress=progress)
+    finally:
+        if progress is not None:
+            progress.clear()
+    if options.json:
+        _print_json({"action": "update-path", **report.as_dict()})
+        return
+    if options.verbose:
+        for name in report.files:
+            print(f"  {name}")
+    print(_summary(report))
+    for name, reason in report.problems:
+        print(f"warning: {os.path.join(path, name)} is left as it is: {reason}", file=sys.stderr)
+
+
+def _summary(report: Relocation) -> str:
+    if not report.old_prefixes:
+        return f"Already up-to-date: {report.path} ({report.prefix})"
+    old = ", ".join(report.old_prefixes)
+    if not report.dry_run:
+        return f"Updated: {report.path} ({old} -> {report.prefix})"
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(report.rewritten.items()))
+    return f"Would update: {report.path} ({old} -> {report.prefix}): {kinds}"
+
+
+def _reinitialize(path: str, options: argparse.Namespace) -> None:
+    from .interpreter import reinitialize
+
+    report = reinitialize(path, options.python, dry_run=options.dry_run)
+    if options.json:
+        _print_json({"action": "reinitialize", **report.as_dict()})
+        return
+    if options.verbose:
+        for name in report.files:
+            print(f"  {name}")
+    python = f"{report.python}, Python {report.version}"
+    if not report.changed:
+        print(f"Already initialized: {path} ({python})")
+    else:
+        print(f"{'Would reinitialize' if report.dry_run else 'Reinitialized'}: {path} ({python})")
+
+
+def _info(path: str, options: argparse.Namespace) -> None:
+    from .description import describe
+
+    facts = describe(path)
+    if options.json:
+        _print_json({"action": "info", **facts})
+        return
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        print(f"{key.replace('_', ' '):<{width}}  {_plain(value)}")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+def _check(path: str, options: argparse.Namespace) -> bool:
+    from .checking import check
+
+    verdict = check(path, deep=options.deep)
+    if options.json:
+        _print_json({"action": "check", **verdict.as_dict()})
+        return verdict.ok
+    for problem in verdict.problems:
+        print(f"{os.path.join(path, problem.file) if problem.file else path}: {problem.reason}")
+    if verdict.ok:
+        print(f"OK: {path} (Python {verdict.python})")
+    else:
+        count = len(verdict.problems)
+        print(f"Cannot run: {path} ({count} problem{'s' if count > 1 else ''})")
+    return verdict.ok
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value))
+
+
+class _ProgressBar:
+    """A bar on a terminal, for trees that take longer than half a second."""
+
+    _WIDTH = 30
+
+    def __init__(self) -> None:
+        self.begun = self.drawn = time.monotonic()
+        self.shown = False
+
+    def __call__(self, done: int, known: int) -> None:
+        now = time.monotonic()
+        if now - self.begun < 0.5 or now - self.drawn < 0.1 or not known:
+            return
+        self.drawn, self.shown = now, True
+        filled = self._WIDTH * done // known
+        bar = "#" * filled + "-" * (self._WIDTH - filled)
+        sys.stderr.write(f"\r[{bar}] {done:,} of {known:,} files")
+        sys.stderr.flush()
+
+    def clear(self) -> None:
+        """Take the bar off the screen."""
+        if self.shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()

@@ -1,0 +1,499 @@
+"""The base Python of a virtualenv: finding one, asking it what it is, and swapping it.
+
+A virtualenv holds no Python, only links to one (or a copy of its executable) and pyvenv.cfg, which
+says where that one lives. Carried to another machine it has to be put onto a Python there: of the
+same X.Y, implementation and ABI, or its compiled modules and bytecode would not load. What a Python
+is, it is asked itself; a path proves nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import subprocess
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from . import files
+from .errors import InterpreterMismatch, InterpreterNotFound, InvalidPath, TreeError
+from .locking import locked
+from .staging import Staged, Staging, reserve
+from .survey import broken_modules, survey
+from .virtualenv import Virtualenv, inspect, read_config
+
+_QUESTION = """
+import json, os, sys
+try:
+    import _imp
+    suffixes = _imp.extension_suffixes()
+except ImportError:
+    import imp
+    suffixes = [s for s, _, kind in imp.get_suffixes() if kind == imp.C_EXTENSION]
+pypy = hasattr(sys, 'pypy_version_info')
+print(json.dumps({
+    'version': list(sys.version_info[:3]),
+    'implementation': 'pypy' if pypy else 'cpython',
+    'suffixes': suffixes,
+    'prefix': sys.prefix,
+    'base_prefix': getattr(sys, 'base_prefix', getattr(sys, 'real_prefix', sys.prefix)),
+    'executable': sys.executable,
+    'base_executable': getattr(sys, '_base_executable', None),
+    'machine': os.uname()[4],
+}))
+"""
+_NAME = re.compile(r"(?:python|pypy)[\d.]*t?\Z")
+_USUAL_FOLDERS = ("/usr/local/bin", "/usr/bin", "/opt/local/bin")
+_ASK_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """A Python as it describes itself.
+
+    Attributes:
+        executable: its path; that of the base Python where a virtualenv's was asked.
+        version: (X, Y, Z).
+        implementation: `cpython` or `pypy`.
+        suffixes: the file name endings of compiled modules that it loads.
+        prefix: its `sys.prefix`.
+        base_prefix: where its standard library lives.
+        machine: the processor's architecture.
+    """
+
+    executable: str
+    version: tuple[int, int, int]
+    implementation: str
+    suffixes: list[str] = field(repr=False)
+    prefix: str
+    base_prefix: str
+    machine: str
+
+    @property
+    def short_version(self) -> str:
+        """`X.Y`."""
+        return f"{self.version[0]}.{self.version[1]}"
+
+    @property
+    def long_version(self) -> str:
+        """`X.Y.Z`."""
+        return ".".join(map(str, self.version))
+
+
+@dataclass
+class Reinitialization:
+    """What putting a virtualenv onto a Python did, or in a dry run would do.
+
+    Attributes:
+        path: the virtualenv, as it was given.
+        python: the executable that it runs on now.
+        version: that Python's X.Y.Z.
+        old_python: what `bin/python` led to before; None where it was a copy.
+        files: what was written, relative to the virtualenv; empty where nothing was to be done.
+        dry_run: whether it was only looked at.
+    """
+
+    path: str
+    python: str
+    version: str
+    old_python: str | None
+    files: list[str] = field(default_factory=list)
+    dry_run: bool = False
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything was (in a dry run: would be) written."""
+        return bool(self.files)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as plain values, for JSON and Salt."""
+        return {**asdict(self), "changed": self.changed}
+
+
+# --- asking ---------------------------------------------------------------------------------------
+
+
+def ask(executable: str) -> Interpreter:
+    """What the Python at `executable` says of itself.
+
+    Raises:
+        InterpreterNotFound: it is not there, does not run, or is no Python.
+    """
+    answer = _answer(executable)
+    base = answer["executable"]
+    if os.path.exists(os.path.join(os.path.dirname(os.path.dirname(base)), "pyvenv.cfg")):
+        # A virtualenv's: a link leads to the base; a copy does not, but the newer ones know it.
+        known = answer["base_executable"]
+        base = known if known and known != base else os.path.realpath(base)
+    return Interpreter(
+        executable=base,
+        version=tuple(answer["version"]),
+        implementation=answer["implementation"],
+        suffixes=answer["suffixes"],
+        prefix=answer["prefix"],
+        base_prefix=answer["base_prefix"],
+        machine=answer["machine"],
+    )
+
+
+def _answer(executable: str) -> dict[str, Any]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    # The options that every Python since 2.7 knows: no user's folder, no site-packages, no
+    # environment; and a working folder that nobody but root can put a module into.
+    command = [executable, "-E", "-s", "-S", "-B", "-c", _QUESTION]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, cwd="/", env=environment, timeout=_ASK_SECONDS
+        )
+        answer = json.loads(done.stdout)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InterpreterNotFound(f"{executable} does not run: {reason}") from error
+    except subprocess.TimeoutExpired as error:
+        raise InterpreterNotFound(
+            f"{executable} did not answer within {_ASK_SECONDS} seconds"
+        ) from error
+    except ValueError as error:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        reason = said[0] if said else f"it ended with code {done.returncode}"
+        raise InterpreterNotFound(f"{executable} is no Python that runs here: {reason}") from error
+    return dict(answer)
+
+
+def _named(python: str) -> Interpreter:
+    """The Python that an operator named: a path, a command, or a version."""
+    if "\0" in python or "\n" in python:
+        raise InvalidPath(f"the Python must not hold a line break or NUL: {python!r}")
+    if "/" in python:
+        return ask(os.path.abspath(python))
+    name = f"python{python}" if re.match(r"\d+\.\d+t?\Z", python) else python
+    failure: InterpreterNotFound | None = None
+    for folder in _folders():
+        executable = os.path.join(folder, name)
+        if os.access(executable, os.X_OK) and not os.path.isdir(executable):
+            try:
+                return ask(executable)
+            except InterpreterNotFound as error:  # a version manager's stand-in, say
+                failure = failure or error
+    if failure is not None:
+        raise failure
+    raise InterpreterNotFound(
+        f"there is no {name} on this machine's PATH: install it, or name another Python"
+    )
+
+
+def _folders() -> list[str]:
+    """Where programs are looked for: the PATH, which a service may have without the usual ones."""
+    folders = (*os.get_exec_path(), *_USUAL_FOLDERS)
+    return [folder for folder in dict.fromkeys(folders) if folder.startswith("/")]
+
+
+def _candidates(environment: Virtualenv) -> Iterator[str]:
+    """Where a Python of the right version may be, the one that the virtualenv names first."""
+    kind = "pypy" if environment.implementation == "pypy" else "python"
+    names = (f"{kind}{environment.python}", f"{kind}{environment.python[0]}", kind)
+    own = os.path.realpath(os.path.join(environment.path, "bin"))
+    home = [environment.home] if environment.home else []
+    for name in names:
+        for folder in (*home, *_folders()):
+            executable = os.path.join(folder, name)
+            if os.path.realpath(folder) != own and os.access(executable, os.X_OK):
+                yield executable
+
+
+def _fitting(environment: Virtualenv, compiled: dict[str, set[str]]) -> Interpreter:
+    """The first Python on this machine that the virtualenv can run on."""
+    refusal: InterpreterMismatch | None = None
+    asked = set()
+    for candidate in _candidates(environment):
+        real = os.path.realpath(candidate)
+        if real in asked:
+            continue
+        asked.add(real)
+        try:
+            interpreter = ask(candidate)
+            _require_fit(environment, interpreter, compiled)
+        except InterpreterNotFound:
+            continue
+        except InterpreterMismatch as error:
+            same_version = interpreter.short_version == environment.python
+            refusal = error if same_version else refusal
+            continue
+        return interpreter
+    if refusal is not None:
+        raise refusal
+    what = "PyPy" if environment.implementation == "pypy" else "Python"
+    raise InterpreterNotFound(
+        f"{environment.path} needs {what} {environment.python}, and none was found on this "
+        f"machine: install it, or name one with --python"
+    )
+
+
+def _require_fit(
+    environment: Virtualenv, interpreter: Interpreter, compiled: dict[str, set[str]]
+) -> None:
+    """Refuse a Python that would not run the virtualenv.
+
+    Raises:
+        InterpreterMismatch: says why, and which compiled modules would not load.
+    """
+    broken = broken_modules(compiled, interpreter.suffixes)
+    wrong = (
+        interpreter.short_version != environment.python
+        or interpreter.implementation != environment.implementation
+    )
+    if not wrong and not broken:
+        return
+    names = {"cpython": "Python", "pypy": "PyPy"}
+    here = f"{names[interpreter.implementation]} {interpreter.short_version}"
+    wanted = f"{names.get(environment.implementation, 'Python')} {environment.python}"
+    reason = f"it is {here} and the virtualenv is for {wanted}" if wrong else "its ABI is another"
+    if broken:
+        shown = ", ".join(broken[:3])
+        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+        reason += f"; these compiled modules would not load: {shown}{more}"
+    raise InterpreterMismatch(
+        f"cannot put {environment.path} onto {interpreter.executable}: {reason}; "
+        f"name a {wanted} with --python, or build for this one"
+    )
+
+
+# --- swapping -------------------------------------------------------------------------------------
+
+
+def reinitialize(
+    path: str, python: str | None = None, *, dry_run: bool = False, wait: float = 30.0
+) -> Reinitialization:
+    """Put the virtualenv at `path` onto a Python of this machine.
+
+    Links and copies of the interpreter and pyvenv.cfg are made to name it; nothing is downloaded
+    and no package is touched. The result is run once before it counts.
+
+    Args:
+        path: the virtualenv's folder.
+        python: an executable, a command on the PATH or a version `X.Y`; by default the Python that
+            pyvenv.cfg names, if it is there and fits, else the first that fits.
+        dry_run: look, and change nothing.
+        wait: seconds to wait for another run on the same virtualenv.
+
+    Returns:
+        What was done. Nothing is done where it is on that Python already.
+
+    Raises:
+        RelocateError: one of its subclasses, in one sentence; the virtualenv is as it was before.
+    """
+    environment = inspect(path)
+    root = files.open_root(path)
+    try:
+        with locked(root, path, wait):
+            environment = inspect(path)
+            compiled = survey(environment).compiled
+            if python is None:
+                interpreter = _fitting(environment, compiled)
+            else:
+                interpreter = _named(python)
+                _require_fit(environment, interpreter, compiled)
+            return _Swap(root, environment, interpreter, dry_run).run()
+    except OSError as error:
+        raise TreeError.of(path, error) from error
+    finally:
+        os.close(root)
+
+
+class _Swap:
+    """Putting one virtualenv onto one Python."""
+
+    def __init__(
+        self, root: int, environment: Virtualenv, interpreter: Interpreter, dry_run: bool
+    ) -> None:
+        self.root = root
+        self.environment = environment
+        self.interpreter = interpreter
+        self.old_base = _old_base(environment)
+        self.links: dict[str, str] = {}
+        self.contents: dict[str, str] = {}
+        """File to be replaced, and the file with its new content, or the content itself."""
+        self.texts: dict[str, bytes] = {}
+        old = os.path.join(environment.path, "bin", "python")
+        self.report = Reinitialization(
+            environment.path,
+            interpreter.executable,
+            interpreter.long_version,
+            None if environment.copies else _final_link(old),
+            dry_run=dry_run,
+        )
+
+    def run(self) -> Reinitialization:
+        self._plan_interpreters()
+        self._plan_links()
+        self._plan_config()
+        self.report.files = sorted((*self.links, *self.contents, *self.texts))
+        if not self.report.dry_run and self.report.changed:
+            staging = Staging(self.root, self.environment.path)
+            with reserve(self.root) as release:
+                try:
+                    self._stage(staging)
+                    staging.commit(_rank, 1, keep=True)
+                    self._prove()
+                    staging.clean()
+                except BaseException:
+                    release()
+                    staging.put_back()
+                    raise
+        return self.report
+
+    def _plan_interpreters(self) -> None:
+        """The links and copies in `bin` that are the base Python."""
+        base = self.interpreter.executable
+        folder = os.path.join(self.environment.path, "bin")
+        for name in sorted(os.listdir(folder)):
+            path = os.path.join(folder, name)
+            if not _NAME.match(name):
+                continue
+            if os.path.islink(path):
+                target = os.readlink(path)
+                if "/" in target and target != base and not _inside(path, target, folder):
+                    self.links[f"bin/{name}"] = base
+            elif _is_program(path) and not _same_content(path, base):
+                self.contents[f"bin/{name}"] = base
+
+    def _plan_links(self) -> None:
+        """Other links into the old base: virtualenv 16's library, PyPy's shared library."""
+        if self.old_base is None or self.old_base == self.interpreter.base_prefix:
+            return
+        for top in ("bin", "lib", "include"):
+            for folder, folders, names in os.walk(os.path.join(self.environment.path, top)):
+                if os.path.basename(folder) == "site-packages":
+                    folders.clear()
+                    continue
+                for name in (*folders, *names):
+                    path = os.path.join(folder, name)
+                    relative = os.path.relpath(path, self.environment.path)
+                    if os.path.islink(path) and relative not in self.links:
+                        self._plan_link(relative, os.readlink(path))
+
+    def _plan_link(self, path: str, target: str) -> None:
+        if not target.startswith(f"{self.old_base}/"):
+            return
+        moved = self.interpreter.base_prefix + target[len(str(self.old_base)) :]
+        if os.path.exists(moved):
+            self.links[path] = moved
+
+    def _plan_config(self) -> None:
+        """pyvenv.cfg, or what virtualenv 16 has in its place."""
+        for name, edit in (
+            ("pyvenv.cfg", self._edit_config),
+            (f"lib/python{self.environment.python}/orig-prefix.txt", self._edit_orig_prefix),
+        ):
+            try:
+                with open(os.path.join(self.environment.path, name), "rb") as file:
+                    old = file.read()
+            except FileNotFoundError:
+                continue
+            new = edit(old)
+            if new != old:
+                self.texts[name] = new
+
+    def _edit_orig_prefix(self, old: bytes) -> bytes:
+        return os.fsencode(self.interpreter.base_prefix)
+
+    def _edit_config(self, old: bytes) -> bytes:
+        """Only values change, and only of keys that are there; every other byte stays."""
+        interpreter = self.interpreter
+        values = {
+            b"home": os.path.dirname(interpreter.executable),
+            b"executable": os.path.realpath(interpreter.executable),
+            b"base-executable": interpreter.executable,
+            b"base-prefix": interpreter.base_prefix,
+            b"base-exec-prefix": interpreter.base_prefix,
+            b"version": interpreter.long_version,
+        }
+        lines = []
+        for line in old.splitlines(keepends=True):
+            match = re.match(rb"([ \t]*([\w-]+)[ \t]*=[ \t]*)(.*?)([ \t]*\r?\n?)\Z", line, re.S)
+            if match:
+                key, value = match[2].lower(), match[3]
+                if key == b"version_info":
+                    value = _version_info(value, interpreter)
+                elif key in values:
+                    value = os.fsencode(values[key])
+                line = match[1] + value + match[4]
+            lines.append(line)
+        return b"".join(lines)
+
+    def _stage(self, staging: Staging) -> None:
+        for path, target in self.links.items():
+            staging.link(path, target)
+        for path, source in self.contents.items():
+            with open(source, "rb") as file:
+                staging.write(path, "copy", iter(lambda: file.read(1 << 20), b""))
+        for path, data in self.texts.items():
+            staging.write(path, "config", data)
+
+    def _prove(self) -> None:
+        """Run the virtualenv's Python: it has to be the wanted one."""
+        executable = os.path.join(os.path.abspath(self.environment.path), "bin", "python")
+        answer = _answer(executable)
+        if tuple(answer["version"]) != self.interpreter.version:
+            raise InterpreterMismatch(
+                f"cannot put {self.environment.path} onto {self.interpreter.executable}: "
+                f"its bin/python then is Python {'.'.join(map(str, answer['version']))}"
+            )
+
+
+def _rank(item: Staged) -> int:
+    return 0 if item.path == "pyvenv.cfg" else 1
+
+
+def _final_link(path: str) -> str | None:
+    """Where a chain of links leads out of its own folder; None where `path` is no link."""
+    folder = os.path.dirname(path)
+    target = None
+    for _ in range(8):
+        if not os.path.islink(path):
+            break
+        target = os.readlink(path)
+        path = os.path.join(folder, target)
+        if "/" in target:
+            break
+    return target
+
+
+def _inside(path: str, target: str, folder: str) -> bool:
+    """Whether a link in `folder` stays in it."""
+    return os.path.dirname(os.path.normpath(os.path.join(os.path.dirname(path), target))) == folder
+
+
+def _is_program(path: str) -> bool:
+    with open(path, "rb") as file:
+        head = file.read(4)
+    return stat.S_ISREG(os.lstat(path).st_mode) and head == b"\x7fELF"
+
+
+def _same_content(one: str, other: str) -> bool:
+    import filecmp
+
+    return filecmp.cmp(one, other, shallow=False)
+
+
+def _old_base(environment: Virtualenv) -> str | None:
+    """The prefix of the base Python that the virtualenv was made from."""
+    config = read_config(environment.path)
+    if "base-prefix" in config:
+        return config["base-prefix"]
+    if environment.home:
+        return os.path.dirname(environment.home)
+    library = os.path.join(environment.path, "lib", f"python{environment.python}")
+    try:
+        with open(os.path.join(library, "orig-prefix.txt"), errors="surrogateescape") as file:
+            return file.read().strip()
+    except FileNotFoundError:
+        return None
+
+
+def _version_info(old: bytes, interpreter: Interpreter) -> bytes:
+    """The version in as many parts as stood there: `3.11.7` (uv) or `3.11.7.final.0`."""
+    parts = [*map(str, interpreter.version), "final", "0"]
+    return ".".join(parts[: max(3, old.count(b".") + 1)]).encode()

@@ -1,0 +1,238 @@
+"""New files and links: written aside first, renamed into place together, put back on failure.
+
+Until `commit` nothing is in place, so a full disk or a missing permission costs nothing. From then
+on each old content keeps a second link until all is done; `put_back` renames those over again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from . import files
+from .artefacts.metadata import Digests, encoded
+
+LINK = "link"
+
+
+@dataclass
+class Staged:
+    """A new file or link, written beside the old one."""
+
+    path: str
+    kind: str
+    status: os.stat_result
+    """What the old one was like when it was read."""
+    temporary: str
+    backup: str | None = None
+    """The second link to the old content, once the new one is in place."""
+
+
+class Staging:
+    """New files and links below a root.
+
+    Args:
+        root: descriptor of the folder that all paths are relative to.
+        name: its path, for messages.
+    """
+
+    def __init__(self, root: int, name: str) -> None:
+        self.root = root
+        self.name = name
+        self.items: dict[str, Staged] = {}
+
+    def read(self, path: str) -> bytes:
+        """A file's content as it will be."""
+        staged = self.items.get(path)
+        with files.folder_of(self.root, path) as (folder, name):
+            return files.read(folder, staged.temporary if staged else name)[0]
+
+    def write(self, path: str, kind: str, data: bytes | Iterable[bytes]) -> Staged:
+        """Write the new content of `path` aside; a second one takes the place of the first."""
+        pieces = (data,) if isinstance(data, bytes) else data
+        with files.folder_of(self.root, path) as (folder, name):
+            original = files.open_file(folder, name)
+            try:
+                status = os.fstat(original)
+                temporary = files.write_aside(folder, original, status, pieces)
+            finally:
+                os.close(original)
+        return self._add(path, kind, status, temporary)
+
+    def link(self, path: str, target: str) -> Staged:
+        """Make the link that shall stand at `path`."""
+        with files.folder_of(self.root, path) as (folder, name):
+            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            temporary = files.link_aside(folder, status, target)
+        return self._add(path, LINK, status, temporary)
+
+    def _add(self, path: str, kind: str, status: os.stat_result, temporary: str) -> Staged:
+        self.drop(path)
+        self.items[path] = Staged(path, kind, status, temporary)
+        return self.items[path]
+
+    def drop(self, path: str) -> None:
+        """Forget what was staged for `path`."""
+        staged = self.items.pop(path, None)
+        if staged is not None:
+            self._remove(path, staged.temporary)
+
+    def run(self, path: str, command: list[str]) -> bool:
+        """Let a program edit the staged file, given as its last argument; whether it did."""
+        staged = self.items[path]
+        with files.folder_of(self.root, path) as (folder, _):
+            try:
+                subprocess.run(
+                    [*command, staged.temporary],
+                    cwd=f"/proc/self/fd/{folder}",
+                    check=True,
+                    capture_output=True,
+                    timeout=60,
+                )
+            except (OSError, subprocess.SubprocessError):
+                return False
+            times = (staged.status.st_atime_ns, staged.status.st_mtime_ns)
+            os.utime(staged.temporary, ns=times, dir_fd=folder)
+        return True
+
+    def digests(self, path: str, algorithm: str) -> Digests:
+        """What a RECORD says of a staged file, of its old and its new content."""
+        staged = self.items[path]
+        with files.folder_of(self.root, path) as (folder, name):
+            old, _ = _digest(folder, name, algorithm)
+            new, size = _digest(folder, staged.temporary, algorithm)
+        return Digests(old, new, size)
+
+    def commit(self, rank: Callable[[Staged], int], last: int, *, keep: bool = False) -> None:
+        """Rename everything into place in the order of `rank`.
+
+        Everything of a rank below `last` is on disk before the first item from there on. With
+        `keep` the old contents stay at hand, for `put_back`, until `clean` is called.
+        """
+        order = sorted(self.items.values(), key=lambda item: (rank(item), item.path))
+        durable = False
+        for item in order:
+            if not durable and rank(item) >= last:
+                files.flush(self.root)
+                durable = True
+            with files.folder_of(self.root, item.path) as (folder, name):
+                item.backup = _second_link(folder, name)
+                where = os.path.join(self.name, item.path)
+                files.put_in_place(folder, item.temporary, name, item.status, path=where)
+        files.flush(self.root)
+        if not keep:
+            self.clean()
+
+    def clean(self) -> None:
+        """Remove the second links to the old contents."""
+        for item in self.items.values():
+            self._remove(item.path, item.backup)
+
+    def put_back(self) -> None:
+        """Give every path its old content again, and remove what is not in place."""
+        for item in self.items.values():
+            if item.backup is not None:
+                with files.folder_of(self.root, item.path) as (folder, name):
+                    with suppress(FileNotFoundError):
+                        os.rename(item.backup, name, src_dir_fd=folder, dst_dir_fd=folder)
+                    # Renaming one link of a file over another does nothing: it was not replaced.
+                    with suppress(FileNotFoundError):
+                        os.unlink(item.backup, dir_fd=folder)
+            self._remove(item.path, item.temporary)
+
+    def _remove(self, path: str, name: str | None) -> None:
+        if name is not None:
+            with suppress(FileNotFoundError), files.folder_of(self.root, path) as (folder, _):
+                os.unlink(name, dir_fd=folder)
+
+
+class Rehearsal(Staging):
+    """A staging that keeps new contents in memory and writes nothing: for a dry run."""
+
+    def __init__(self, root: int, name: str) -> None:
+        super().__init__(root, name)
+        self.contents: dict[str, bytes] = {}
+
+    def read(self, path: str) -> bytes:
+        return self.contents.get(path) or super().read(path)
+
+    def write(self, path: str, kind: str, data: bytes | Iterable[bytes]) -> Staged:
+        if isinstance(data, bytes):
+            self.contents[path] = data
+        else:
+            for _ in data:  # too large to be kept, but not to be looked at
+                pass
+        return self._pretend(path, kind)
+
+    def link(self, path: str, target: str) -> Staged:
+        return self._pretend(path, LINK)
+
+    def _pretend(self, path: str, kind: str) -> Staged:
+        with files.folder_of(self.root, path) as (folder, name):
+            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        self.items[path] = Staged(path, kind, status, name)
+        return self.items[path]
+
+    def drop(self, path: str) -> None:
+        self.items.pop(path, None)
+        self.contents.pop(path, None)
+
+    def digests(self, path: str, algorithm: str) -> Digests:
+        known = super().digests(path, algorithm)
+        content = self.contents.get(path, b"")
+        return Digests(known.old, encoded(hashlib.new(algorithm, content).digest()), len(content))
+
+
+@contextmanager
+def reserve(root: int, size: int = 1 << 20) -> Iterator[Callable[[], None]]:
+    """Keep some room of the disk free for putting things back; gives what releases it.
+
+    Fails at once on a full or a read-only file system, before anything else was tried.
+    """
+    name = files.temporary_name()
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    descriptor: int | None = os.open(name, flags, 0o600, dir_fd=root)
+
+    def release() -> None:
+        nonlocal descriptor
+        if descriptor is not None:
+            os.close(descriptor)
+            descriptor = None
+
+    try:
+        os.unlink(name, dir_fd=root)
+        if hasattr(os, "posix_fallocate"):
+            assert descriptor is not None
+            os.posix_fallocate(descriptor, 0, size)
+        yield release
+    finally:
+        release()
+
+
+def _second_link(folder: int, name: str) -> str | None:
+    """Another name for a file's old content; None on a file system without hard links."""
+    backup = files.temporary_name()
+    try:
+        os.link(name, backup, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+    except OSError:
+        return None
+    return backup
+
+
+def _digest(folder: int, name: str, algorithm: str) -> tuple[bytes, int]:
+    """A file's digest as RECORD spells it, and its size."""
+    digest, size = hashlib.new(algorithm), 0
+    file = files.open_file(folder, name)
+    try:
+        while True:
+            piece = os.read(file, 1 << 20)
+            if not piece:
+                return encoded(digest.digest()), size
+            digest.update(piece)
+            size += len(piece)
+    finally:
+        os.close(file)
