@@ -1,0 +1,70 @@
+# Needs only make, a Python of 3.9 to 3.14 with its venv module, and a package index.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# `make PYTHON=python3.12 VENV=.venv312 test` tries another Python beside the first one.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.10 python3.14 \
+	python3.9; do \
+	$$python -c 'import ensurepip, sys, venv; sys.exit(not (3, 9) <= sys.version_info < (3, 15))' \
+	2>/dev/null && echo $$python && break; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP_INSTALL := -m pip install -qq --disable-pip-version-check
+
+# Salt 3008 compiles one small package, timelib; without a compiler pip shall settle for Salt 3007.
+COMPILES := import os, shutil, sysconfig as s; \
+	ready = shutil.which((s.get_config_var("CC") or "cc").split()[0]) \
+	and os.path.exists(s.get_path("include") + "/Python.h"); \
+	print("" if ready else "--only-binary=timelib")
+
+.PHONY: help demo test test-all lint format bench clean
+
+help: ## show this list
+	@echo 'Usage: make TARGET'
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+
+demo: $(READY) ## build, pack, unpack, relocate and serve a real Django release with Salt
+	@PATH="$$PWD/$(BIN):$$PATH" demo/run.sh
+
+test: lint ## the checks, then all tests but the slow ones
+	@echo 'test: pytest, without the slow ones'
+	@$(BIN)/pytest -m 'not slow'
+
+test-all: lint ## the checks, then all tests
+	@echo 'test-all: pytest'
+	@$(BIN)/pytest
+
+lint: $(READY) ## ruff and mypy
+	@echo 'lint: ruff check, ruff format --check, mypy'
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+format: $(READY) ## let ruff mend and format what it can
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+bench: | python ## our speed and memory beside virtualenv-tools3 and grep, on a large tree
+	@$(PYTHON) bench/relocate.py
+
+clean: ## remove all that these targets made
+	@echo 'clean: $(VENV), .bench, caches'
+	@rm -rf $(VENV) .bench build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml setup.py | python
+	@echo 'setup: $(VENV) with Salt and the test tools, on '"$$($(PYTHON) -V)"' (a minute or two)'
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python $(PIP_INSTALL) --upgrade pip
+	@$(BIN)/python $(PIP_INSTALL) $$($(BIN)/python -c '$(COMPILES)') -e '.[test,lint]'
+	@touch $@
+
+.PHONY: python
+python:
+	@$(if $(PYTHON),:,echo 'No Python of 3.9 to 3.14 with its venv module is on the PATH: install one \
+	(on Debian: python3-venv) or name it with PYTHON=...' >&2; exit 1)

@@ -1,0 +1,6 @@
+"""Relocate and deploy Python virtualenvs with Salt.
+
+Salt finds the modules and the states of this package through the `salt.loader` entry point.
+"""
+
+from __future__ import annotations

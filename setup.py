@@ -1,0 +1,28 @@
+"""Which folder becomes which package; everything else stands in pyproject.toml.
+
+Salt wants its modules in `_modules` and `_states` of a file root, and in `modules` and `states`
+of an installed package: the same folders serve both.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+EXTENSION = "saltext_virtualenv_tools"
+LOADED_BY_SALT = {
+    f"{EXTENSION}.{kind}": f"_{kind}"
+    for kind in ("modules", "states")
+    if (HERE / f"_{kind}").is_dir()
+}
+
+setup(
+    packages=[
+        *find_packages(str(HERE), include=["relocate_core", "relocate_core.*"]),
+        EXTENSION,
+        *LOADED_BY_SALT,
+    ],
+    package_dir=LOADED_BY_SALT,
+)
