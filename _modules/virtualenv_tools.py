@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from salt.exceptions import CommandExecutionError, SaltInvocationError
+from salt.exceptions import CommandExecutionError
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +73,8 @@ def update_path(
     ``rewritten`` (how many files of which kind), ``problems`` (a list of ``file`` and ``reason``
     for each reference that had to be left) and ``seen`` (how many files were looked at).
 
-    Raises ``SaltInvocationError`` for a path that cannot be one, and ``CommandExecutionError`` for
-    everything else that goes wrong; the virtualenv is then as it was before.
+    Raises ``CommandExecutionError`` for whatever goes wrong; the virtualenv is then as it was
+    before.
 
     CLI Example:
 
@@ -116,8 +116,8 @@ def reinitialize(path: str, python: str | None = None, test: bool | None = None)
     ``old_python`` (where ``bin/python`` led before, or ``None`` for a copy), ``files`` (what was
     written; empty where nothing was to be done), ``changed`` and ``dry_run``.
 
-    Raises ``SaltInvocationError`` for a path that cannot be one, and ``CommandExecutionError`` for
-    everything else that goes wrong; the virtualenv is then as it was before.
+    Raises ``CommandExecutionError`` for whatever goes wrong; the virtualenv is then as it was
+    before.
 
     CLI Example:
 
@@ -195,7 +195,7 @@ def check(path: str, deep: bool = False) -> dict[str, Any]:
 def _absolute(path: Any) -> str:
     """A minion has no working folder that means anything to an operator."""
     if not isinstance(path, str) or not path.startswith("/"):
-        raise SaltInvocationError(f"the path of a virtualenv must be absolute: {path}")
+        raise CommandExecutionError(f"the path of a virtualenv must be absolute: {path}")
     return path
 
 
@@ -224,10 +224,7 @@ def _core() -> Iterator[Any]:
     try:
         yield core
     except core.RelocateError as error:
-        message = str(_printable(str(error)))
-        if isinstance(error, core.InvalidPath):
-            raise SaltInvocationError(message) from error
-        raise CommandExecutionError(message) from error
+        raise CommandExecutionError(_printable(str(error))) from error
 
 
 def _core_folder() -> str | None:

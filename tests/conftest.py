@@ -1,0 +1,24 @@
+"""For all tests: what pytest-salt-factories opens stays on this machine's loopback."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import pytest
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Its log server would listen on every address, and Salt log to a closed stream at the end."""
+    server = session.config.pluginmanager.get_plugin("saltfactories-log-server")
+    if server is not None:
+        server.log_host = "127.0.0.1"
+    with suppress(ImportError):
+        import salt._logging
+
+        salt._logging.shutdown_temp_handler()
+
+
+@pytest.fixture(autouse=True)
+def _restart_event_listener() -> None:
+    """Its event listener would be started for every test; the integration tests ask for it."""
