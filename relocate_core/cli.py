@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="surrogateescape")
     try:
         done = [_work_on(path, options) for path in options.paths or ["."]]
+        sys.stdout.flush()
         return 0 if all(done) else 1
     except KeyboardInterrupt:
         print("interrupted: run the same again to finish", file=sys.stderr)
@@ -99,6 +100,8 @@ def _work_on(path: str, options: argparse.Namespace) -> bool:
             compatible = isinstance(error, (NotAVirtualenv, InvalidPath))
             print(error, file=sys.stdout if compatible else sys.stderr)
         return False
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if options.verbose:
             raise

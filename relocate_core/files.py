@@ -108,13 +108,14 @@ def write_aside(folder: int, original: int, status: os.stat_result, pieces: Iter
     try:
         for piece in pieces:
             _write_all(file, piece)
-        # In this order: a change of owner clears setuid bits and capabilities.
+        # In this order: a change of owner clears setuid bits and capabilities, and an access list
+        # has its part in the mode.
         now = os.fstat(file)
         if (now.st_uid, now.st_gid) != (status.st_uid, status.st_gid):
             os.fchown(file, status.st_uid, status.st_gid)
-        if now.st_mode != status.st_mode:
-            os.fchmod(file, mode)
         _copy_attributes(original, file)
+        if os.fstat(file).st_mode != status.st_mode:
+            os.fchmod(file, mode)
         os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     except BaseException:
         with suppress(OSError):
@@ -136,7 +137,11 @@ def _copy_attributes(original: int, file: int) -> None:
     if not hasattr(os, "listxattr"):
         return
     try:
-        for name in os.listxattr(original):
+        names = os.listxattr(original)
+        for name in set(os.listxattr(file)).difference(names):
+            if not name.startswith("security."):  # the folder's default access list, say
+                os.removexattr(file, name)
+        for name in names:
             try:
                 os.setxattr(file, name, os.getxattr(original, name))
             except OSError:
@@ -168,7 +173,12 @@ def put_in_place(
             f"cannot relocate {path}: it {what} meanwhile; "
             "stop what writes into the virtualenv and run again"
         )
-    os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+    try:
+        os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(temporary, dir_fd=folder)
+        raise
 
 
 def same_file(one: os.stat_result, other: os.stat_result) -> bool:
@@ -195,6 +205,15 @@ def link_aside(folder: int, status: os.stat_result, target: str) -> str:
             os.unlink(name, dir_fd=folder)
         raise
     return name
+
+
+def clear_leftovers(root: int) -> None:
+    """Remove what a killed run has left anywhere: under the lock, nobody else is using it."""
+    with suppress(OSError):  # untidy, not wrong
+        for _, folders, names, folder in os.fwalk(".", dir_fd=root):
+            for name in (*folders, *names):  # a link to a folder counts as one
+                if name.startswith(TEMPORARY):
+                    os.unlink(name, dir_fd=folder)
 
 
 def flush(root: int) -> None:

@@ -142,11 +142,17 @@ def _answer(executable: str) -> dict[str, Any]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     # The options that every Python since 2.7 knows: no user's folder, no site-packages, no
     # environment; and a working folder that nobody but root can put a module into.
-    command = [executable, "-E", "-s", "-S", "-B", "-c", _QUESTION]
-    try:
-        done = subprocess.run(
+    command = [executable, "-E", "-s", "-B", "-c", _QUESTION]
+
+    def run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
             command, capture_output=True, cwd="/", env=environment, timeout=_ASK_SECONDS
         )
+
+    try:
+        done = run([executable, "-S", *command[1:]])
+        if done.returncode:  # virtualenv 16 needs its site.py to find the standard library
+            done = run(command)
         answer = json.loads(done.stdout)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
@@ -157,7 +163,7 @@ def _answer(executable: str) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         said = done.stderr.decode(errors="replace").strip().splitlines()
-        reason = said[0] if said else f"it ended with code {done.returncode}"
+        reason = said[-1] if said else f"it ended with code {done.returncode}"
         raise InterpreterNotFound(f"{executable} is no Python that runs here: {reason}") from error
     return dict(answer)
 
@@ -326,6 +332,8 @@ class _Swap:
         )
 
     def run(self) -> Reinitialization:
+        if not self.report.dry_run:
+            files.clear_leftovers(self.root)
         self._plan_interpreters()
         self._plan_links()
         self._plan_config()
@@ -371,6 +379,8 @@ class _Swap:
                 for name in (*folders, *names):
                     path = os.path.join(folder, name)
                     relative = os.path.relpath(path, self.environment.path)
+                    if name.startswith(files.TEMPORARY):
+                        continue
                     if os.path.islink(path) and relative not in self.links:
                         self._plan_link(relative, os.readlink(path))
 
@@ -444,7 +454,8 @@ class _Swap:
 
 
 def _rank(item: Staged) -> int:
-    return 0 if item.path == "pyvenv.cfg" else 1
+    # What names the old base comes last: a second run has to know it to find what is left.
+    return 1 if item.kind == "config" else 0
 
 
 def _final_link(path: str) -> str | None:

@@ -29,6 +29,7 @@ class LargeFile:
         self.binary = binaries.claims("", head)
         self.kind = binaries.KIND if self.binary else "text"
         self.problem = ""
+        self.changed = False
         if not self.binary and (archives.what_is(head) or not prefixes.plain):
             self.problem = "it is too large for the quoting that the path needs"
             what = archives.what_is(head)
@@ -36,7 +37,7 @@ class LargeFile:
                 self.problem = f"it is {what}"
 
     def pieces(self) -> Iterator[bytes]:
-        """The new content; sets `problem` on the way where something is left."""
+        """The new content; sets `changed` and, where something is left, `problem` on the way."""
         mark = b"\0" if self.binary else b"\n"
         rest = b""
         while True:
@@ -58,7 +59,9 @@ class LargeFile:
         if not self.binary:
             if b"\0" in piece:
                 self.problem = self.problem or "it is a binary file of unknown format"
-            return piece if self.problem else self.prefixes.replace(piece)
-        new, reason = binaries.rewrite_strings(piece, self.prefixes)
-        self.problem = self.problem or reason
+            new = piece if self.problem else self.prefixes.replace(piece)
+        else:
+            new, reason = binaries.rewrite_strings(piece, self.prefixes)
+            self.problem = self.problem or reason
+        self.changed = self.changed or new != piece
         return new

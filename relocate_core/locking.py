@@ -5,14 +5,14 @@ from __future__ import annotations
 import fcntl
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from .errors import Busy
 
 
 @contextmanager
 def locked(folder: int, path: str, wait: float) -> Iterator[None]:
-    """Hold the lock on an open folder until its descriptor is closed.
+    """Hold the lock on an open folder.
 
     Args:
         folder: the descriptor; processes that inherit it hold the lock as well.
@@ -36,4 +36,9 @@ def locked(folder: int, path: str, wait: float) -> Iterator[None]:
             time.sleep(0.05)
         except OSError:
             break  # a file system without locks
-    yield
+    try:
+        yield
+    finally:
+        # Not left to closing it: what another thread has forked meanwhile holds a copy.
+        with suppress(OSError):
+            fcntl.flock(folder, fcntl.LOCK_UN)

@@ -12,9 +12,11 @@ import os
 import select
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import chain
 
+from . import files
 from .messages import receive, send
 from .scanning import Findings, Folder, Scanner
 
@@ -49,8 +51,15 @@ def _fingerprint() -> list[tuple[str, int, int]]:
 _LOADED = _fingerprint()
 
 
-def scan(scanner: Scanner, folders: Iterator[Folder]) -> Iterator[Findings]:
-    """Scan all folders, by worker processes where that pays; yield findings as they come."""
+def scan(scanner: Scanner, folders: Iterator[Folder], take: Callable[[Findings], None]) -> None:
+    """Scan all folders, by worker processes where that pays.
+
+    Args:
+        scanner: what looks through a batch of folders.
+        folders: the folders.
+        take: called with the findings of each batch as they come; whatever interrupts the scan,
+            it is told of everything that was rewritten, so that this can be undone.
+    """
     batches = _batches(folders)
     first, count = [], 0
     for batch in batches:
@@ -60,20 +69,14 @@ def scan(scanner: Scanner, folders: Iterator[Folder]) -> Iterator[Findings]:
             break
     else:
         for batch in first:
-            yield scanner.scan(batch)
+            scanner.scan(batch, take)
         return
     workers = _start(scanner)
-    pending = _chain(first, batches)
-    if not workers:
-        for batch in pending:
-            yield scanner.scan(batch)
-        return
-    yield from _feed(workers, scanner, pending)
-
-
-def _chain(first: list[list[Folder]], rest: Iterator[list[Folder]]) -> Iterator[list[Folder]]:
-    yield from first
-    yield from rest
+    if workers:
+        _feed(workers, scanner, chain(first, batches), take)
+    else:
+        for batch in chain(first, batches):
+            scanner.scan(batch, take)
 
 
 def _batches(folders: Iterator[Folder]) -> Iterator[list[Folder]]:
@@ -112,6 +115,11 @@ class _Worker:
         findings = Findings(*receive(self.output))
         self.batch = None
         return findings
+
+    def kill(self) -> None:
+        """End it at once, if it has not ended yet."""
+        self.process.kill()
+        self.process.wait()
 
     def stop(self) -> None:
         """Close the pipes, upon which the worker ends by itself."""
@@ -161,40 +169,62 @@ def _cores() -> int:
 
 
 def _feed(
-    workers: list[_Worker], scanner: Scanner, batches: Iterator[list[Folder]]
-) -> Iterator[Findings]:
+    workers: list[_Worker],
+    scanner: Scanner,
+    batches: Iterator[list[Folder]],
+    take: Callable[[Findings], None],
+) -> None:
     """Keep every worker busy; a batch whose worker died is done here."""
+    idle = list(workers)
+    busy: list[_Worker] = []
     try:
-        idle = list(workers)
-        busy: list[_Worker] = []
         for batch in batches:
-            while not idle:
-                yield from _collect(busy, idle, scanner)
-            if not idle and not busy:
-                yield scanner.scan(batch)
+            while busy and not idle:
+                _collect(busy, idle, scanner, take)
+            if not idle:
+                scanner.scan(batch, take)
                 continue
             worker = idle.pop()
-            try:
+            busy.append(worker)
+            with suppress(OSError):  # it died: `_collect` notices, and does the batch here
                 worker.give(batch)
-                busy.append(worker)
-            except OSError:
-                yield scanner.scan(batch)
-        while busy:
-            yield from _collect(busy, idle, scanner)
     finally:
-        for worker in workers:
-            worker.stop()
+        try:
+            while busy:
+                _collect(busy, idle, scanner, take)
+        finally:
+            for worker in workers:
+                worker.stop()
 
 
-def _collect(busy: list[_Worker], idle: list[_Worker], scanner: Scanner) -> Iterator[Findings]:
+def _collect(
+    busy: list[_Worker], idle: list[_Worker], scanner: Scanner, take: Callable[[Findings], None]
+) -> None:
+    """Take the findings of the workers that are ready, once one is."""
     ready, _, _ = select.select([worker.output for worker in busy], [], [])
     for worker in [worker for worker in busy if worker.output in ready]:
-        busy.remove(worker)
         batch = worker.batch
+        assert batch is not None
         try:
             findings = worker.take()
-            idle.append(worker)
         except (EOFError, OSError, ValueError, TypeError):
-            assert batch is not None
-            findings = scanner.scan(batch)
-        yield findings
+            busy.remove(worker)
+            worker.kill()
+            _clear(scanner.root, batch, worker.process.pid)
+            scanner.scan(batch, take)
+        else:
+            busy.remove(worker)
+            idle.append(worker)
+            take(findings)
+
+
+def _clear(root: int, batch: list[Folder], process: int) -> None:
+    """Remove the temporary file that a worker has left which died."""
+    for path, _ in batch:
+        folder = files.open_folder(root, path)
+        try:
+            for name in os.listdir(folder):
+                if name.startswith(f"{files.TEMPORARY}{process}-"):
+                    os.unlink(name, dir_fd=folder)
+        finally:
+            os.close(folder)

@@ -103,4 +103,4 @@ def url_path(path: bytes, compact: bool = False) -> bytes:
     """
     from urllib.parse import quote_from_bytes
 
-    return quote_from_bytes(path, safe="/!$&'()*+,;=:@|[]\\^%" if compact else "/").encode()
+    return quote_from_bytes(path, safe="/!$&'()*+,;=:@|[]^" if compact else "/").encode()

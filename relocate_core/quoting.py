@@ -102,17 +102,35 @@ def _raw_spans(units: list[Unit], spans: list[tuple[int, int]]) -> Iterator[tupl
     meant = spelled = 0
     begin: int | None = None
     state = ""
-    for unit in units:
+    for number, unit in enumerate(units):
         size = len(unit.meaning)
         while span is not None:
             if begin is None and meant <= span[0] < meant + size:
                 begin, state = spelled + _offset(unit, span[0] - meant), unit.state
             if begin is None or not meant < span[1] <= meant + size:
                 break
-            yield begin, spelled + _offset(unit, span[1] - meant), state
+            stop = spelled + _offset(unit, span[1] - meant)
+            if unit.state != state:
+                stop += _way_back(units, number + 1, state)
+            yield begin, stop, state
             begin, span = None, next(wanted, None)
         meant += size
         spelled += unit.length
+
+
+def _way_back(units: list[Unit], number: int, state: str) -> int:
+    """The length of the quotes that lead back into `state`, which a path's last letter has left.
+
+    So `'"'"'` goes as a whole where a path in single quotes ends with one.
+    """
+    length = 0
+    for unit in units[number:]:
+        if unit.state == state:
+            break
+        if unit.meaning:
+            raise Unspeakable("the path begins and ends in different quotes")
+        length += unit.length
+    return length
 
 
 def _offset(unit: Unit, meant: int) -> int:
@@ -137,11 +155,13 @@ _SHELL_SPECIAL = re.compile(rb"([^A-Za-z0-9._/+@:,=%\x80-\xff-])")
 
 
 class _Shell(NamedTuple):
-    """A shell's three states; each pattern is a list of alternatives that match any byte."""
+    """A shell's states; each pattern is a list of alternatives that match any byte."""
 
     bare: re.Pattern[bytes]
     single: re.Pattern[bytes]
     double: re.Pattern[bytes]
+    brace: re.Pattern[bytes]
+    """Inside `"${...}"`."""
     write: Writer
 
     def read(self, data: bytes) -> Iterator[Unit]:
@@ -164,8 +184,8 @@ class _Shell(NamedTuple):
                 else:
                     stack.append(kind)
             elif match.lastgroup == "open":
-                stack.append("sub")
-            elif text == b")" and state == "sub":
+                stack.append("brace" if text == b"${" else "sub")
+            elif (state, text) in (("sub", b")"), ("brace", b"}")):
                 stack.pop()
             yield Unit(
                 meaning, len(text), match.lastgroup if match.lastgroup == "comment" else state
@@ -178,10 +198,11 @@ def _shell(bare: bytes, single: bytes, double: bytes, write: Writer) -> Language
     comment = rb"(?P<comment>(?<![^\s;&|(])\#[^\n]*)"
     shell = _Shell(
         re.compile(
-            bare + rb"|(?P<quote>['\"])|(?P<open>\()|" + comment + rb"|[^\\'\"()\#]+|.", re.S
+            bare + rb"|(?P<quote>['\"])|(?P<open>\()|" + comment + rb"|[^\\`'\"()\#]+|.", re.S
         ),
         re.compile(single + rb"|(?P<quote>')|[^\\']+|.", re.S),
-        re.compile(double + rb"|(?P<quote>\")|(?P<open>\$\()|[^\\\"$]+|.", re.S),
+        re.compile(double + rb"|(?P<quote>\")|(?P<open>\$[({])|[^\\`\"$]+|.", re.S),
+        re.compile(double + rb"|(?P<quote>\")|(?P<open>\$[({])|[^\\`\"$}]+|.", re.S),
         write,
     )
     return Language(shell.read, write)
@@ -192,7 +213,9 @@ def _write_posix(path: bytes, state: str) -> bytes:
         return path
     if state == "single":
         return path.replace(b"'", b"'\"'\"'")
-    if state == "double":
+    if state == "brace" and re.search(rb"['}<>]", path):
+        raise Unspeakable("shells differ in how they read such a path inside ${...}")
+    if state in ("double", "brace"):
         return re.sub(rb'([$`"\\])', rb"\\\1", path)
     return _SHELL_SPECIAL.sub(rb"\\\1", path)
 
@@ -204,7 +227,7 @@ def _write_csh(path: bytes, state: str) -> bytes:
     # that both know, and everything else has to leave the quotes and come back.
     if state == "single":
         return path.replace(b"'", b"'\"'\"'").replace(b"!", b"\\!")
-    if state == "double":
+    if state in ("double", "brace"):
         return re.sub(rb'[$`"]+', lambda match: b"\"'" + match[0] + b"'\"", path).replace(
             b"!", b"\\!"
         )
@@ -217,23 +240,33 @@ def _write_fish(path: bytes, state: str) -> bytes:
     if state == "single":
         # Out of the quotes and back: what shlex.quote writes, and with it venv and uv.
         return path.replace(b"\\", b"\\\\").replace(b"'", b"'\"'\"'")
-    if state == "double":
+    if state in ("double", "brace"):
         return re.sub(rb'([$"\\])', rb"\\\1", path)
     return _SHELL_SPECIAL.sub(rb"\\\1", path)
 
 
+# PowerShell takes typographic quotes for quotes: U+2018 to U+201B are `'`, U+201C to U+201E `"`.
+_PS_SINGLE = rb"'|\xe2\x80[\x98-\x9b]"
+_PS_DOUBLE = rb'[`$"]|\xe2\x80[\x9c-\x9e]'
+
+
 def _write_powershell(path: bytes, state: str) -> bytes:
     if state == "single":
-        return path.replace(b"'", b"''")
-    if state == "double":
-        return re.sub(rb'([`$"])', rb"`\1", path)
+        return re.sub(b"(" + _PS_SINGLE + b")", rb"\1\1", path)
+    if state in ("double", "brace"):
+        return re.sub(b"(" + _PS_DOUBLE + b")", rb"`\1", path)
     return path if state == "comment" else re.sub(rb"([^\w./:-])", rb"`\1", path)
 
 
 SH = _shell(rb"\\(?P<escape>.)", rb"(?!)(?P<escape>)", rb'\\(?P<escape>[$`"\\])', _write_posix)
 CSH = _shell(rb"\\(?P<escape>.)", rb"\\(?P<escape>!)", rb"\\(?P<escape>!)", _write_csh)
 FISH = _shell(rb"\\(?P<escape>.)", rb"\\(?P<escape>['\\])", rb'\\(?P<escape>[$"\\])', _write_fish)
-POWERSHELL = _shell(rb"`(?P<escape>.)", rb"'(?P<escape>')", rb"`(?P<escape>.)", _write_powershell)
+POWERSHELL = _shell(
+    rb"`(?P<escape>.)",
+    b"(?P<escape>" + _PS_SINGLE + b")(?P=escape)",
+    b"`(?P<escape>" + _PS_DOUBLE + b"|.)",
+    _write_powershell,
+)
 
 
 # --- nushell and batch --------------------------------------------------------------------------
@@ -346,20 +379,30 @@ def _character(code: int) -> bytes:
 def _python_writer(*, ascii_only: bool) -> Writer:
     def write(path: bytes, state: str) -> bytes:
         if state in ("code", "comment"):
-            return path
+            return _readable(path)
         kind, quote = state.rstrip("'\""), state[-1].encode()
         if "r" in kind:
-            if quote in path or path.endswith(b"\\"):
-                raise Unspeakable("a raw string cannot hold a path with its own quote")
+            beyond = not path.isascii() if "b" in kind else _readable(path) != path
+            if quote in path or path.endswith(b"\\") or beyond:
+                raise Unspeakable("a raw string cannot hold every letter of the path")
             return path
         path = path.replace(b"\\", b"\\\\").replace(quote, b"\\" + quote)
         if "f" in kind:
             path = re.sub(rb"([{}])", rb"\1\1", path)
         if "b" in kind:
             return re.sub(rb"[\x80-\xff]", lambda match: b"\\x%02x" % match[0][0], path)
-        return _ascii(path) if ascii_only else path
+        return _ascii(path) if ascii_only else _readable(path)
 
     return write
+
+
+def _readable(path: bytes) -> bytes:
+    """`path` with escapes for bytes that are no UTF-8: Python refuses a source that holds them."""
+    return re.sub(
+        "[\udc80-\udcff]",
+        lambda match: f"\\u{ord(match[0]):x}",
+        path.decode("utf-8", "surrogateescape"),
+    ).encode()
 
 
 def _ascii(path: bytes) -> bytes:
@@ -369,7 +412,7 @@ def _ascii(path: bytes) -> bytes:
 
 
 _JSON_UNIT = re.compile(
-    rb"\\u(?P<u>[0-9a-fA-F]{4}(?:\\u[dD][c-fC-F][0-9a-fA-F]{2})?)|\\(?P<escape>.)|[^\\]+", re.S
+    rb"\\u(?P<u>[0-9a-fA-F]{4}(?:\\u[dD][c-fC-F][0-9a-fA-F]{2})?)|\\(?P<escape>.)|[^\\]+|\\", re.S
 )
 
 

@@ -119,6 +119,8 @@ def relocate(
             environment = inspect(path)  # what another run has done meanwhile counts
             old = [p for p in dict.fromkeys((*given, *environment.old_prefixes)) if p != new]
             if not old:
+                if not dry_run and _has_leftovers(path):
+                    files.clear_leftovers(root)
                 return _nothing_to_do(environment, new)
             recorded = recorded_prefixes(root, environment.site_packages)
             old += [prefix for prefix in recorded if prefix != new and prefix not in old]
@@ -128,6 +130,15 @@ def relocate(
         raise TreeError.of(path, error) from error
     finally:
         os.close(root)
+
+
+def _has_leftovers(path: str) -> bool:
+    """Whether a run was killed while it removed the old contents: the last one is in `bin`."""
+    return any(
+        name.startswith(files.TEMPORARY)
+        for folder in (path, os.path.join(path, "bin"))
+        for name in os.listdir(folder)
+    )
 
 
 def _nothing_to_do(environment: Virtualenv, new: str) -> Relocation:
@@ -205,10 +216,7 @@ class _Run:
                     folder, _, name = path.rpartition("/")
                     folders.setdefault(folder, []).append(name)
             scanner = Scanner(self.root, Prefixes((self.prefixes.new,), old), True, frozenset())
-            for findings in pool.scan(scanner, iter(folders.items())):
-                if findings.failure:
-                    path, _, number, text = findings.failure
-                    raise OSError(number, text, path)
+            pool.scan(scanner, iter(folders.items()), _require_success)
 
     # --- finding --------------------------------------------------------------------------------
 
@@ -217,19 +225,21 @@ class _Run:
         scanner = Scanner(
             self.root, self.prefixes, not self.report.dry_run, self._hashed_bytecode()
         )
-        for findings in pool.scan(scanner, self._walk()):
-            self.report.seen += findings.seen
-            self.bytecode.update(findings.rewritten)
-            self.hits += findings.hits
-            self.report.problems += findings.hidden
-            if findings.failure and self.failure is None:
-                self.failure = self._failure(findings)
-            if self.progress is not None:
-                self.progress(self.report.seen, self.known)
+        pool.scan(scanner, self._walk(), self._take)
         if self.failure is not None:
             raise self.failure
         if self.bytecode:
             self.report.rewritten[bytecode.KIND] = len(self.bytecode)
+
+    def _take(self, findings: Findings) -> None:
+        self.report.seen += findings.seen
+        self.bytecode.update(findings.rewritten)
+        self.hits += findings.hits
+        self.report.problems += findings.hidden
+        if findings.failure and self.failure is None:
+            self.failure = self._failure(findings)
+        if self.progress is not None:
+            self.progress(self.report.seen, self.known)
 
     def _failure(self, findings: Findings) -> RelocateError:
         assert findings.failure is not None
@@ -255,15 +265,14 @@ class _Run:
         with os.scandir(folder) as entries:
             for entry in entries:
                 name = entry.name
-                if entry.is_symlink():
-                    self.links.append(f"{path}/{name}" if path else name)
-                elif entry.is_dir(follow_symlinks=False):
+                if entry.is_dir(follow_symlinks=False):
                     folders.append(name)
+                elif name.startswith(files.TEMPORARY):
+                    self._clear(folder, name)
+                elif entry.is_symlink():
+                    self.links.append(f"{path}/{name}" if path else name)
                 elif entry.is_file(follow_symlinks=False):
-                    if name.startswith(files.TEMPORARY):
-                        self._clear(folder, name)
-                    else:
-                        names.append(name)
+                    names.append(name)
         self.known += len(names)
         if names:
             yield path, names
@@ -276,7 +285,11 @@ class _Run:
                     f"cannot relocate {self._full(below)}: folders are nested more than "
                     f"{_DEEPEST} deep; this is no virtualenv that a tool has made"
                 )
-            inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+            try:
+                inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+            except OSError as error:
+                self.failure = TreeError.of(self._full(below), error)
+                return
             try:
                 if os.fstat(inner).st_dev != device:
                     self.report.problems.append((below, "it is another file system"))
@@ -336,7 +349,12 @@ class _Run:
             self._stage_link(path)
         for path in self.hits:
             self._stage_file(path)
-        for path in [path for path in self.staging.items if path.endswith(".py")]:
+        sources = [
+            item.path
+            for item in self.staging.items.values()
+            if item.path.endswith(".py") and item.kind != LINK
+        ]
+        for path in sources:
             self._stage_bytecode_of(path)
         self._stage_records()
 
@@ -347,10 +365,12 @@ class _Run:
 
     def _stage_link(self, path: str) -> None:
         with files.folder_of(self.root, path) as (folder, name):
+            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
             target = os.fsencode(os.readlink(name, dir_fd=folder))
         match = next(self.prefixes.matches(target), None)
         if match is not None and match.start() == 0:
-            self.staging.link(path, os.fsdecode(self.prefixes.new + target[match.end() :]))
+            moved = os.fsdecode(self.prefixes.new + target[match.end() :])
+            self.staging.link(path, moved, status)
             self._count(path, LINK)
 
     def _stage_file(self, path: str) -> None:
@@ -358,45 +378,49 @@ class _Run:
         with files.folder_of(self.root, path) as (folder, name):
             file = files.open_file(folder, name)
             try:
-                if os.fstat(file).st_size > WHOLE:
-                    self._stage_large(path, file)
+                status = os.fstat(file)
+                if status.st_size > WHOLE:
+                    self._stage_large(path, file, status)
                     return
                 data = files.read_whole(file)
             finally:
                 os.close(file)
         result = rewrite(path, data, self.prefixes)
-        changed, problem = result.data != data, result.problem
-        if changed:
-            self.staging.write(path, result.kind, result.data)
+        problem = result.problem
         if problem and result.kind == binaries.KIND:
             runpath = binaries.longer_runpath(data, self.prefixes)
             if runpath is not None:
-                problem = self._grow(path, result.data, os.fsdecode(runpath), problem)
-                changed = changed or not problem
+                problem = self._grow(path, result.data, status, os.fsdecode(runpath), problem)
+        if result.data != data and path not in self.staging.items:
+            self.staging.write(path, result.kind, result.data, status)
         if problem:
             self.report.problems.append((path, problem))
-        if changed:
+        if path in self.staging.items:
             self._count(path, result.kind)
 
-    def _grow(self, path: str, data: bytes, runpath: str, problem: str) -> str:
+    def _grow(
+        self, path: str, data: bytes, status: os.stat_result, runpath: str, problem: str
+    ) -> str:
         """Let `patchelf` write a RUNPATH that has no room; returns what is still wrong then."""
         program = shutil.which("patchelf")
         if program is None:
             return f"{problem}: its RUNPATH can be given more by patchelf, which is not installed"
-        if path not in self.staging.items:
-            self.staging.write(path, binaries.KIND, data)
+        self.staging.write(path, binaries.KIND, data, status)
         if self.report.dry_run:
             return ""
         if not self.staging.run(path, [program, "--set-rpath", runpath]):
             self.staging.drop(path)
             return f"{problem}, and patchelf failed on it"
-        return rewrite(path, self.staging.read(path), self.prefixes).problem
+        return rewrite(path, self.staging.read(path)[0], self.prefixes).problem
 
-    def _stage_large(self, path: str, file: int) -> None:
+    def _stage_large(self, path: str, file: int, status: os.stat_result) -> None:
         large = LargeFile(file, self.prefixes)
         if not large.problem:
-            self.staging.write(path, large.kind, large.pieces())
-            self._count(path, large.kind)
+            self.staging.write(path, large.kind, large.pieces(), status)
+            if large.changed and (large.binary or not large.problem):
+                self._count(path, large.kind)
+            else:
+                self.staging.drop(path)
         if large.problem:
             self.report.problems.append((path, large.problem))
 
@@ -409,17 +433,18 @@ class _Run:
             data, status = files.read(folder, name)
         mtime = int(status.st_mtime)
         old = bytecode.Source(data, mtime)
-        new = bytecode.Source(self.staging.read(path), mtime)
+        new = bytecode.Source(self.staging.read(path)[0], mtime)
         parent, _, name = path.rpartition("/")
         for pyc in self._bytecode_files(parent, name[: -len(".py")]):
-            content = self.staging.read(pyc)
+            content, status = self.staging.read(pyc)
             try:
                 moved = bytecode.follow_source(content, old, new)
             except bytecode.Unreadable:
                 continue  # no Python that is known would load it
             if moved != content:
-                self.staging.write(pyc, bytecode.KIND, moved)
-                if pyc not in self.bytecode:
+                known = pyc in self.staging.items or pyc in self.bytecode
+                self.staging.write(pyc, bytecode.KIND, moved, status)
+                if not known:
                     self._count(pyc, bytecode.KIND)
 
     def _bytecode_files(self, parent: str, stem: str) -> Iterator[str]:
@@ -451,13 +476,19 @@ class _Run:
                         changed[row] = partial(self.staging.digests, path)
             if not changed:
                 continue
-            old = self.staging.read(record)
+            old, status = self.staging.read(record)
             new = metadata.update_record(old, changed)
             if new != old:
                 known = record in self.staging.items
-                self.staging.write(record, metadata.KIND, new)
+                self.staging.write(record, metadata.KIND, new, status)
                 if not known:
                     self._count(record, metadata.KIND)
+
+
+def _require_success(findings: Findings) -> None:
+    if findings.failure:
+        path, _, number, text = findings.failure
+        raise OSError(number, text, path)
 
 
 _IDENTITY = 3

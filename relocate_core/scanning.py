@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -67,9 +68,10 @@ class Scanner:
         self.view = memoryview(self.buffer)
         self.buffers = [self.buffer]
 
-    def scan(self, folders: list[Folder]) -> Findings:
-        """Look through the named files of each folder."""
+    def scan(self, folders: list[Folder], take: Callable[[Findings], None]) -> None:
+        """Look through the named files of each folder; tell `take`, even where interrupted."""
         findings = Findings(0, [], [], [], None)
+        failure = None
         seen = 0
         path = ""
         try:
@@ -86,10 +88,10 @@ class Scanner:
                     os.close(folder)
         except OSError as error:
             failure = (path, "OSError", error.errno or 0, error.strerror or str(error))
-            return findings._replace(seen=seen, failure=failure)
         except TreeChanged as error:
-            return findings._replace(seen=seen, failure=(path, "TreeChanged", 0, str(error)))
-        return findings._replace(seen=seen)
+            failure = (path, "TreeChanged", 0, str(error))
+        finally:
+            take(findings._replace(seen=seen, failure=failure))
 
     def _look(self, folder: int, parent: str, name: str, findings: Findings) -> None:
         file = files.open_file(folder, name)
@@ -122,22 +124,20 @@ class Scanner:
         else:
             os.lseek(file, 0, os.SEEK_SET)
             data = files.read_whole(file)
-        which = 0
-        if len(self.prefixes.old) > 1:
-            named = [number for number, old in enumerate(self.prefixes.old) if old in data]
-            if len(named) != 1:
-                return False  # the opposite rewrite would not give it back
-            which = named[0]
         try:
             new = bytecode.rewrite(path, data, self.prefixes)
         except bytecode.Unreadable:
             return False
         if new is data or new == data:
             return True
+        named = [number for number, old in enumerate(self.prefixes.old) if old in data]
+        if len(named) != 1 or self.prefixes.new in data:
+            return False  # the opposite rewrite would not give it back
+        # Told before it is done: to undo what was not done does no harm.
+        findings.rewritten.append((path, named[0]))
         if self.write:
             temporary = files.write_aside(folder, file, status, (new,))
             files.put_in_place(folder, temporary, name, status, path=path)
-        findings.rewritten.append((path, which))
         return True
 
     def _search(self, file: int, size: int) -> bool:

@@ -6,6 +6,7 @@ on each old content keeps a second link until all is done; `put_back` renames th
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -45,28 +46,42 @@ class Staging:
         self.name = name
         self.items: dict[str, Staged] = {}
 
-    def read(self, path: str) -> bytes:
-        """A file's content as it will be."""
+    def read(self, path: str) -> tuple[bytes, os.stat_result]:
+        """A file's content as it will be, and what the old one was like when it was read."""
         staged = self.items.get(path)
         with files.folder_of(self.root, path) as (folder, name):
-            return files.read(folder, staged.temporary if staged else name)[0]
+            data, status = files.read(folder, staged.temporary if staged else name)
+        return data, staged.status if staged else status
 
-    def write(self, path: str, kind: str, data: bytes | Iterable[bytes]) -> Staged:
-        """Write the new content of `path` aside; a second one takes the place of the first."""
+    def write(
+        self,
+        path: str,
+        kind: str,
+        data: bytes | Iterable[bytes],
+        status: os.stat_result | None = None,
+    ) -> Staged:
+        """Write the new content of `path` aside; a second one takes the place of the first.
+
+        Args:
+            path: the file.
+            kind: its kind.
+            data: the new content, whole or in pieces.
+            status: what the old one was like when it was read, if the new one comes of it.
+        """
         pieces = (data,) if isinstance(data, bytes) else data
         with files.folder_of(self.root, path) as (folder, name):
             original = files.open_file(folder, name)
             try:
-                status = os.fstat(original)
+                status = status or os.fstat(original)
                 temporary = files.write_aside(folder, original, status, pieces)
             finally:
                 os.close(original)
         return self._add(path, kind, status, temporary)
 
-    def link(self, path: str, target: str) -> Staged:
+    def link(self, path: str, target: str, status: os.stat_result | None = None) -> Staged:
         """Make the link that shall stand at `path`."""
         with files.folder_of(self.root, path) as (folder, name):
-            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            status = status or os.stat(name, dir_fd=folder, follow_symlinks=False)
             temporary = files.link_aside(folder, status, target)
         return self._add(path, LINK, status, temporary)
 
@@ -114,6 +129,8 @@ class Staging:
         `keep` the old contents stay at hand, for `put_back`, until `clean` is called.
         """
         order = sorted(self.items.values(), key=lambda item: (rank(item), item.path))
+        # `clean` goes by the same order, so what it has left when killed is known by the last one.
+        self.items = {item.path: item for item in order}
         durable = False
         for item in order:
             if not durable and rank(item) >= last:
@@ -133,8 +150,11 @@ class Staging:
             self._remove(item.path, item.backup)
 
     def put_back(self) -> None:
-        """Give every path its old content again, and remove what is not in place."""
-        for item in self.items.values():
+        """Give every path its old content again, and remove what is not in place.
+
+        In the opposite order, which makes a kill in between as harmless as one on the way.
+        """
+        for item in reversed(list(self.items.values())):
             if item.backup is not None:
                 with files.folder_of(self.root, item.path) as (folder, name):
                     with suppress(FileNotFoundError):
@@ -157,10 +177,17 @@ class Rehearsal(Staging):
         super().__init__(root, name)
         self.contents: dict[str, bytes] = {}
 
-    def read(self, path: str) -> bytes:
-        return self.contents.get(path) or super().read(path)
+    def read(self, path: str) -> tuple[bytes, os.stat_result]:
+        data, status = super().read(path)
+        return self.contents.get(path, data), status
 
-    def write(self, path: str, kind: str, data: bytes | Iterable[bytes]) -> Staged:
+    def write(
+        self,
+        path: str,
+        kind: str,
+        data: bytes | Iterable[bytes],
+        status: os.stat_result | None = None,
+    ) -> Staged:
         if isinstance(data, bytes):
             self.contents[path] = data
         else:
@@ -168,7 +195,7 @@ class Rehearsal(Staging):
                 pass
         return self._pretend(path, kind)
 
-    def link(self, path: str, target: str) -> Staged:
+    def link(self, path: str, target: str, status: os.stat_result | None = None) -> Staged:
         return self._pretend(path, LINK)
 
     def _pretend(self, path: str, kind: str) -> Staged:
@@ -207,7 +234,11 @@ def reserve(root: int, size: int = 1 << 20) -> Iterator[Callable[[], None]]:
         os.unlink(name, dir_fd=root)
         if hasattr(os, "posix_fallocate"):
             assert descriptor is not None
-            os.posix_fallocate(descriptor, 0, size)
+            try:
+                os.posix_fallocate(descriptor, 0, size)
+            except OSError as error:  # some file systems cannot reserve
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                    raise
         yield release
     finally:
         release()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -136,7 +137,7 @@ def _inspect(path: str) -> Virtualenv:
 def _library(path: str) -> tuple[str, str, str]:
     """The folder of the standard library or its stand-in, and what its name says."""
     for folder in ("bin", "lib"):
-        if not os.path.isdir(os.path.join(path, folder)):
+        if not _is_folder(os.path.join(path, folder)):
             raise NotAVirtualenv(path, "directory", os.path.join(path, folder))
     found = []
     for name in sorted(os.listdir(os.path.join(path, "lib"))):
@@ -148,6 +149,14 @@ def _library(path: str) -> tuple[str, str, str]:
     wanted = ".".join(read_config(path).get("version", "").split(".")[:2])
     best = next((row for row in found if row[2] == wanted), found[-1])
     return best[0], "pypy" if best[1] == "pypy" else "cpython", best[2]
+
+
+def _is_folder(path: str) -> bool:
+    """Whether there is a folder; an error, and no answer, where that must not be looked at."""
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _site_packages(path: str, library: str) -> Iterator[str]:

@@ -22,6 +22,6 @@ def serve(root: int) -> None:
         scanner = Scanner(root, Prefixes(old, new, prompt), write, frozenset(apart))
         send(1, "ready")
         while True:
-            send(1, tuple(scanner.scan(receive(0))))
+            scanner.scan(receive(0), lambda findings: send(1, tuple(findings)))
     except (EOFError, BrokenPipeError):
         return

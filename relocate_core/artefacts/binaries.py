@@ -16,13 +16,15 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ..prefix import Prefixes
+from ..prefix import Prefixes, reference_pattern
 
 KIND = "binary"
 
 _ELF = b"\x7fELF"
 _AR = b"!<arch>\n"
 _NO_NUL_STRINGS = re.compile(rb"/rustc/[0-9a-f]{40}/|\xff Go build ID:|\xff Go buildinf:")
+
+_NO_TEXT = re.compile("[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\U0010ffff]")
 
 
 class NoRoom(Exception):
@@ -101,7 +103,9 @@ def longer_runpath(data: bytes, prefixes: Prefixes) -> bytes | None:
     dynamic = _dynamic(data)
     if dynamic is None or not dynamic.runpath:
         return None
-    end = data.index(b"\0", dynamic.runpath)
+    end = data.find(b"\0", dynamic.runpath)
+    if end < 0:
+        return None
     old = data[dynamic.runpath : end]
     new = prefixes.replace(old)
     return new if len(new) > len(old) + _slack(data, end, dynamic) else None
@@ -120,14 +124,17 @@ def _slack(data: bytes, end: int, dynamic: _Dynamic) -> int:
 
 def _strings_with(data: bytes, prefixes: Prefixes) -> Iterator[tuple[int, int]]:
     """Start and end of each C string that holds a reference."""
-    last = -1
-    for match in prefixes.matches(data):
-        start = data.rfind(b"\0", 0, match.start()) + 1
-        if start == last:
+    end = 0
+    for match in reference_pattern(prefixes.old, prefixes.new).finditer(data):
+        if match.start() < end:
             continue
-        last = start
+        begin = data.rfind(b"\0", 0, match.start()) + 1
+        # In front of a string may stand machine code, with no NUL in between.
+        before = data[max(begin, match.start() - 4096) : match.start()]
+        text = _NO_TEXT.split(before.decode("utf-8", "surrogateescape"))[-1]
         end = data.find(b"\0", match.end())
-        yield start, len(data) if end < 0 else end
+        end = len(data) if end < 0 else end
+        yield match.start() - len(text.encode()), end
 
 
 def _dynamic(data: bytes) -> _Dynamic | None:
@@ -136,7 +143,7 @@ def _dynamic(data: bytes) -> _Dynamic | None:
         return None
     try:
         return _read_dynamic(data)
-    except (struct.error, ValueError):
+    except (struct.error, ValueError, KeyError):
         return None
 
 
@@ -195,5 +202,8 @@ def _read_dynamic(data: bytes) -> _Dynamic | None:
             )
     runpath = values.get(29, values.get(15))  # DT_RUNPATH, DT_RPATH
     return _Dynamic(
-        table, table + size, table + runpath if runpath is not None else 0, frozenset(used)
+        table,
+        min(table + size, len(data)),
+        table + runpath if runpath is not None else 0,
+        frozenset(used),
     )

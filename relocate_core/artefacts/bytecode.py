@@ -38,9 +38,9 @@ class Layout(NamedTuple):
     """SipHash's compression rounds in the source hash: 2 before 3.11, 1 since."""
 
 
-_CODE_2 = "iiii" + "xoooooooo" + "ix"
-_CODE_3 = "iiiii" + "xoooooooo" + "ix"
-_CODE_38 = "iiiiii" + "xoooooooo" + "ix"
+_CODE_2 = "iiii" + "xooooooo" + "ix"
+_CODE_3 = "iiiii" + "xooooooo" + "ix"
+_CODE_38 = "iiiiii" + "xooooooo" + "ix"
 _CODE_311 = "iiiii" + "xooo" + "xooo" + "ixx"
 
 # Magic numbers (the low 16 bits) from CPython's own history of them.
@@ -51,7 +51,7 @@ _LAYOUTS = (
     (3250, 3389, Layout(12, _CODE_3, True, 2)),  # 3.4 (3250-3310), 3.5, 3.6
     (3190, 3249, Layout(12, _CODE_3, False, 2)),  # 3.3
     (62211, 62211, Layout(8, _CODE_2, False, 2)),  # 2.7
-    (336, 336, Layout(16, _CODE_38, False, 2)),  # PyPy of 3.9
+    (336, 336, Layout(16, _CODE_38, True, 2)),  # PyPy of 3.9
 )
 
 _REF = 0x80
@@ -134,6 +134,7 @@ def _rewrite_filenames(path: str, data: bytes, prefixes: Prefixes, layout: Layou
             or length < head_size
             or data[at + len(old)] != 0x2F
             or data[stop - len(tail) : stop] != tail
+            or data.find(old, at + 1, stop) >= 0
         ):
             return None
         name = new + data[at + len(old) : stop]
@@ -146,6 +147,8 @@ def _rewrite_filenames(path: str, data: bytes, prefixes: Prefixes, layout: Layou
 def _spell(kind: int, old: bytes, new: bytes, layout: Layout) -> bytes:
     """The marshalled string `new`, of the type that its Python would give it."""
     ref, kind = kind & _REF, kind & ~_REF
+    if chr(kind) in "zZaA" and not old.isascii():
+        raise Unreadable("a string is not what its type says")
     if (layout.ascii_types and chr(kind) in "zZaA") or (
         layout.ascii_types and chr(kind) in "ut" and not old.isascii()
     ):

@@ -18,7 +18,7 @@ import re
 from typing import NamedTuple
 
 from ..prefix import PLAIN, Prefixes, reference_pattern
-from ..quoting import SH, replace
+from ..quoting import PYTHON, SH, Unspeakable, replace
 from . import text
 
 KIND = "script"
@@ -54,9 +54,24 @@ def claims(path: str, data: bytes) -> bool:
 
 
 def rewrite(path: str, data: bytes, prefixes: Prefixes) -> bytes:
-    """`data` with its shebang and its body moved."""
+    """`data` with its shebang and its body moved.
+
+    Raises:
+        Unspeakable: the new prefix cannot be written at one of the places.
+    """
+    language = text.language_of(path, data)
     head, body = rewrite_shebang(data, prefixes)
-    return head + replace(body, prefixes, text.language_of(path, data))
+    if language is PYTHON and not _is_utf8(head) and _is_utf8(data):
+        raise Unspeakable("Python reads no script whose shebang is not UTF-8")
+    return head + replace(body, prefixes, language)
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def rewrite_shebang(data: bytes, prefixes: Prefixes) -> tuple[bytes, bytes]:
@@ -69,7 +84,7 @@ def rewrite_shebang(data: bytes, prefixes: Prefixes) -> tuple[bytes, bytes]:
         return b"", data
     found = _find(line[1], prefixes)
     if found is None:
-        return line[0], data[line.end() :]
+        return prefixes.replace(line[0]), data[line.end() :]
     lead, _, tail = found
     if lead.strip() == b'"':  # old setuptools quoted a spaced path, which no kernel reads: mend it
         tail, _, arguments = tail.partition(b'"')
@@ -77,7 +92,7 @@ def rewrite_shebang(data: bytes, prefixes: Prefixes) -> tuple[bytes, bytes]:
     else:
         tail, arguments = _cut(tail)
     rest = data[line.end() :]
-    shebang = Shebang(lead, prefixes.new + tail, arguments, rest)
+    shebang = Shebang(lead, prefixes.new + tail, prefixes.replace(arguments), rest)
     if line[2] != b"\n":  # a shell would choke on CRLF as well, so nothing is gained by it
         return _plain(shebang) + line[2], rest
     head, rest = _render(shebang)
@@ -91,15 +106,15 @@ def _rewrite_shell_form(
     word = _interpreter_word(match["command"], prefixes)
     if word is None:
         return head, rest
-    interpreter, old, arguments = word
+    interpreter, old, arguments, sound = word
     lead = b"/usr/bin/env -S " if match["env"] else b""
     cookie = match["cookie"] or b""
     written = _render(Shebang(lead, interpreter, arguments, cookie + rest))
     moved = prefixes.new + interpreter[len(old) :]
+    arguments = replace(arguments, prefixes, SH)
     if b"".join(written) == data:
         return _render(Shebang(lead, moved, arguments, cookie + rest))
-    if match["command"].startswith(interpreter) and not PLAIN.match(interpreter):
-        # Without the quotes that its spaces need it never ran: mend it.
+    if not sound:  # it never ran: mend it
         command = _quoted(moved, rest) + arguments
     else:
         command = replace(match["command"], prefixes, SH)
@@ -107,20 +122,27 @@ def _rewrite_shell_form(
     return head[:start] + command + head[match.end("command") :], rest
 
 
-def _interpreter_word(command: bytes, prefixes: Prefixes) -> tuple[bytes, bytes, bytes] | None:
-    """The interpreter of a shell form, the old prefix in it, and the rest of the command."""
-    found = _find(command, prefixes)
-    if found is not None and not found[0]:  # not quoted at all, even where it would have to be
-        tail, arguments = _cut(found[2])
-        return found[1] + tail, found[1], arguments
+def _interpreter_word(
+    command: bytes, prefixes: Prefixes
+) -> tuple[bytes, bytes, bytes, bool] | None:
+    """The interpreter of a shell form, the old prefix in it, the rest of the command.
+
+    And whether the shell reads it so: pip's distlib quotes nothing but spaces, and those with `"`
+    even where the path has such a one itself.
+    """
     word = _WORD.match(command)
-    if word is None:
-        return None
-    meaning = b"".join(unit.meaning for unit in SH.read(word[0]))
+    meaning = b"".join(unit.meaning for unit in SH.read(word[0])) if word else b""
     found = _find(meaning, prefixes)
-    if found is None or found[0]:
+    if word and found and not found[0]:
+        return meaning, found[1], command[word.end() :], True
+    found = _find(command, prefixes)
+    if found is None or found[0] not in (b"", b'"'):
         return None
-    return meaning, found[1], command[word.end() :]
+    if found[0]:
+        tail, _, arguments = found[2].partition(b'"')
+    else:
+        tail, arguments = _cut(found[2])
+    return found[1] + tail, found[1], arguments, False
 
 
 def _find(line: bytes, prefixes: Prefixes) -> tuple[bytes, bytes, bytes] | None:
@@ -201,5 +223,5 @@ def interpreter_of(head: bytes) -> bytes | None:
     if env:
         return words[env.end() :].split(None, 1)[0] if words[env.end() :].strip() else None
     # A path with a space in it does not run, but still says where it was made.
-    python = re.match(rb"(/.*?/bin/(?:python|pypy)[\w.]*)(?:\s|\Z)", words)
+    python = re.match(rb'(/.*?/bin/(?:python|pypy)[\w.]*)(?:["\s]|\Z)', words)
     return python[1] if python else (words.split(None, 1)[0] if words else None)
