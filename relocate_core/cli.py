@@ -116,6 +116,8 @@ def _work_on(path: str, options: argparse.Namespace) -> bool:
 def _update_path(path: str, options: argparse.Namespace) -> None:
     from .relocation import relocate
 
+    if options.update_path != "auto" and not options.update_path.startswith("/"):
+        raise InvalidPath(f"--update-path must be absolute: {options.update_path}")
     progress = _ProgressBar() if sys.stderr.isatty() and not options.json else None
     try:
         report = relocate(path, options.update_path, dry_run=options.dry_run, progress=progress)
@@ -144,7 +146,7 @@ def _summary(report: Relocation) -> str:
 
 
 def _reinitialize(path: str, options: argparse.Namespace) -> None:
-    from .interpreter import reinitialize
+    from .reinitialization import reinitialize
 
     report = reinitialize(path, options.python, dry_run=options.dry_run)
     if options.json:

@@ -22,19 +22,19 @@ from functools import partial
 from typing import Any
 
 from . import files, pool
-from .artefacts import binaries, bytecode, metadata, rewrite
+from .artefacts import binaries, bytecode, metadata
+from .artefacts.kinds import rewrite
 from .errors import RelocateError, TreeChanged, TreeError, UnknownPrefix
 from .large import LargeFile
 from .locking import locked
 from .prefix import Prefixes
-from .scanning import WHOLE, Findings, Folder, Scanner
+from .scanning import WHOLE, Findings, Scanner
 from .staging import LINK, Rehearsal, Staged, Staging, reserve
 from .virtualenv import Virtualenv, absolute_prefix, inspect, recorded_prefixes
+from .walking import Walk
 
 Progress = Callable[[int, int], None]
 """Called with the number of files done and the number known so far."""
-
-_DEEPEST = 200
 
 
 @dataclass
@@ -109,7 +109,7 @@ def relocate(
     """
     new = absolute_prefix(
         os.path.abspath(path) if new_path == "auto" else new_path,
-        "the path" if new_path == "auto" else "--update-path",
+        "the path" if new_path == "auto" else "the new path",
     )
     given = [absolute_prefix(old_path, "the old path")] if old_path else []
     environment = inspect(path)
@@ -172,8 +172,7 @@ class _Run:
         prompt = names if names[0] != names[1] and environment.prompt is None else None
         self.prefixes = Prefixes(old_bytes, new_bytes, prompt)
         self.failure: RelocateError | None = None
-        self.known = 0
-        self.links: list[str] = []
+        self.walk = Walk(root, environment.path, clear=not dry_run)
         self.bytecode: dict[str, int] = {}
         self.hits: list[str] = []
         self.staging = (Rehearsal if dry_run else Staging)(root, environment.path)
@@ -225,9 +224,10 @@ class _Run:
         scanner = Scanner(
             self.root, self.prefixes, not self.report.dry_run, self._hashed_bytecode()
         )
-        pool.scan(scanner, self._walk(), self._take)
+        pool.scan(scanner, self.walk.folders(), self._take)
         if self.failure is not None:
             raise self.failure
+        self.report.problems += [(path, "it is another file system") for path in self.walk.foreign]
         if self.bytecode:
             self.report.rewritten[bytecode.KIND] = len(self.bytecode)
 
@@ -238,8 +238,9 @@ class _Run:
         self.report.problems += findings.hidden
         if findings.failure and self.failure is None:
             self.failure = self._failure(findings)
+            self.walk.stop()
         if self.progress is not None:
-            self.progress(self.report.seen, self.known)
+            self.progress(self.report.seen, self.walk.known)
 
     def _failure(self, findings: Findings) -> RelocateError:
         assert findings.failure is not None
@@ -250,58 +251,6 @@ class _Run:
 
     def _full(self, path: str) -> str:
         return os.path.join(self.environment.path, path)
-
-    def _walk(self) -> Iterator[Folder]:
-        """Every folder with its regular files; stops early once something has failed."""
-        device = os.fstat(self.root).st_dev
-        folder = os.dup(self.root)
-        try:
-            yield from self._walk_folder(folder, "", device, 0)
-        finally:
-            os.close(folder)
-
-    def _walk_folder(self, folder: int, path: str, device: int, depth: int) -> Iterator[Folder]:
-        names, folders = [], []
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                name = entry.name
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(name)
-                elif name.startswith(files.TEMPORARY):
-                    self._clear(folder, name)
-                elif entry.is_symlink():
-                    self.links.append(f"{path}/{name}" if path else name)
-                elif entry.is_file(follow_symlinks=False):
-                    names.append(name)
-        self.known += len(names)
-        if names:
-            yield path, names
-        for name in folders:
-            below = f"{path}/{name}" if path else name
-            if self.failure is not None:
-                return
-            if depth >= _DEEPEST:
-                raise TreeError(
-                    f"cannot relocate {self._full(below)}: folders are nested more than "
-                    f"{_DEEPEST} deep; this is no virtualenv that a tool has made"
-                )
-            try:
-                inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
-            except OSError as error:
-                self.failure = TreeError.of(self._full(below), error)
-                return
-            try:
-                if os.fstat(inner).st_dev != device:
-                    self.report.problems.append((below, "it is another file system"))
-                    continue
-                yield from self._walk_folder(inner, below, device, depth + 1)
-            finally:
-                os.close(inner)
-
-    def _clear(self, folder: int, name: str) -> None:
-        """Remove what a killed run has left: under the lock, nobody else is using it."""
-        if not self.report.dry_run:
-            os.unlink(name, dir_fd=folder)
 
     def _hashed_bytecode(self) -> frozenset[str]:
         """Bytecode whose hash a RECORD lists: rare, and to be rewritten after that RECORD."""
@@ -345,7 +294,7 @@ class _Run:
 
     def _stage(self) -> None:
         """Write every other new file beside its old one; nothing is in place yet."""
-        for path in self.links:
+        for path in self.walk.links:
             self._stage_link(path)
         for path in self.hits:
             self._stage_file(path)

@@ -1,53 +1,7 @@
-"""The kinds of file that name a virtualenv's path, one module each.
+"""The kinds of file that name a virtualenv's path, one module each; `kinds` lists them.
 
 A kind is a module with three things: `KIND`, its name in reports; `claims(path, data)`, whether a
-file is of it; `rewrite(path, data, prefixes)`, the file made at home, as a pure function. To add
-one, write the module and put it into `KINDS`, in front of those that would claim its files too.
+file is of it; `rewrite(path, data, prefixes)`, the file made at home, as a pure function.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
-
-from ..prefix import Prefixes
-from ..quoting import Unspeakable
-from . import activation, archives, binaries, bytecode, metadata, scripts, text
-
-KINDS = (bytecode, binaries, archives, activation, scripts, metadata, text)
-
-
-class Rewritten(NamedTuple):
-    """What became of one file.
-
-    Attributes:
-        kind: which kind claimed it.
-        data: its new content; the old one where nothing could be changed.
-        problem: why a reference is left in it, or an empty string.
-    """
-
-    kind: str
-    data: bytes
-    problem: str = ""
-
-
-def rewrite(path: str, data: bytes, prefixes: Prefixes) -> Rewritten:
-    """Move a file's references from the old prefixes to the new one.
-
-    Args:
-        path: relative to the virtualenv; its name decides about the kind.
-        data: the whole content.
-        prefixes: what to replace by what.
-
-    Returns:
-        The new content, which is as it was where there is no reference. Never raises for a file's
-        content: what cannot be rewritten is left, and `problem` says why.
-    """
-    kind = next(kind for kind in KINDS if kind.claims(path, data))
-    try:
-        return Rewritten(kind.KIND, kind.rewrite(path, data, prefixes))
-    except bytecode.Unreadable as error:
-        return Rewritten(kind.KIND, data, f"unreadable bytecode: {error}")
-    except binaries.NoRoom as error:
-        return Rewritten(kind.KIND, error.data, str(error))
-    except (archives.Uneditable, Unspeakable) as error:
-        return Rewritten(kind.KIND, data, str(error))

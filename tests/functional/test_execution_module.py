@@ -129,7 +129,7 @@ def test_info_and_check(functions: Any, carried: environments.Environment) -> No
         ("update_path", ("/nowhere",), "/nowhere is not a virtualenv: not a directory"),
         ("update_path", ("srv/app",), "the path of a virtualenv must be absolute: srv/app"),
         ("update_path", (42,), "the path of a virtualenv must be absolute: 42"),
-        ("update_path", ("{path}", "srv"), "--update-path must be absolute: srv"),
+        ("update_path", ("{path}", "srv"), "the new path must be absolute: srv"),
         ("update_path", ("{path}", "/a\nb"), "must not hold a line break"),
         ("reinitialize", ("{path}", "/nowhere/python"), "/nowhere/python does not run"),
         ("reinitialize", ("{path}", "no-such-python"), "there is no no-such-python"),

@@ -13,7 +13,7 @@ import pytest
 from relocate_core import interpreter
 from relocate_core.checking import check
 from relocate_core.errors import InterpreterMismatch, InterpreterNotFound, RelocateError
-from relocate_core.interpreter import reinitialize
+from relocate_core.reinitialization import reinitialize
 from tests.support import environments
 from tests.support.environments import Environment, copy, differences, digest, make
 from tests.support.steps import Steps, in_child, temporaries

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from relocate_core.artefacts import Rewritten, binaries, rewrite
+from relocate_core.artefacts import binaries
+from relocate_core.artefacts.kinds import Rewritten, rewrite
 from relocate_core.prefix import Prefixes
 
 OLD = b"/srv/application"

@@ -18,8 +18,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from relocate_core.artefacts import bytecode, rewrite
+from relocate_core.artefacts import bytecode
 from relocate_core.artefacts.bytecode import Source, Unreadable, follow_source
+from relocate_core.artefacts.kinds import rewrite
 from relocate_core.prefix import Prefixes
 from tests.support import environments
 

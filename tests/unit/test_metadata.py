@@ -14,7 +14,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 import pytest
 
-from relocate_core.artefacts import rewrite
+from relocate_core.artefacts.kinds import rewrite
 from relocate_core.artefacts.metadata import Digests, encoded, record_rows, update_record
 from relocate_core.prefix import Prefixes
 from tests.support.paths import CLASSICS

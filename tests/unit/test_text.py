@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from relocate_core.artefacts import rewrite
+from relocate_core.artefacts.kinds import rewrite
 from relocate_core.prefix import Prefixes
 from tests.support.paths import CLASSICS
 
