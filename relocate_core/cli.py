@@ -115,9 +115,10 @@ def _work_on(path: str, options: argparse.Namespace) -> bool:
 
 def _update_path(path: str, options: argparse.Namespace) -> None:
     from .relocation import relocate
+    from .virtualenv import absolute_prefix
 
-    if options.update_path != "auto" and not options.update_path.startswith("/"):
-        raise InvalidPath(f"--update-path must be absolute: {options.update_path}")
+    if options.update_path != "auto":
+        absolute_prefix(options.update_path, "--update-path")
     progress = _ProgressBar() if sys.stderr.isatty() and not options.json else None
     try:
         report = relocate(path, options.update_path, dry_run=options.dry_run, progress=progress)

@@ -20,7 +20,7 @@ from .errors import TreeChanged, TreeError
 TEMPORARY = ".relocating-"
 _counter = itertools.count()
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 def open_root(path: str) -> int:
@@ -47,6 +47,42 @@ def open_folder(root: int, path: str) -> int:
     return folder
 
 
+class Descent:
+    """Opens one folder after the other below a root, as `open_folder` does.
+
+    The descriptors on the way to the last one stay open, so that a neighbour costs one call and
+    not one for each component.
+    """
+
+    def __init__(self, root: int) -> None:
+        self._names: list[str] = []
+        self._descriptors = [os.dup(root)]
+
+    def open(self, path: str) -> int:
+        """A descriptor of the folder `path`, good until the next call."""
+        names = path.split("/") if path else []
+        same = 0
+        for ours, theirs in zip(self._names, names):
+            if ours != theirs:
+                break
+            same += 1
+        self._leave(same)
+        for name in names[same:]:
+            self._descriptors.append(os.open(name, _DIRECTORY, dir_fd=self._descriptors[-1]))
+            self._names.append(name)
+        return self._descriptors[-1]
+
+    def close(self) -> None:
+        """Close all descriptors."""
+        self._leave(0)
+        os.close(self._descriptors.pop())
+
+    def _leave(self, depth: int) -> None:
+        del self._names[depth:]
+        while len(self._descriptors) > depth + 1:
+            os.close(self._descriptors.pop())
+
+
 @contextmanager
 def folder_of(root: int, path: str) -> Iterator[tuple[int, str]]:
     """The descriptor of the folder that holds `path`, and the name in it."""
@@ -60,16 +96,17 @@ def folder_of(root: int, path: str) -> Iterator[tuple[int, str]]:
 
 def open_file(folder: int, name: str) -> int:
     """A descriptor of a file to read from."""
-    return os.open(name, _FILE, dir_fd=folder)
+    return os.open(name, FILE, dir_fd=folder)
 
 
 def read_whole(file: int) -> bytes:
     """The rest of an open file."""
     pieces: list[bytes] = []
+    size = os.fstat(file).st_size + 1  # one more, to see the end with the first call
     while True:
-        piece = os.read(file, 1 << 20)
+        piece = os.read(file, min(size, 1 << 20))
         if not piece:
-            return b"".join(pieces)
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.append(piece)
 
 
@@ -113,8 +150,7 @@ def write_aside(folder: int, original: int, status: os.stat_result, pieces: Iter
         now = os.fstat(file)
         if (now.st_uid, now.st_gid) != (status.st_uid, status.st_gid):
             os.fchown(file, status.st_uid, status.st_gid)
-        _copy_attributes(original, file)
-        if os.fstat(file).st_mode != status.st_mode:
+        if _copy_attributes(original, file) or now.st_mode != status.st_mode:
             os.fchmod(file, mode)
         os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     except BaseException:
@@ -133,12 +169,13 @@ def _write_all(file: int, data: bytes) -> None:
         written = os.write(file, data)
 
 
-def _copy_attributes(original: int, file: int) -> None:
+def _copy_attributes(original: int, file: int) -> bool:
+    """Give a file the extended attributes of another; whether there was any."""
     if not hasattr(os, "listxattr"):
-        return
+        return False
     try:
-        names = os.listxattr(original)
-        for name in set(os.listxattr(file)).difference(names):
+        names, ours = os.listxattr(original), os.listxattr(file)
+        for name in set(ours).difference(names):
             if not name.startswith("security."):  # the folder's default access list, say
                 os.removexattr(file, name)
         for name in names:
@@ -151,6 +188,8 @@ def _copy_attributes(original: int, file: int) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTSUP, errno.ENOSYS):
             raise
+        return False
+    return bool(names or ours)
 
 
 def put_in_place(

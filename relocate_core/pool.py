@@ -106,10 +106,13 @@ class _Worker:
         assert self.process.stdout is not None
         return self.process.stdout.fileno()
 
-    def give(self, batch: list[Folder]) -> None:
+    def tell(self, message: object) -> None:
         assert self.process.stdin is not None
+        send(self.process.stdin.fileno(), message)
+
+    def give(self, batch: list[Folder]) -> None:
         self.batch = batch
-        send(self.process.stdin.fileno(), batch)
+        self.tell(batch)
 
     def take(self) -> Findings:
         findings = Findings(*receive(self.output))
@@ -137,7 +140,6 @@ def _start(scanner: Scanner) -> list[_Worker]:
         return []
     workers: list[_Worker] = []
     command = [sys.executable, "-I", "-S", "-B", "-c", _BOOTSTRAP, package, str(scanner.root)]
-    arguments = (scanner.prefixes.arguments, scanner.write, list(scanner.apart))
     try:
         for _ in range(count):
             process = subprocess.Popen(
@@ -150,8 +152,9 @@ def _start(scanner: Scanner) -> list[_Worker]:
                 pass_fds=(scanner.root,),
             )
             workers.append(_Worker(process))
-            assert process.stdin is not None
-            send(process.stdin.fileno(), arguments)
+        arguments = (scanner.prefixes.arguments, scanner.write)
+        for worker in workers:
+            worker.tell(arguments)
         for worker in workers:
             if receive(worker.output) != "ready":
                 raise OSError("not a worker")

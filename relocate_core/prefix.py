@@ -43,6 +43,7 @@ class Prefixes:
     Attributes:
         old: the prefixes to replace, as bytes, longest first (one may contain another).
         new: the prefix to write, as bytes.
+        inside: for each old prefix the offsets at which the new one contains it.
         prompt: (old name, new name) where activation scripts show the virtualenv's base name and
             no prompt was chosen by hand; else None.
     """
@@ -53,6 +54,7 @@ class Prefixes:
         self.old = tuple(sorted(set(old) - {new}, key=lambda path: (-len(path), path)))
         self.new = new
         self.prompt = prompt
+        self.inside = {path: _occurrences(path, new) for path in self.old}
         self.plain = all(PLAIN.match(path) for path in (*self.old, new))
         self._pattern = reference_pattern(self.old, new)
 
@@ -74,6 +76,10 @@ class Prefixes:
             pieces += [data[end : match.start()], self.new]
             end = match.end()
         return b"".join((*pieces, data[end:])) if pieces else data
+
+
+def _occurrences(path: bytes, text: bytes) -> tuple[int, ...]:
+    return tuple(at for at in range(len(text)) if text.startswith(path, at))
 
 
 def reference_pattern(old: Iterable[bytes], new: bytes) -> re.Pattern[bytes]:

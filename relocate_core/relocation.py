@@ -18,7 +18,6 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from . import files, pool
@@ -28,6 +27,7 @@ from .errors import RelocateError, TreeChanged, TreeError, UnknownPrefix
 from .large import LargeFile
 from .locking import locked
 from .prefix import Prefixes
+from .records import Records
 from .scanning import WHOLE, Findings, Scanner
 from .staging import LINK, Rehearsal, Staged, Staging, reserve
 from .virtualenv import Virtualenv, absolute_prefix, inspect, recorded_prefixes
@@ -214,16 +214,14 @@ class _Run:
                 if named == which:
                     folder, _, name = path.rpartition("/")
                     folders.setdefault(folder, []).append(name)
-            scanner = Scanner(self.root, Prefixes((self.prefixes.new,), old), True, frozenset())
+            scanner = Scanner(self.root, Prefixes((self.prefixes.new,), old), write=True)
             pool.scan(scanner, iter(folders.items()), _require_success)
 
     # --- finding --------------------------------------------------------------------------------
 
     def _scan(self) -> None:
         """Walk the tree; bytecode is rewritten on the way, other hits are collected."""
-        scanner = Scanner(
-            self.root, self.prefixes, not self.report.dry_run, self._hashed_bytecode()
-        )
+        scanner = Scanner(self.root, self.prefixes, write=not self.report.dry_run)
         pool.scan(scanner, self.walk.folders(), self._take)
         if self.failure is not None:
             raise self.failure
@@ -252,44 +250,6 @@ class _Run:
     def _full(self, path: str) -> str:
         return os.path.join(self.environment.path, path)
 
-    def _hashed_bytecode(self) -> frozenset[str]:
-        """Bytecode whose hash a RECORD lists: rare, and to be rewritten after that RECORD."""
-        found = []
-        for record, rows in self._records(lambda data: b".pyc,sha" in data):
-            base = os.path.dirname(os.path.dirname(record))
-            for row, line in rows:
-                if row.endswith(b".pyc") and line.rstrip().count(b"=") and b",," not in line:
-                    found.append(os.path.normpath(os.path.join(base, os.fsdecode(row))))
-        return frozenset(found)
-
-    def _records(
-        self, wanted: Callable[[bytes], bool]
-    ) -> Iterator[tuple[str, Iterator[tuple[bytes, bytes]]]]:
-        """The path and the rows of each RECORD whose content is `wanted`."""
-        for site_packages in self.environment.site_packages:
-            folder = files.open_folder(self.root, site_packages)
-            try:
-                for name in sorted(os.listdir(folder)):
-                    if not name.endswith(".dist-info"):
-                        continue
-                    path = f"{site_packages}/{name}/RECORD"
-                    try:
-                        inner = os.open(
-                            name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder
-                        )
-                    except OSError:
-                        continue
-                    try:
-                        data, _ = files.read(inner, "RECORD")
-                    except FileNotFoundError:
-                        continue
-                    finally:
-                        os.close(inner)
-                    if wanted(data):
-                        yield path, metadata.record_rows(data)
-            finally:
-                os.close(folder)
-
     # --- writing aside --------------------------------------------------------------------------
 
     def _stage(self) -> None:
@@ -305,7 +265,10 @@ class _Run:
         ]
         for path in sources:
             self._stage_bytecode_of(path)
-        self._stage_records()
+        records = Records(self.root, self.environment.site_packages, self.prefixes)
+        for record, known in records.update(self.staging):
+            if not known:
+                self._count(record, metadata.KIND)
 
     def _count(self, path: str, kind: str) -> None:
         self.report.rewritten[kind] = self.report.rewritten.get(kind, 0) + 1
@@ -410,28 +373,6 @@ class _Run:
             finally:
                 os.close(descriptor)
             yield from (f"{folder}/{name}".lstrip("/") for name in names)
-
-    def _stage_records(self) -> None:
-        """Bring the RECORD rows of all rewritten files up to date."""
-        names = {os.fsencode(path.rpartition("/")[2]) for path in self.staging.items}
-        for record, rows in self._records(lambda data: True):
-            base = os.path.dirname(os.path.dirname(record))
-            changed: dict[bytes, Callable[[str], metadata.Digests]] = {}
-            for row, _ in rows:
-                if row.rpartition(b"/")[2] in names:
-                    path = os.path.normpath(os.path.join(base, os.fsdecode(row)))
-                    item = self.staging.items.get(path)
-                    if item is not None and item.kind != LINK:
-                        changed[row] = partial(self.staging.digests, path)
-            if not changed:
-                continue
-            old, status = self.staging.read(record)
-            new = metadata.update_record(old, changed)
-            if new != old:
-                known = record in self.staging.items
-                self.staging.write(record, metadata.KIND, new, status)
-                if not known:
-                    self._count(record, metadata.KIND)
 
 
 def _require_success(findings: Findings) -> None:

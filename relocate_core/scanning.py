@@ -55,14 +55,12 @@ class Scanner:
         root: descriptor of the virtualenv.
         prefixes: what to look for, and what to write.
         write: whether to rewrite bytecode, or only to say what would be.
-        apart: bytecode that must not be rewritten here, because a RECORD lists its hash.
     """
 
-    def __init__(self, root: int, prefixes: Prefixes, write: bool, apart: frozenset[str]) -> None:
+    def __init__(self, root: int, prefixes: Prefixes, write: bool) -> None:
         self.root = root
         self.prefixes = prefixes
         self.write = write
-        self.apart = apart
         self.needles = needles(prefixes.old)
         self.buffer = bytearray(_BUFFER)
         self.view = memoryview(self.buffer)
@@ -73,48 +71,60 @@ class Scanner:
         findings = Findings(0, [], [], [], None)
         failure = None
         seen = 0
-        path = ""
+        path = name = ""
+        descent = files.Descent(self.root)
+        # What follows is done for every file of a tree, so it calls nothing that it can do without.
+        first, *_ = self.needles
+        buffer, buffers, find = self.buffer, self.buffers, self.buffer.find
+        simple = len(self.needles) == 1
         try:
             for path, names in folders:
-                folder = files.open_folder(self.root, path)
-                try:
-                    for name in names:
-                        seen += 1
-                        self._look(folder, path, name, findings)
-                except OSError as error:
-                    path = _join(path, name)
-                    raise error
-                finally:
-                    os.close(folder)
+                name = ""
+                folder = descent.open(path)
+                for name in names:
+                    seen += 1
+                    file = os.open(name, files.FILE, dir_fd=folder)
+                    try:
+                        size = os.readv(file, buffers)
+                        if simple and 0 < size < _BUFFER and buffer[0] not in _HIDDEN_FIRST:
+                            if find(first, 0, size) >= 0:
+                                self._hit(folder, file, path, name, size, findings)
+                        elif size:
+                            self._look(folder, file, path, name, size, findings)
+                    finally:
+                        os.close(file)
         except OSError as error:
-            failure = (path, "OSError", error.errno or 0, error.strerror or str(error))
+            where = _join(path, name) if name else path
+            failure = (where, "OSError", error.errno or 0, error.strerror or str(error))
         except TreeChanged as error:
-            failure = (path, "TreeChanged", 0, str(error))
+            failure = (_join(path, name), "TreeChanged", 0, str(error))
         finally:
+            descent.close()
             take(findings._replace(seen=seen, failure=failure))
 
-    def _look(self, folder: int, parent: str, name: str, findings: Findings) -> None:
-        file = files.open_file(folder, name)
-        try:
-            size = os.readv(file, self.buffers)
-            if not size:
-                return
-            if self._search(file, size):
-                path = _join(parent, name)
-                if not self._rewrite(folder, file, name, path, size, findings):
-                    findings.hits.append(path)
-            elif self.buffer[0] in _HIDDEN_FIRST:
-                reason = hidden_reference(bytes(self.buffer[:8]), file, self.needles)
-                if reason:
-                    findings.hidden.append((_join(parent, name), reason))
-        finally:
-            os.close(file)
+    def _look(
+        self, folder: int, file: int, parent: str, name: str, size: int, findings: Findings
+    ) -> None:
+        """Look through a file of any size, of which the first `size` bytes are in the buffer."""
+        if self._search(file, size):
+            self._hit(folder, file, parent, name, size, findings)
+        elif self.buffer[0] in _HIDDEN_FIRST:
+            reason = hidden_reference(bytes(self.buffer[:8]), file, self.needles)
+            if reason:
+                findings.hidden.append((_join(parent, name), reason))
+
+    def _hit(
+        self, folder: int, file: int, parent: str, name: str, size: int, findings: Findings
+    ) -> None:
+        path = _join(parent, name)
+        if not self._rewrite(folder, file, name, path, size, findings):
+            findings.hits.append(path)
 
     def _rewrite(
         self, folder: int, file: int, name: str, path: str, size: int, findings: Findings
     ) -> bool:
         """Rewrite bytecode on the spot; False where the file is left to somebody else."""
-        if not name.endswith((".pyc", ".pyo")) or path in self.apart:
+        if not name.endswith((".pyc", ".pyo")):
             return False
         status = os.fstat(file)
         if status.st_size > WHOLE:
@@ -130,11 +140,14 @@ class Scanner:
             return False
         if new is data or new == data:
             return True
-        named = [number for number, old in enumerate(self.prefixes.old) if old in data]
-        if len(named) != 1 or self.prefixes.new in data:
+        which = 0
+        if len(self.prefixes.old) > 1:
+            named = [number for number, old in enumerate(self.prefixes.old) if old in data]
+            which = named[0] if len(named) == 1 else -1
+        if which < 0 or self.prefixes.new in data:
             return False  # the opposite rewrite would not give it back
         # Told before it is done: to undo what was not done does no harm.
-        findings.rewritten.append((path, named[0]))
+        findings.rewritten.append((path, which))
         if self.write:
             temporary = files.write_aside(folder, file, status, (new,))
             files.put_in_place(folder, temporary, name, status, path=path)

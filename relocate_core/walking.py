@@ -75,15 +75,18 @@ class Walk:
         with os.scandir(folder) as entries:
             for entry in entries:
                 name = entry.name
-                if entry.is_dir(follow_symlinks=False):
+                is_file = entry.is_file(follow_symlinks=False)
+                if is_file and name[0] != ".":  # nearly all of them
+                    names.append(name)
+                elif entry.is_dir(follow_symlinks=False):
                     folders.append(name)
                 elif name.startswith(files.TEMPORARY):
                     if self.clear:  # under the lock, nobody is using it any more
                         os.unlink(name, dir_fd=folder)
+                elif is_file:
+                    names.append(name)
                 elif entry.is_symlink():
                     self.links.append(f"{path}/{name}" if path else name)
-                elif entry.is_file(follow_symlinks=False):
-                    names.append(name)
         self.known += len(names)
         return names, folders
 

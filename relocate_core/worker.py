@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 
 from .messages import receive, send
@@ -17,9 +18,10 @@ def serve(root: int) -> None:
     """
     # Ctrl-C goes to the whole group; the parent decides what comes of it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.disable()  # nothing here is a cycle, and looking for them takes time
     try:
-        (old, new, prompt), write, apart = receive(0)
-        scanner = Scanner(root, Prefixes(old, new, prompt), write, frozenset(apart))
+        (old, new, prompt), write = receive(0)
+        scanner = Scanner(root, Prefixes(old, new, prompt), write)
         send(1, "ready")
         while True:
             scanner.scan(receive(0), lambda findings: send(1, tuple(findings)))

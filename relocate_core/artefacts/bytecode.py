@@ -9,7 +9,6 @@ the magic numbers, PEP 552 for the header, PyPy's pypy/interpreter/pycode.py.
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -108,19 +107,25 @@ def _rewrite_filenames(path: str, data: bytes, prefixes: Prefixes, layout: Layou
     Nearly all of a virtualenv's bytecode names nothing but its own source, and a walk costs a
     hundred times more than this check: a type byte and a length that fit, the prefix, and the
     source's own file name at the end. None where any occurrence is something else.
+
+    The type byte has to carry the mark of a shared object, as CPython's and PyPy's compilers give
+    it to every file name: with it, a type byte is no text in UTF-8, so no constant can look so.
     """
-    if len(prefixes.old) != 1:
-        return None
-    old, new = prefixes.old[0], prefixes.new
-    inside = [match.start() for match in re.finditer(re.escape(old), new)]
-    source = path.rpartition("/")[2].partition(".")[0].encode("utf-8", "surrogateescape")
-    tail = b"/" + source + b".py"
-    head_size = len(old) + len(tail)
+    new = prefixes.new
+    old = next((old for old in prefixes.old if old in data), None)
+    if old is None:
+        return data
+    source = path.rpartition("/")[2].partition(".")[0]
+    tail = f"/{source}.py".encode("utf-8", "surrogateescape")
+    inside = prefixes.inside[old]
+    size, tail_size, plain = len(old), len(tail), old.isascii()
     pieces, end = [], 0
     at = data.find(old)
     while at >= 0:
-        if any(data.startswith(new + b"/", at - offset) for offset in inside if offset <= at):
-            at = data.find(old, at + len(old))  # it names the new prefix already
+        if inside and any(
+            data.startswith(new + b"/", at - offset) for offset in inside if offset < at
+        ):
+            at = data.find(old, at + size)  # it names the new prefix already
             continue
         kind, length, start = data[at - 2], data[at - 1], at - 2
         if kind & 0x7F not in _SHORT_STRINGS:
@@ -131,17 +136,24 @@ def _rewrite_filenames(path: str, data: bytes, prefixes: Prefixes, layout: Layou
         stop = at + length
         if (
             start < layout.header
-            or length < head_size
-            or data[at + len(old)] != 0x2F
-            or data[stop - len(tail) : stop] != tail
+            or not kind & _REF
+            or length < size + tail_size
+            or data[at + size] != 0x2F
+            or data[stop - tail_size : stop] != tail
             or data.find(old, at + 1, stop) >= 0
         ):
             return None
-        name = new + data[at + len(old) : stop]
-        pieces += [data[end:start], _spell(kind, data[at:stop], name, layout)]
+        name = new + data[at + size : stop]
+        if kind & 0x7F in _SHORT_STRINGS and plain and len(name) < 256 and name.isascii():
+            pieces += [data[end : at - 1], bytes((len(name),)), name]
+        else:
+            pieces += [data[end:start], _spell(kind, data[at:stop], name, layout)]
         end = stop
         at = data.find(old, stop)
-    return b"".join((*pieces, data[end:])) if pieces else data
+    result = b"".join((*pieces, data[end:])) if pieces else data
+    if len(prefixes.old) > 1 and any(o in result for o in prefixes.old if o not in new):
+        return None
+    return result
 
 
 def _spell(kind: int, old: bytes, new: bytes, layout: Layout) -> bytes:

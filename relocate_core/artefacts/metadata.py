@@ -10,7 +10,7 @@ import csv
 import hashlib
 import re
 from base64 import urlsafe_b64encode
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from ..prefix import Prefixes
@@ -42,18 +42,37 @@ def rewrite(path: str, data: bytes, prefixes: Prefixes) -> bytes:
     return replace(data, prefixes, RAW)
 
 
-def record_rows(record: bytes) -> Iterator[tuple[bytes, bytes]]:
+def record_rows(
+    record: bytes, marks: Iterable[bytes] | None = None
+) -> Iterator[tuple[bytes, bytes]]:
     """The path and the raw line of each row of a RECORD, in order.
 
     Rows are cut by hand, not by `csv`, because the other rows have to stay as they are to the byte.
+
+    Args:
+        record: the file's content.
+        marks: only rows with one of these byte strings in them; by default all.
     """
-    for line in record.splitlines(keepends=True):
+    lines = record.splitlines(keepends=True) if marks is None else _lines_with(record, marks)
+    for line in lines:
         if line.startswith(b'"'):
             text = line.decode("utf-8", "surrogateescape")
             row = next(csv.reader([text]), [""])
             yield row[0].encode("utf-8", "surrogateescape"), line
         else:
             yield line.partition(b",")[0], line
+
+
+def _lines_with(record: bytes, marks: Iterable[bytes]) -> Iterator[bytes]:
+    starts = set()
+    for mark in marks:
+        at = record.find(mark)
+        while at >= 0:
+            starts.add(record.rfind(b"\n", 0, at) + 1)
+            at = record.find(mark, at + len(mark))
+    for start in sorted(starts):
+        end = record.find(b"\n", start) + 1
+        yield record[start : end or len(record)]
 
 
 class Digests(NamedTuple):
@@ -74,11 +93,15 @@ def update_record(record: bytes, changed: Mapping[bytes, Callable[[str], Digests
         record: the file's content.
         changed: for each path as RECORD spells it, what gives the file's digests by an algorithm.
     """
-    lines = []
-    for path, line in record_rows(record):
-        digests = changed.get(path)
-        lines.append(line if digests is None else _update_row(line, digests))
-    return b"".join(lines)
+    pieces, end = [], 0
+    # A quote is written twice in a row, so such a path does not stand there as it is.
+    marks = None if any(b'"' in path for path in changed) else changed
+    for path, line in record_rows(record, marks):
+        if path in changed:
+            start = record.index(line, end)
+            pieces += [record[end:start], _update_row(line, changed[path])]
+            end = start + len(line)
+    return b"".join((*pieces, record[end:]))
 
 
 def _update_row(line: bytes, digests: Callable[[str], Digests]) -> bytes:
