@@ -57,8 +57,9 @@ def update_path(
         The virtualenv's folder on the minion, as an absolute path.
 
     new_path
-        The absolute path that its files shall name. ``auto``, the default, is where it stands; name
-        another one to prepare it for a place that it is going to be carried to.
+        The absolute path that its files shall name. ``auto``, the default, is where it stands (for
+        a link to it, such as ``current``, the folder behind the link); name another one to prepare
+        it for a place that it is going to be carried to.
 
     old_path
         One more path to look for. Needed only where the virtualenv itself does not tell where it
@@ -225,6 +226,12 @@ def _core() -> Iterator[Any]:
         yield core
     except core.RelocateError as error:
         raise CommandExecutionError(_printable(str(error))) from error
+    except Exception as error:
+        log.exception("Unexpected error in %s", core.__name__)
+        raise CommandExecutionError(
+            f"unexpected {type(error).__name__}: {_printable(str(error))}; this is a bug: please "
+            "report it with the traceback in the minion's log"
+        ) from error
 
 
 def _core_folder() -> str | None:

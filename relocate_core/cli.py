@@ -39,8 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if not (options.update_path or options.reinitialize or options.check or options.info):
         parser.error("nothing to do: give --update-path, --reinitialize, --check or --info")
+    if options.old_path and not options.update_path:
+        parser.error("--old-path goes with --update-path")
     if options.python and not options.reinitialize:
         parser.error("--python goes with --reinitialize")
+    if options.deep and not options.check:
+        parser.error("--deep goes with --check")
     for stream in (sys.stdout, sys.stderr):  # names that are no UTF-8 are printed as they are
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")
@@ -66,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--update-path", metavar="PATH", help="the new path, or 'auto' for where it stands")
+    add("--old-path", metavar="PATH", help="one more path to look for, where it does not tell")
     add(
         "--reinitialize",
         action="store_true",
@@ -121,7 +126,13 @@ def _update_path(path: str, options: argparse.Namespace) -> None:
         absolute_prefix(options.update_path, "--update-path")
     progress = _ProgressBar() if sys.stderr.isatty() and not options.json else None
     try:
-        report = relocate(path, options.update_path, dry_run=options.dry_run, progress=progress)
+        report = relocate(
+            path,
+            options.update_path,
+            options.old_path,
+            dry_run=options.dry_run,
+            progress=progress,
+        )
     finally:
         if progress is not None:
             progress.clear()

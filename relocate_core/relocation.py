@@ -23,7 +23,7 @@ from typing import Any
 from . import files, pool
 from .artefacts import binaries, bytecode, metadata
 from .artefacts.kinds import rewrite
-from .errors import RelocateError, TreeChanged, TreeError, UnknownPrefix
+from .errors import InvalidPath, RelocateError, TreeChanged, TreeError, UnknownPrefix
 from .large import LargeFile
 from .locking import locked
 from .prefix import Prefixes
@@ -95,7 +95,8 @@ def relocate(
 
     Args:
         path: the virtualenv's folder, as it stands on this machine.
-        new_path: the absolute path that its files shall name; "auto" is where it stands.
+        new_path: the absolute path that its files shall name; "auto" is where it stands (where
+            `path` is a link to it, the folder behind the link).
         old_path: one more path to look for, where the virtualenv itself does not tell.
         dry_run: look, and change nothing.
         progress: called now and then.
@@ -107,12 +108,17 @@ def relocate(
     Raises:
         RelocateError: one of its subclasses, in one sentence; the virtualenv is as it was before.
     """
-    new = absolute_prefix(
-        os.path.abspath(path) if new_path == "auto" else new_path,
-        "the path" if new_path == "auto" else "the new path",
-    )
+    if new_path == "auto":
+        new = absolute_prefix(_standing_at(path), "the path")
+    else:
+        new = absolute_prefix(new_path, "the new path")
     given = [absolute_prefix(old_path, "the old path")] if old_path else []
     environment = inspect(path)
+    if environment.python.startswith("2.") and not new.isascii():
+        raise InvalidPath(
+            f"Python {environment.python} reads no script whose first line is not in ASCII: "
+            f"choose another path than {new}"
+        )
     root = files.open_root(path)
     try:
         with locked(root, path, wait):
@@ -132,6 +138,19 @@ def relocate(
         os.close(root)
 
 
+def _standing_at(path: str) -> str:
+    """Where the virtualenv stands: a link to it, like `current`, is no place to be at home.
+
+    Programs started from there would find another release behind it after the next switch.
+    """
+    path = os.path.abspath(path)
+    for _ in range(40):  # as many as the kernel follows
+        if not os.path.islink(path):
+            break
+        path = os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(path)))
+    return path
+
+
 def _has_leftovers(path: str) -> bool:
     """Whether a run was killed while it removed the old contents: the last one is in `bin`."""
     return any(
@@ -145,7 +164,7 @@ def _nothing_to_do(environment: Virtualenv, new: str) -> Relocation:
     if environment.prefix is None and not environment.relocatable:
         raise UnknownPrefix(
             f"{environment.path} does not say where it was built: its activation scripts, "
-            "pyvenv.cfg and console scripts name no path; tell the old path"
+            "pyvenv.cfg and console scripts name no path; name the old path as well"
         )
     return Relocation(environment.path, new, [])
 

@@ -107,7 +107,14 @@ def test_the_same_lines_without_it(venv: Environment, tmp_path: Path) -> None:
 
 
 def test_wrong_usage() -> None:
-    for arguments in ([], ["--python", "x", "--info"], ["--no-such"], ["--update-path"]):
+    for arguments in (
+        [],
+        ["--python", "x", "--info"],
+        ["--old-path", "/x", "--info"],
+        ["--deep", "--info"],
+        ["--no-such"],
+        ["--update-path"],
+    ):
         done = command(*arguments)
         assert done.returncode == 2
         assert done.stderr.startswith("usage: virtualenv-tools")
