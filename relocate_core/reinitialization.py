@@ -102,9 +102,9 @@ class _Swap:
         self.environment = environment
         self.interpreter = interpreter
         self.old_base = _old_base(environment)
+        # What is to be written, by its path: links and where they lead, copies and of what, texts.
         self.links: dict[str, str] = {}
-        self.contents: dict[str, str] = {}
-        """File to be replaced, and the file with its new content, or the content itself."""
+        self.copies: dict[str, str] = {}
         self.texts: dict[str, bytes] = {}
         old = os.path.join(environment.path, "bin", "python")
         self.report = Reinitialization(
@@ -121,7 +121,7 @@ class _Swap:
         self._plan_interpreters()
         self._plan_links()
         self._plan_config()
-        self.report.files = sorted((*self.links, *self.contents, *self.texts))
+        self.report.files = sorted((*self.links, *self.copies, *self.texts))
         if not self.report.dry_run and self.report.changed:
             staging = Staging(self.root, self.environment.path)
             with reserve(self.root) as release:
@@ -149,7 +149,7 @@ class _Swap:
                 if "/" in target and target != base and not _inside(path, target, folder):
                     self.links[f"bin/{name}"] = base
             elif _is_program(path) and not _same_content(path, base):
-                self.contents[f"bin/{name}"] = base
+                self.copies[f"bin/{name}"] = base
 
     def _plan_links(self) -> None:
         """Other links into the old base: virtualenv 16's library, PyPy's shared library."""
@@ -220,7 +220,7 @@ class _Swap:
     def _stage(self, staging: Staging) -> None:
         for path, target in self.links.items():
             staging.link(path, target)
-        for path, source in self.contents.items():
+        for path, source in self.copies.items():
             with open(source, "rb") as file:
                 staging.write(path, "copy", iter(lambda: file.read(1 << 20), b""))
         for path, data in self.texts.items():
