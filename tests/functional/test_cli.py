@@ -15,12 +15,11 @@ from typing import Any
 
 import pytest
 
-from tests.support import steps
+from tests.support import environments, steps
 from tests.support.environments import Environment, copy, differences, digest, environ, make
 from tests.support.steps import NEW, ROOT, small, temporaries
 
 CLI = [sys.executable, "-m", "relocate_core"]
-MODULE = "virtualenv_tools"  # of virtualenv-tools3
 
 
 def command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -52,18 +51,18 @@ def said(done: subprocess.CompletedProcess[str]) -> tuple[int, str, str]:
 
 def theirs(*arguments: str, cwd: str | None = None) -> subprocess.CompletedProcess[str]:
     """Run virtualenv-tools3."""
+    tool = environments.tool("virtualenv-tools3")
     return subprocess.run(
-        [sys.executable, "-m", MODULE, *arguments],
+        [tool.python, "-m", "virtualenv_tools", *arguments],
         capture_output=True,
         text=True,
         cwd=cwd,
         stdin=subprocess.DEVNULL,
-        env=environ(),
+        env=environ(PYTHONPATH=tool.folder),
     )
 
 
 def test_the_lines_of_virtualenv_tools3(tmp_path: Path) -> None:
-    pytest.importorskip(MODULE, reason="virtualenv-tools3 is not installed")
     made = make("virtualenv-20", tmp_path / "made")
     (tmp_path / "empty").mkdir()
     (tmp_path / "half" / "bin").mkdir(parents=True)

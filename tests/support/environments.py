@@ -39,6 +39,7 @@ TOOLS = {  # tool -> (requirement, Pythons that may run it, best first)
     "virtualenv-21": ("virtualenv>=21,<22", ("3.11", "3.12", "3.13", "3.14", "3.10", "3.9")),
     "uv": ("uv>=0.5", ("3.11", "3.12", "3.13", "3.14", "3.10", "3.9", "3.8")),
 }
+PEERS = {"virtualenv-tools3": ("virtualenv-tools3>=3.1", ("3.11", "3.12", "3.13", "3.10", "3.9"))}
 WHEELS = (((3, 7), "wheel<0.38"), ((3, 9), "wheel<0.43"))
 KINDS = (*(f"venv-{version}" for version in VERSIONS), *TOOLS, "pypy3.9")
 
@@ -243,8 +244,8 @@ class Tool(NamedTuple):
 
 @functools.cache
 def tool(name: str) -> Tool:
-    """Install a tool of `TOOLS` into the cache, once; whole or not at all."""
-    requirement, hosts = TOOLS[name]
+    """Install a tool of `TOOLS` or `PEERS` into the cache, once; whole or not at all."""
+    requirement, hosts = {**TOOLS, **PEERS}[name]
     python = require_any(hosts)
     base = probe(python)
     assert base is not None
@@ -261,7 +262,7 @@ def tool(name: str) -> Tool:
             run(pip, "-m", "pip", "install", "-q", "--target", part, requirement)
             shutil.rmtree(part + ".pip", ignore_errors=True)
             os.rename(part, folder)
-    distribution = name.partition("-")[0]
+    distribution = re.split("[<>=]", requirement)[0].replace("-", "_")
     for info in os.listdir(folder):
         match = re.fullmatch(rf"{distribution}-([0-9.]+)\.dist-info", info)
         if match:
