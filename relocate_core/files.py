@@ -222,10 +222,10 @@ def put_in_place(
 
 def same_file(one: os.stat_result, other: os.stat_result) -> bool:
     """Whether two looks at a name saw the same, unchanged file."""
-    return (one.st_ino, one.st_size, one.st_mtime_ns) == (
-        other.st_ino,
-        other.st_size,
-        other.st_mtime_ns,
+    return (
+        one.st_ino == other.st_ino
+        and one.st_size == other.st_size
+        and one.st_mtime_ns == other.st_mtime_ns
     )
 
 

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import os
 import select
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import chain
+from typing import TYPE_CHECKING
 
 from . import files
 from .messages import receive, send
 from .scanning import Findings, Folder, Scanner
+
+if TYPE_CHECKING:
+    import subprocess
 
 # Fewer files than this are scanned sooner than a process starts.
 ALONE = 3000
@@ -28,10 +31,8 @@ BATCH_FILES = 400
 
 # Run by `python -c`: gives the package a name of its own, whatever is installed under that name.
 _BOOTSTRAP = (
-    "import importlib.util,sys;d=sys.argv[1];"
-    "s=importlib.util.spec_from_file_location('relocate_core',d+'/__init__.py',"
-    "submodule_search_locations=[d]);m=importlib.util.module_from_spec(s);"
-    "sys.modules['relocate_core']=m;"
+    "import sys;m=sys.modules['relocate_core']=type(sys)('relocate_core');"
+    "m.__path__=[sys.argv[1]];"
     "from relocate_core.worker import serve;serve(int(sys.argv[2]))"
 )
 
@@ -134,6 +135,8 @@ class _Worker:
 
 
 def _start(scanner: Scanner) -> list[_Worker]:
+    import subprocess
+
     count = min(_cores(), MOST_WORKERS)
     package = os.path.dirname(os.path.abspath(__file__))
     if count < 2 or not sys.executable or not _LOADED or _fingerprint() != _LOADED:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -78,6 +77,8 @@ class Records:
         Perhaps by a run that was then killed. So its old content is what the opposite rewrite
         gives, if the row fits that, and else it was never rewritten.
         """
+
+        import hashlib
 
         def digest(content: bytes) -> bytes:
             return metadata.encoded(hashlib.new(algorithm, content).digest())

@@ -7,9 +7,7 @@ on each old content keeps a second link until all is done; `put_back` renames th
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
-import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -98,6 +96,8 @@ class Staging:
 
     def run(self, path: str, command: list[str]) -> bool:
         """Let a program edit the staged file, given as its last argument; whether it did."""
+        import subprocess
+
         staged = self.items[path]
         with files.folder_of(self.root, path) as (folder, _):
             try:
@@ -209,6 +209,8 @@ class Rehearsal(Staging):
         self.contents.pop(path, None)
 
     def digests(self, path: str, algorithm: str) -> Digests:
+        import hashlib
+
         known = super().digests(path, algorithm)
         content = self.contents.get(path, b"")
         return Digests(known.old, encoded(hashlib.new(algorithm, content).digest()), len(content))
@@ -256,6 +258,8 @@ def _second_link(folder: int, name: str) -> str | None:
 
 def _digest(folder: int, name: str, algorithm: str) -> tuple[bytes, int]:
     """A file's digest as RECORD spells it, and its size."""
+    import hashlib
+
     digest, size = hashlib.new(algorithm), 0
     file = files.open_file(folder, name)
     try:

@@ -6,8 +6,6 @@ them once it knows the new hashes.
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import re
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -56,6 +54,8 @@ def record_rows(
     lines = record.splitlines(keepends=True) if marks is None else _lines_with(record, marks)
     for line in lines:
         if line.startswith(b'"'):
+            import csv
+
             text = line.decode("utf-8", "surrogateescape")
             row = next(csv.reader([text]), [""])
             yield row[0].encode("utf-8", "surrogateescape"), line
@@ -118,6 +118,8 @@ def _update_row(line: bytes, digests: Callable[[str], Digests]) -> bytes:
 
 def recorded_digest(line: bytes) -> tuple[str, bytes] | None:
     """The algorithm and the digest in a row of a RECORD; None where it has none that is known."""
+    import hashlib
+
     match = _HASH.search(line)
     if match is None:
         return None

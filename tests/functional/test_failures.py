@@ -121,7 +121,7 @@ def test_no_marker(venv: Environment) -> None:
 def test_nothing_tells_the_old_path(venv: Environment) -> None:
     shutil.rmtree(f"{venv.path}/bin")
     os.mkdir(f"{venv.path}/bin")
-    refuses(venv.path, UnknownPrefix, "does not say where it was built.*tell the old path")
+    refuses(venv.path, UnknownPrefix, "does not say where it was built.*--old-path")
     report = relocate(venv.path, NEW, venv.old_prefix)
     assert report.changed
 
