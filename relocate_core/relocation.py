@@ -164,7 +164,7 @@ def _nothing_to_do(environment: Virtualenv, new: str) -> Relocation:
     if environment.prefix is None and not environment.relocatable:
         raise UnknownPrefix(
             f"{environment.path} does not say where it was built: its activation scripts, "
-            "pyvenv.cfg and console scripts name no path; tell it with --old-path (in Salt, old_path)"
+            "pyvenv.cfg and console scripts name no path; name it (--old-path, in Salt old_path)"
         )
     return Relocation(environment.path, new, [])
 
