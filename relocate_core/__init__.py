@@ -1,9 +1,11 @@
 """Relocating Python virtualenvs: compile once, deploy wherever.
 
-The parts, each on top of those before it: `errors`; `files` (work below a directory descriptor);
-`prefix` (what is a reference); `quoting` (how languages spell a path); `artefacts` (a module for
-each kind of file); `scanning`, `pool`, `staging`; `virtualenv` (what a folder is); `relocation`;
-`survey`, `interpreter`, `reinitialization`, `checking`, `description`; `cli`.
+The parts, each on top of those before it: `errors`; `files` and `locking` (work below a directory
+descriptor); `prefix` (what is a reference); `quoting` (how languages spell a path); `artefacts` (a
+module for each kind of file); `scanning` with `pool`, `worker` and `messages` (finding references,
+in several processes); `large`; `staging` (new files, put in place together); `records`; `walking`;
+`virtualenv` (what a folder is); `relocation`; `survey`, `interpreter`, `reinitialization`,
+`checking`, `description`; `cli`.
 
 The functions to call are below; everything they raise on purpose is a `RelocateError`.
 """
