@@ -1,11 +1,13 @@
 """Relocating Python virtualenvs: compile once, deploy wherever.
 
-The parts, each on top of those before it: `errors`; `files` and `locking` (work below a directory
-descriptor); `prefix` (what is a reference); `quoting` (how languages spell a path); `artefacts` (a
-module for each kind of file); `scanning` with `pool`, `worker` and `messages` (finding references,
-in several processes); `large`; `staging` (new files, put in place together); `records`; `walking`;
-`virtualenv` (what a folder is); `relocation`; `survey`, `interpreter`, `reinitialization`,
-`checking`, `description`; `cli`.
+The parts, each on top of those before it: `errors`; `files`; `prefix` (what is a reference);
+`quoting` (how languages spell a path); `artefacts` (a module for each kind of file); `scanning`
+with `pool`, `worker` and `messages` (finding references, in several processes); `large`; `staging`
+(new files, put in place together); `records`; `walking`; `history` and `locking`; `virtualenv`
+(what a folder is); `relocation`; `survey`, `interpreter`, `reinitialization`, `checking`,
+`description`. For releases: `tar`, `decompression`, `linking` and `unpacking` (an archive that may
+be hostile); `trust`, `releases` (a root and its records); `smoke` and `publishing`; `switching`;
+`processes` and `pruning`. And `cli`.
 
 The functions to call are below; everything they raise on purpose is a `RelocateError`.
 """
@@ -20,40 +22,74 @@ if TYPE_CHECKING:
     from .description import describe
     from .errors import InvalidPath, RelocateError
     from .interpreter import Interpreter
+    from .pruning import Pruning, prune, remove
+    from .publishing import Publication, publish
     from .reinitialization import Reinitialization, reinitialize
+    from .releases import Release, Root
     from .relocation import Relocation, relocate
+    from .switching import Switch, activate, mark, pin, prove, rollback, unmark, unpin
     from .virtualenv import Virtualenv, inspect
 
 __all__ = [
     "Interpreter",
     "InvalidPath",
     "Problem",
+    "Pruning",
+    "Publication",
     "Reinitialization",
+    "Release",
     "RelocateError",
     "Relocation",
+    "Root",
+    "Switch",
     "Verdict",
     "Virtualenv",
+    "activate",
     "check",
     "describe",
     "inspect",
+    "mark",
+    "pin",
+    "prove",
+    "prune",
+    "publish",
     "reinitialize",
     "relocate",
+    "remove",
+    "rollback",
+    "unmark",
+    "unpin",
 ]
 
 _HOMES = {
     "Interpreter": "interpreter",
     "InvalidPath": "errors",
     "Problem": "checking",
+    "Pruning": "pruning",
+    "Publication": "publishing",
     "Reinitialization": "reinitialization",
+    "Release": "releases",
     "RelocateError": "errors",
     "Relocation": "relocation",
+    "Root": "releases",
+    "Switch": "switching",
     "Verdict": "checking",
     "Virtualenv": "virtualenv",
+    "activate": "switching",
     "check": "checking",
     "describe": "description",
     "inspect": "virtualenv",
+    "mark": "switching",
+    "pin": "switching",
+    "prove": "switching",
+    "prune": "pruning",
+    "publish": "publishing",
     "reinitialize": "reinitialization",
     "relocate": "relocation",
+    "remove": "pruning",
+    "rollback": "switching",
+    "unmark": "switching",
+    "unpin": "switching",
 }
 
 

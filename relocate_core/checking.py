@@ -63,12 +63,13 @@ class Verdict:
         }
 
 
-def check(path: str, deep: bool = False) -> Verdict:
+def check(path: str, deep: bool = False, *, home: str | None = None) -> Verdict:
     """Tell whether the virtualenv at `path` can run here. Nothing is changed.
 
     Args:
         path: its folder.
         deep: compare every file with the hash in its RECORD as well.
+        home: the path that it is going to be renamed to, where it does not stand there yet.
 
     Returns:
         The verdict, with every problem that was found.
@@ -81,13 +82,14 @@ def check(path: str, deep: bool = False) -> Verdict:
     try:
         surveyed = survey(environment)
         version, problems = _interpreter(environment, surveyed)
-        problems += _scripts(environment)
-        problems += _links(surveyed, problems)
-        problems += _references(environment)
+        place = _Place(path, home)
+        problems += _scripts(environment, place)
+        problems += _links(surveyed, problems, place)
+        problems += _references(environment, home)
         problems += [
             Problem("path", file, f"it names {line}, which is not on this machine")
             for file, line in surveyed.outside
-            if not os.path.exists(line)
+            if not os.path.exists(place.now(line))
         ]
         if deep:
             problems += _records(environment)
@@ -95,6 +97,20 @@ def check(path: str, deep: bool = False) -> Verdict:
         where = error.filename if isinstance(error.filename, str) else path
         raise TreeError.of(where, error) from error
     return Verdict(path, version, deep, tuple(problems))
+
+
+class _Place:
+    """Where a virtualenv stands, and where its files say so."""
+
+    def __init__(self, path: str, home: str | None) -> None:
+        self.path = os.path.abspath(path)
+        self.home = home
+
+    def now(self, path: str) -> str:
+        """Where something is now that its files have at `path`."""
+        if self.home is not None and (path + "/").startswith(self.home + "/"):
+            return self.path + path[len(self.home) :]
+        return path
 
 
 def _interpreter(environment: Virtualenv, surveyed: Survey) -> tuple[str | None, list[Problem]]:
@@ -120,7 +136,7 @@ def _interpreter(environment: Virtualenv, surveyed: Survey) -> tuple[str | None,
     return found.long_version, problems
 
 
-def _scripts(environment: Virtualenv) -> Iterator[Problem]:
+def _scripts(environment: Virtualenv, place: _Place) -> Iterator[Problem]:
     folder = os.path.join(environment.path, "bin")
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if not entry.is_file(follow_symlinks=False):
@@ -131,7 +147,7 @@ def _scripts(environment: Virtualenv) -> Iterator[Problem]:
         if wanted is None or not wanted.startswith(b"/"):
             continue
         line = head.partition(b"\n")[0]
-        if not os.access(wanted, os.X_OK):
+        if not os.access(place.now(os.fsdecode(wanted)), os.X_OK):
             reason = f"its interpreter {os.fsdecode(wanted)} is not there"
             yield Problem("script", f"bin/{entry.name}", reason)
         elif len(line) >= scripts.SHEBANG_LIMIT or (
@@ -141,23 +157,24 @@ def _scripts(environment: Virtualenv) -> Iterator[Problem]:
             yield Problem("script", f"bin/{entry.name}", f"{reason}: relocate")
 
 
-def _links(surveyed: Survey, known: list[Problem]) -> Iterator[Problem]:
+def _links(surveyed: Survey, known: list[Problem], place: _Place) -> Iterator[Problem]:
     """Dangling links, save those that only follow from a missing interpreter."""
     missing = any(problem.kind == "interpreter" for problem in known)
     for name, target in surveyed.dangling:
-        if not (missing and name.startswith("bin/")):
+        waits = place.now(target) != target and os.path.exists(place.now(target))
+        if not (waits or (missing and name.startswith("bin/"))):
             yield Problem("link", name, f"it leads to {target}, which is not on this machine")
 
 
-def _references(environment: Virtualenv) -> Iterator[Problem]:
-    """References to another place than the one where the virtualenv stands."""
-    here = os.path.abspath(environment.path)
+def _references(environment: Virtualenv, home: str | None) -> Iterator[Problem]:
+    """References to another place than the one where the virtualenv stands, or is going to."""
+    here = home or os.path.abspath(environment.path)
     real = os.path.realpath(here)
     strangers = [prefix for prefix in environment.old_prefixes if prefix not in (here, real)]
     if not strangers:
         return
     try:
-        found = relocate(environment.path, dry_run=True)
+        found = relocate(environment.path, home or "auto", dry_run=True)
     except RelocateError as error:
         yield Problem("reference", "", str(error))
         return

@@ -42,12 +42,40 @@ class TreeChanged(RelocateError):
     """Somebody else wrote into the virtualenv while it was relocated."""
 
 
+class BadArchive(RelocateError):
+    """An archive that is damaged, or holds what no virtualenv has in it."""
+
+
+class NoRoom(RelocateError):
+    """The disk has too little space left."""
+
+
+class UnsafeFolder(RelocateError):
+    """Another user could redirect what root writes there."""
+
+
+class NotARelease(RelocateError):
+    """There is no release, or something that is no complete one."""
+
+
+class ReleaseInUse(RelocateError):
+    """A release that must not be removed: active, pinned, or run by a process."""
+
+
+class MarkedBad(RelocateError):
+    """A release that was found bad before."""
+
+
+class CannotRun(RelocateError):
+    """A release that does not run here, or failed its smoke test."""
+
+
 class TreeError(RelocateError):
     """The operating system refused: permission, a full disk, a read-only file system."""
 
     @classmethod
-    def of(cls, path: str, error: OSError) -> TreeError:
-        """The sentence for an `OSError` at `path`."""
+    def of(cls, path: str, error: OSError, doing: str = "relocate") -> TreeError:
+        """The sentence for an `OSError` at `path`, while `doing` something with it."""
         import errno
 
         advice = {
@@ -62,4 +90,4 @@ class TreeError(RelocateError):
             errno.EIO: "the disk is failing: see the kernel's log",
         }.get(error.errno or 0, "see to it and run again")
         reason = (error.strerror or str(error)).lower()
-        return cls(f"cannot relocate {path}: {reason}; {advice}")
+        return cls(f"cannot {doing} {path}: {reason}; {advice}")

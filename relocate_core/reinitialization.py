@@ -54,7 +54,12 @@ class Reinitialization:
 
 
 def reinitialize(
-    path: str, python: str | None = None, *, dry_run: bool = False, wait: float = 30.0
+    path: str,
+    python: str | None = None,
+    *,
+    dry_run: bool = False,
+    wait: float = 30.0,
+    staged: bool = False,
 ) -> Reinitialization:
     """Put the virtualenv at `path` onto a Python of this machine.
 
@@ -67,6 +72,7 @@ def reinitialize(
             pyvenv.cfg names, if it is there and fits, else the first that fits.
         dry_run: look, and change nothing.
         wait: seconds to wait for another run on the same virtualenv.
+        staged: whether nobody relies on the tree yet; see `relocate`.
 
     Returns:
         What was done. Nothing is done where it is on that Python already.
@@ -85,7 +91,7 @@ def reinitialize(
             else:
                 interpreter = named(python)
                 require_fit(environment, interpreter, compiled)
-            return _Swap(root, environment, interpreter, dry_run).run()
+            return _Swap(root, environment, interpreter, dry_run, staged).run()
     except OSError as error:
         raise TreeError.of(path, error) from error
     finally:
@@ -96,9 +102,15 @@ class _Swap:
     """Putting one virtualenv onto one Python."""
 
     def __init__(
-        self, root: int, environment: Virtualenv, interpreter: Interpreter, dry_run: bool
+        self,
+        root: int,
+        environment: Virtualenv,
+        interpreter: Interpreter,
+        dry_run: bool,
+        staged: bool,
     ) -> None:
         self.root = root
+        self.staged = staged
         self.environment = environment
         self.interpreter = interpreter
         self.old_base = _old_base(environment)
@@ -116,14 +128,14 @@ class _Swap:
         )
 
     def run(self) -> Reinitialization:
-        if not self.report.dry_run:
+        if not self.report.dry_run and not self.staged:
             files.clear_leftovers(self.root)
         self._plan_interpreters()
         self._plan_links()
         self._plan_config()
         self.report.files = sorted((*self.links, *self.copies, *self.texts))
         if not self.report.dry_run and self.report.changed:
-            staging = Staging(self.root, self.environment.path)
+            staging = Staging(self.root, self.environment.path, durable=not self.staged)
             with reserve(self.root) as release:
                 try:
                     self._stage(staging)

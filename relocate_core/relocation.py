@@ -90,6 +90,7 @@ def relocate(
     dry_run: bool = False,
     progress: Progress | None = None,
     wait: float = 30.0,
+    staged: bool = False,
 ) -> Relocation:
     """Make the virtualenv at `path` at home under `new_path`.
 
@@ -101,6 +102,8 @@ def relocate(
         dry_run: look, and change nothing.
         progress: called now and then.
         wait: seconds to wait for another run on the same virtualenv.
+        staged: whether nobody relies on the tree yet: it is then not synced, as whoever publishes
+            it syncs all of it.
 
     Returns:
         What was done. Nothing is done where all files name the new path already.
@@ -130,7 +133,7 @@ def relocate(
                 return _nothing_to_do(environment, new)
             recorded = recorded_prefixes(root, environment.site_packages)
             old += [prefix for prefix in recorded if prefix != new and prefix not in old]
-            run = _Run(root, environment, old, new, dry_run, progress)
+            run = _Run(root, environment, old, new, dry_run, progress, staged)
             return run.relocate()
     except OSError as error:
         raise TreeError.of(path, error) from error
@@ -180,6 +183,7 @@ class _Run:
         new: str,
         dry_run: bool,
         progress: Progress | None,
+        staged: bool,
     ) -> None:
         self.root = root
         self.environment = environment
@@ -194,7 +198,9 @@ class _Run:
         self.walk = Walk(root, environment.path, clear=not dry_run)
         self.bytecode: dict[str, int] = {}
         self.hits: list[str] = []
-        self.staging = (Rehearsal if dry_run else Staging)(root, environment.path)
+        self.staging = (Rehearsal if dry_run else Staging)(
+            root, environment.path, durable=not staged
+        )
 
     def relocate(self) -> Relocation:
         if self.report.dry_run:

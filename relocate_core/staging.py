@@ -37,11 +37,13 @@ class Staging:
     Args:
         root: descriptor of the folder that all paths are relative to.
         name: its path, for messages.
+        durable: whether what is put in place has to survive a power cut.
     """
 
-    def __init__(self, root: int, name: str) -> None:
+    def __init__(self, root: int, name: str, durable: bool = True) -> None:
         self.root = root
         self.name = name
+        self.durable = durable
         self.items: dict[str, Staged] = {}
 
     def read(self, path: str) -> tuple[bytes, os.stat_result]:
@@ -131,16 +133,17 @@ class Staging:
         order = sorted(self.items.values(), key=lambda item: (rank(item), item.path))
         # `clean` goes by the same order, so what it has left when killed is known by the last one.
         self.items = {item.path: item for item in order}
-        durable = False
+        flushed = not self.durable
         for item in order:
-            if not durable and rank(item) >= last:
+            if not flushed and rank(item) >= last:
                 files.flush(self.root)
-                durable = True
+                flushed = True
             with files.folder_of(self.root, item.path) as (folder, name):
                 item.backup = _second_link(folder, name)
                 where = os.path.join(self.name, item.path)
                 files.put_in_place(folder, item.temporary, name, item.status, path=where)
-        files.flush(self.root)
+        if self.durable:
+            files.flush(self.root)
         if not keep:
             self.clean()
 
@@ -173,8 +176,8 @@ class Staging:
 class Rehearsal(Staging):
     """A staging that keeps new contents in memory and writes nothing: for a dry run."""
 
-    def __init__(self, root: int, name: str) -> None:
-        super().__init__(root, name)
+    def __init__(self, root: int, name: str, durable: bool = True) -> None:
+        super().__init__(root, name, durable)
         self.contents: dict[str, bytes] = {}
 
     def read(self, path: str) -> tuple[bytes, os.stat_result]:

@@ -37,18 +37,20 @@ def survey(environment: Virtualenv) -> Survey:
     """Walk the tree of a virtualenv; nothing in it is run."""
     result = Survey()
     top = environment.path
-    for folder, folders, names in os.walk(top):
-        relative = os.path.relpath(folder, top)
-        relative = "" if relative == "." else relative + "/"
-        for name in (*folders, *names):
-            path = os.path.join(folder, name)
-            if os.path.islink(path):
-                _look_at_link(result, environment, path, relative + name)
-            elif name.endswith(".so"):
-                match = _TAGGED.match(name)
-                if match:
-                    module = _dotted(environment, relative + match[1])
-                    result.compiled.setdefault(module, set()).add(match[2])
+    ahead = [""]
+    while ahead:
+        relative = ahead.pop()
+        with os.scandir(os.path.join(top, relative)) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    _look_at_link(result, environment, entry.path, relative + entry.name)
+                elif entry.is_dir():
+                    ahead.append(f"{relative}{entry.name}/")
+                elif entry.name.endswith(".so"):
+                    match = _TAGGED.match(entry.name)
+                    if match:
+                        module = _dotted(environment, relative + match[1])
+                        result.compiled.setdefault(module, set()).add(match[2])
     for site_packages in environment.site_packages:
         _look_at_metadata(result, environment, site_packages)
     result.dangling.sort()

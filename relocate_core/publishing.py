@@ -1,0 +1,206 @@
+"""Making a release out of an archive: unpacked, relocated, tried, and then given its name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from . import history
+from .checking import check
+from .errors import CannotRun, InvalidPath, NotARelease
+from .interpreter import named
+from .reinitialization import reinitialize
+from .releases import WAIT, Root, Tell, name_of, silent
+from .relocation import relocate
+from .smoke import smoke
+from .unpacking import Limits, unpack
+
+# What makes a release useless; all other problems are for the operator to judge.
+_FATAL = ("interpreter", "reference")
+
+
+@dataclass
+class Publication:
+    """What was deployed, or in a dry run would be.
+
+    Attributes:
+        path: the release.
+        changed: whether it was not there before.
+        dry_run: whether it was only looked at.
+        old_prefixes: the paths that the archive's files named.
+        rewritten: how many files were rewritten, by kind.
+        python: the executable that it runs on.
+        files: how many members the archive had.
+        size: bytes in its files.
+        problems: {"file", "reason"} of what is not perfect, but does not keep it from running.
+    """
+
+    path: str
+    changed: bool = False
+    dry_run: bool = False
+    old_prefixes: list[str] = field(default_factory=list)
+    rewritten: dict[str, int] = field(default_factory=dict)
+    python: str | None = None
+    files: int = 0
+    size: int = 0
+    problems: list[dict[str, str]] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as plain values, for JSON and Salt."""
+        return asdict(self)
+
+
+def publish(
+    archive: str,
+    path: str,
+    *,
+    python: str | None = None,
+    owner: tuple[int, int] | None = None,
+    mode: int = 0o755,
+    smoke_tests: Sequence[str] = (),
+    limits: Mapping[str, object] | None = None,
+    digests: Mapping[str, str] | None = None,
+    source: str | None = None,
+    job: str = "",
+    dry_run: bool = False,
+    tell: Tell = silent,
+    wait: float = WAIT,
+) -> Publication:
+    """Deploy an archive of a virtualenv as the release `path`.
+
+    Nothing stands at `path` before all is done; after a failure or a kill the same call does it.
+
+    Args:
+        archive: path of a tar, plain or packed with gzip, bzip2, xz or zstd.
+        path: where the release shall stand: `<root>/<name>`.
+        python: an executable, a command or `X.Y` to run it on; by default the first that fits.
+        owner: user and group that its files shall belong to; by default whoever runs this.
+        mode: of the release's own folder.
+        smoke_tests: commands that have to succeed in it before it counts.
+        limits: what to refuse as too much: files, size (bytes), ratio.
+        digests: what the archive has to hash to, by algorithm.
+        source: what the archive is called in the records, if not by its path.
+        job: what this is done for, Salt's job id for one.
+        dry_run: look, and change nothing.
+        tell: called after each step.
+        wait: seconds to wait for another run in the same root.
+
+    Returns:
+        What was done. Nothing is done where the release stands.
+
+    Raises:
+        RelocateError: one of its subclasses, in one sentence; nothing stands at `path` then.
+    """
+    folder, name = name_of(path)
+    root = Root(folder, job)
+    path = os.path.join(root.path, name)
+    bounds = Limits.of(limits)
+    if python is not None:
+        named(python)
+    if _stands(root, name, path, digests):
+        return Publication(path)
+    if dry_run:
+        return Publication(path, changed=True, dry_run=True)
+    with root.locked(f"deploying {name}", wait):
+        if _stands(root, name, path, digests):  # another run has just done it
+            return Publication(path)
+        with root.staged(name) as staging:
+            done, record = _prepare(
+                archive, os.path.join(staging, name), path, python, owner, bounds, digests, tell
+            )
+            staged = record.pop("staged")
+            smoke(staged, path, smoke_tests, owner)
+            if smoke_tests:
+                tell("tried", {"commands": len(smoke_tests)})
+            os.chmod(staged, mode)
+            record |= {"source": source or archive, "published": history.now(), "job": job}
+            root.publish(staged, name, record)
+            root.note(history.PUBLISHED, name, source=source or archive)
+            tell("published", {"path": path})
+    return done
+
+
+def _stands(root: Root, name: str, path: str, digests: Mapping[str, str] | None) -> bool:
+    """Whether the release is there; an error where something else is."""
+    if not os.path.lexists(path):
+        return False
+    known = root.record(name)
+    if known is None:
+        raise NotARelease(
+            f"{path} is there, and is no release that was deployed: move it away, and run again"
+        )
+    for algorithm, wanted in (digests or {}).items():
+        found = known.get("digests", {}).get(algorithm.lower())
+        if found is not None and found != wanted.lower():
+            raise InvalidPath(
+                f"{path} stands, and was made of another archive ({algorithm} {found:.12}..., not "
+                f"{wanted:.12}...): a release is never changed, so deploy this one by another name"
+            )
+    return True
+
+
+def _prepare(
+    archive: str,
+    folder: str,
+    path: str,
+    python: str | None,
+    owner: tuple[int, int] | None,
+    limits: Limits,
+    digests: Mapping[str, str] | None,
+    tell: Tell,
+) -> tuple[Publication, dict[str, Any]]:
+    """Unpack the archive into a staging folder and make it at home for its final path."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        unpacked = unpack(
+            archive,
+            descriptor,
+            limits=limits,
+            digests=digests,
+            owner=owner,
+            progress=lambda files, size: tell("unpacking", {"files": files, "size": size}),
+        )
+        if owner is not None:
+            os.fchown(descriptor, *owner)
+    finally:
+        os.close(descriptor)
+    tell("unpacked", {"files": unpacked.files, "size": unpacked.size})
+    staged = os.path.join(folder, unpacked.top) if unpacked.top else folder
+    moved = relocate(staged, path, staged=True)
+    tell("relocated", {"files": sum(moved.rewritten.values())})
+    swapped = reinitialize(staged, python, staged=True)
+    tell("reinitialized", {"python": swapped.python})
+    verdict = check(staged, home=path)
+    fatal = [problem for problem in verdict.problems if problem.kind in _FATAL]
+    if fatal:
+        more = f" and {len(fatal) - 1} more problems" if len(fatal) > 1 else ""
+        raise CannotRun(
+            f"{path} is not deployed, as it would not run: {fatal[0].file or 'it'}: "
+            f"{fatal[0].reason}{more}; mend the build, and deploy it under a new name"
+        )
+    tell("checked", {"problems": len(verdict.problems)})
+    problems = [{"file": file, "reason": reason} for file, reason in moved.problems]
+    problems += [{"file": item.file, "reason": item.reason} for item in verdict.problems]
+    done = Publication(
+        path,
+        changed=True,
+        old_prefixes=moved.old_prefixes,
+        rewritten=moved.rewritten,
+        python=swapped.python,
+        files=unpacked.files,
+        size=unpacked.size,
+        problems=problems,
+    )
+    record = {
+        "staged": staged,
+        "digests": unpacked.digests,
+        "python": swapped.python,
+        "python_version": swapped.version,
+        "old_prefixes": moved.old_prefixes,
+        "rewritten": moved.rewritten,
+        "files": unpacked.files,
+        "size": unpacked.size,
+    }
+    return done, record

@@ -1,0 +1,353 @@
+"""A root: the folder of an app's releases, `current` beside them, and the records in `.releases`.
+
+A release is complete as soon as its name is there: it is staged below `.releases/staging` and
+renamed. Whoever changes anything holds the root's lock, and finishes first what a killed run left:
+staged trees are removed, and a rollback that was begun is brought to its end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import files, history, locking
+from .errors import InvalidPath, NotARelease, TreeError
+from .trust import require_trusted
+from .virtualenv import absolute_prefix
+
+RECORDS = ".releases"
+RECORD = ".release.json"
+STAGING = "staging"
+CURRENT = "current"
+# Long enough for another deploy to end.
+WAIT = 300.0
+_RECORD_FORMAT = 1
+
+Tell = Callable[[str, dict[str, Any]], None]
+"""Called after each step with its name and facts about it: for logs and progress."""
+
+
+def silent(step: str, facts: dict[str, Any]) -> None:
+    """A `Tell` that tells nobody."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """A complete release.
+
+    Attributes:
+        name: its folder's name, mostly a commit's hash.
+        path: its folder.
+        record: what `.release.json` says: source, digests, python, counts, published, job.
+        active: the links in the root that lead to it.
+        bad: why it is marked bad; None where it is not.
+        pinned: whether prune spares it.
+    """
+
+    name: str
+    path: str
+    record: dict[str, Any] = field(repr=False)
+    active: tuple[str, ...] = ()
+    bad: str | None = None
+    pinned: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """What an operator wants to see of it, as plain values."""
+        seen = {"active": list(self.active)} if self.active else {}
+        marks = {"bad": self.bad} if self.bad is not None else {}
+        pin = {"pinned": True} if self.pinned else {}
+        kept = ("published", "source", "python_version", "files", "size", "job")
+        facts = {key: self.record[key] for key in kept if self.record.get(key) is not None}
+        return {**seen, **marks, **pin, **facts}
+
+
+class Root:
+    """An app's folder of releases.
+
+    Args:
+        path: the folder; it need not be there yet.
+        job: what this is done for, Salt's job id for one; it stands in lock and history.
+
+    Raises:
+        InvalidPath: no releases can be kept there.
+    """
+
+    def __init__(self, path: str, job: str = "") -> None:
+        self.path = absolute_prefix(path, "the folder of the releases")
+        self.job = job
+        self.recovered: dict[str, history.Event] = {}
+        """The rollbacks that a killed run had begun and this one has finished, by link."""
+        self._folder = self._records = -1
+
+    # --- reading --------------------------------------------------------------------------------
+
+    @property
+    def records(self) -> str:
+        """The folder of the lock, the staged trees and the history."""
+        return os.path.join(self.path, RECORDS)
+
+    def events(self) -> list[history.Event]:
+        """The history, oldest event first."""
+        return history.read(self.records)
+
+    def names(self) -> list[str]:
+        """The names of all complete releases."""
+        try:
+            entries = sorted(os.listdir(self.path))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return [name for name in entries if name[0] != "." and self.record(name) is not None]
+
+    def record(self, name: str) -> dict[str, Any] | None:
+        """What `.release.json` of a release says; None where there is no complete release."""
+        path = os.path.join(self.path, name)
+        try:
+            if not stat.S_ISDIR(os.lstat(path).st_mode):
+                return None
+            with open(os.path.join(path, RECORD), "rb") as file:
+                known = json.load(file)
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return None
+        if not isinstance(known, dict) or known.get("format") != _RECORD_FORMAT:
+            return None
+        return known
+
+    def require(self, name: str) -> dict[str, Any]:
+        """The record of a release.
+
+        Raises:
+            NotARelease: there is none of that name, or no complete one.
+        """
+        known = self.record(name)
+        if known is None:
+            path = os.path.join(self.path, name)
+            if not os.path.lexists(path):
+                raise NotARelease(f"there is no release {path}: deploy it first")
+            raise NotARelease(
+                f"{path} is no release: it has no valid {RECORD}, which every deployed one has; "
+                "move it away and deploy it"
+            )
+        return known
+
+    def active(self, link: str = CURRENT) -> str | None:
+        """The name of the release that a link leads to; None where it leads to none."""
+        try:
+            target = os.readlink(os.path.join(self.path, link))
+        except OSError:
+            return None
+        folder, _, name = os.path.normpath(os.path.join(self.path, target)).rpartition("/")
+        same = folder == self.path or os.path.realpath(folder) == os.path.realpath(self.path)
+        return name if same else None
+
+    def links(self) -> dict[str, str]:
+        """Every link in the root that leads to a name in it, and that name."""
+        try:
+            entries = sorted(os.listdir(self.path))
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        found = {link: self.active(link) for link in entries}
+        return {link: name for link, name in found.items() if name is not None}
+
+    def standing(self) -> history.Standing:
+        """What the history comes to, with what has happened beside it: links made by hand."""
+        known = history.standing(self.events())
+        for link, name in self.links().items():
+            activations = known.activations.setdefault(link, [])
+            if activations[-1:] != [name] and link not in known.unfinished:
+                activations.append(name)
+        return known
+
+    def earlier(self, link: str = CURRENT) -> Iterator[str]:
+        """The good releases that a link led to before, the latest first."""
+        known = self.standing()
+        active = self.active(link)
+        seen = {active}
+        for name in reversed(known.activations.get(link, [])):
+            if name not in seen and name not in known.bad and self.record(name) is not None:
+                yield name
+            seen.add(name)
+
+    def releases(self) -> list[Release]:
+        """All complete releases, the last published one first."""
+        known, links = self.standing(), self.links()
+        found = [
+            Release(
+                name,
+                os.path.join(self.path, name),
+                self.record(name) or {},
+                tuple(link for link, target in links.items() if target == name),
+                known.bad.get(name),
+                name in known.pinned,
+            )
+            for name in self.names()
+        ]
+        return sorted(found, key=lambda release: release.record.get("published", ""), reverse=True)
+
+    # --- changing -------------------------------------------------------------------------------
+
+    @contextmanager
+    def locked(self, doing: str, wait: float = WAIT) -> Iterator[None]:
+        """Hold the root's lock, with everything finished that a killed run has left.
+
+        Args:
+            doing: what for, as others are told who have to wait.
+            wait: seconds to wait for another holder.
+
+        Raises:
+            Busy: somebody else held it all the time.
+            UnsafeFolder: somebody else could redirect what is written.
+        """
+        try:
+            os.makedirs(self.path, mode=0o755, exist_ok=True)
+            require_trusted(self.path)
+            self._folder = files.open_root(self.path)
+            try:
+                self._records = self._own_folder(self._folder, RECORDS, 0o755)
+                try:
+                    with locking.held(self._records, self.path, f"{doing} {self.job}", wait):
+                        self._recover()
+                        yield
+                finally:
+                    os.close(self._records)
+            finally:
+                os.close(self._folder)
+        except OSError as error:
+            raise TreeError.of(self.path, error, "work in") from error
+
+    def _own_folder(self, parent: int, name: str, mode: int) -> int:
+        """A descriptor of a folder of ours, which is made where it is missing."""
+        with suppress(FileExistsError):
+            os.mkdir(name, mode, dir_fd=parent)
+        try:
+            folder = files.open_folder(parent, name)
+        except OSError as error:
+            raise InvalidPath(
+                f"{os.path.join(self.path, name)} is to be a folder of records and is none: "
+                "move it away"
+            ) from error
+        status = os.fstat(folder)
+        if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            os.close(folder)
+            raise InvalidPath(
+                f"{os.path.join(self.path, name)} is not writable by this user alone: "
+                "see who made it, and remove it or chown it"
+            )
+        return folder
+
+    def _recover(self) -> None:
+        """Finish what a killed run has left."""
+        shutil.rmtree(os.path.join(self.records, STAGING), ignore_errors=True)
+        os.close(self._own_folder(self._records, STAGING, 0o700))
+        self.recovered = history.standing(self.events()).unfinished
+        for link, begun in self.recovered.items():
+            self._finish_going_back(link, begun)
+
+    def go_back(self, link: str, name: str, *, previous: str, bad: bool, reason: str) -> None:
+        """Let a link lead to an earlier release, told before and after it is done.
+
+        Args:
+            link: the link's name.
+            name: the release to go to.
+            previous: the release that it leaves.
+            bad: whether that one is marked bad by it.
+            reason: why.
+        """
+        facts = {"previous": previous, "link": link, "bad": bad or None, "reason": reason}
+        facts["job"] = self.job
+        begun = history.append(self._records, history.ROLLING_BACK, name, **facts)
+        self._finish_going_back(link, begun)
+
+    def _finish_going_back(self, link: str, begun: history.Event) -> None:
+        name, previous = begun["release"], begun.get("previous", "")
+        if self.record(name) is not None and self.active(link) in (previous, None):
+            self.relink(link, name)
+        facts = {key: value for key, value in begun.items() if key not in ("time", "event")}
+        history.append(self._records, history.ROLLED_BACK, facts.pop("release"), **facts)
+
+    def relink(self, link: str, name: str) -> None:
+        """Let a link lead to a release: a new link, renamed over, so that there is always one."""
+        aside = f"{STAGING}/{link}"
+        os.symlink(name, aside, dir_fd=self._records)
+        os.rename(aside, link, src_dir_fd=self._records, dst_dir_fd=self._folder)
+        os.fsync(self._folder)
+
+    def note(self, event: str, release: str, **facts: Any) -> None:
+        """Write an event to the history."""
+        history.append(self._records, event, release, job=self.job, **facts)
+
+    @contextmanager
+    def staged(self, name: str) -> Iterator[str]:
+        """The path of a new folder of ours to prepare a release in; removed at the end."""
+        # A name that nobody can guess: while a smoke test runs, its user may pass through.
+        inner = f"{STAGING}/{os.urandom(8).hex()}"
+        os.mkdir(inner, 0o700, dir_fd=self._records)
+        path = os.path.join(self.records, inner)
+        try:
+            folder = os.open(inner, os.O_RDONLY | os.O_DIRECTORY, dir_fd=self._records)
+            try:
+                _drop_default_list(folder)
+                os.chmod(folder, 0o700)  # without the setgid bit of the folder above
+                os.mkdir(name, 0o700, dir_fd=folder)
+            finally:
+                os.close(folder)
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def publish(self, staged: str, name: str, record: dict[str, Any]) -> None:
+        """Give a staged tree its final name, when all of it is on the disk.
+
+        Args:
+            staged: the tree's path.
+            name: the release's name.
+            record: what `.release.json` shall say.
+        """
+        tree = files.open_root(staged)
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            with suppress(FileNotFoundError):
+                os.unlink(RECORD, dir_fd=tree)
+            file = os.open(RECORD, flags, 0o644, dir_fd=tree)
+            with open(file, "w") as stream:
+                json.dump({"format": _RECORD_FORMAT, "name": name, **record}, stream, indent=1)
+                stream.write("\n")
+            files.flush(tree)
+        finally:
+            os.close(tree)
+        os.rename(staged, name, dst_dir_fd=self._folder)
+        os.fsync(self._folder)
+
+    def discard(self, name: str) -> None:
+        """Remove a release: its name first, at once, then what is in it."""
+        aside = os.path.join(self.records, STAGING, f"removed-{os.urandom(8).hex()}")
+        os.rename(name, aside, src_dir_fd=self._folder)
+        os.fsync(self._folder)
+        shutil.rmtree(aside)
+
+
+def name_of(path: str, what: str = "the release") -> tuple[str, str]:
+    """The root and the name of a release's path.
+
+    Raises:
+        InvalidPath: no release can be there.
+    """
+    path = absolute_prefix(path, what)
+    root, _, name = path.rpartition("/")
+    if not root:
+        raise InvalidPath(f"{what} must be in a folder of releases, such as /srv/app: {path}")
+    if name[0] == "." or name == CURRENT:
+        raise InvalidPath(f"no release can be called {name}: choose another name than {path}")
+    return root, name
+
+
+def _drop_default_list(folder: int) -> None:
+    """Let the folder above hand down no access list."""
+    if hasattr(os, "removexattr"):
+        with suppress(OSError):
+            os.removexattr(folder, "system.posix_acl_default")

@@ -1,0 +1,123 @@
+"""Smoke tests: commands that have to succeed in a release before it gets its name.
+
+The release is still in its staging folder then, while its scripts already name the interpreter at
+the final path. So each script of `bin` is found on the PATH as a small stand-in that runs it on the
+staged interpreter. No command sees the caller's environment, which on a minion is Salt's own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+from collections.abc import Sequence
+
+from .artefacts import scripts
+from .errors import CannotRun
+
+SECONDS = 300.0
+_PROGRAM = re.compile(r"(?:\./)?bin/([^\s/]+)")
+
+
+def smoke(
+    staged: str, home: str, commands: Sequence[str], owner: tuple[int, int] | None = None
+) -> None:
+    """Run commands in a staged release, one after the other.
+
+    Args:
+        staged: its folder, with room beside it for the stand-ins.
+        home: the path that its scripts name.
+        commands: for /bin/sh; its programs are on the PATH, and the working folder is the release.
+        owner: user and group to run them as, where root does not want to run them.
+
+    Raises:
+        CannotRun: one failed, or took longer than five minutes.
+    """
+    if not commands:
+        return
+    programs = os.path.join(os.path.dirname(staged), "programs")
+    names = _stand_ins(staged, home, programs)
+    if owner is not None and os.geteuid() == 0:
+        for folder in (os.path.dirname(os.path.dirname(staged)), os.path.dirname(staged)):
+            os.chmod(folder, 0o711)
+        os.chmod(programs, 0o755)
+    for command in commands:
+        first = _PROGRAM.match(command)
+        line = command
+        if first and first[1] in names:
+            line = f"{shlex.quote(os.path.join(programs, first[1]))}{command[first.end() :]}"
+        _run(line, command, staged, home, programs, owner)
+
+
+def _stand_ins(staged: str, home: str, programs: str) -> set[str]:
+    """Make a stand-in for each script that names an interpreter at the final path."""
+    os.mkdir(programs, 0o700)
+    names = set()
+    for entry in os.scandir(os.path.join(staged, "bin")):
+        if not entry.is_file(follow_symlinks=False):
+            continue
+        with open(entry.path, "rb") as file:
+            interpreter = os.fsdecode(scripts.interpreter_of(file.read(8192)) or b"")
+        if interpreter.startswith(f"{home}/bin/"):
+            own = os.path.join(staged, interpreter[len(home) + 1 :])
+            with open(os.path.join(programs, entry.name), "w", opener=_executable) as file:
+                file.write(f'#!/bin/sh\nexec {shlex.quote(own)} {shlex.quote(entry.path)} "$@"\n')
+            names.add(entry.name)
+    return names
+
+
+def _executable(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o755)
+
+
+def _run(
+    line: str,
+    command: str,
+    staged: str,
+    home: str,
+    programs: str,
+    owner: tuple[int, int] | None,
+) -> None:
+    identity: dict[str, object] = {}
+    user_home = "/"
+    if owner is not None and os.geteuid() == 0:
+        import pwd
+
+        entry = pwd.getpwuid(owner[0])
+        user_home = entry.pw_dir
+        groups = os.getgrouplist(entry.pw_name, owner[1])
+        identity = {"user": owner[0], "group": owner[1], "extra_groups": groups}
+    path = (programs, os.path.join(staged, "bin"), "/usr/local/bin", "/usr/bin", "/bin")
+    environment = {
+        "PATH": ":".join((*path, "/usr/local/sbin", "/usr/sbin", "/sbin")),
+        "VIRTUAL_ENV": staged,
+        "HOME": user_home,
+        "LANG": "C.UTF-8",
+        "PYTHONDONTWRITEBYTECODE": "1",  # a release is not changed by being tried
+    }
+    with subprocess.Popen(
+        ["/bin/sh", "-c", line],
+        cwd=staged,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        **identity,  # type: ignore[call-overload]
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=SECONDS)
+            reason = f"exit code {process.returncode}" if process.returncode else ""
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            output, _ = process.communicate()
+            reason = f"it took longer than {SECONDS:g} seconds"
+    if reason:
+        lines = output.decode(errors="replace").strip().splitlines()
+        said = f": {lines[-1].strip()}" if lines else ""
+        raise CannotRun(
+            f"{home} is not deployed, as its smoke test `{command}` failed ({reason}{said}); "
+            "mend the build, and deploy it under a new name"
+        )

@@ -1,0 +1,263 @@
+"""Which release is active: activating one, going back to an earlier one, and the marks on them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from . import history
+from .errors import CannotRun, InvalidPath, MarkedBad, NotARelease
+from .releases import CURRENT, WAIT, Root, Tell, name_of, silent
+from .virtualenv import absolute_prefix
+
+
+@dataclass
+class Switch:
+    """What became of a link, or in a dry run would.
+
+    Attributes:
+        link: its path.
+        release: the name of the release that it leads to.
+        previous: the one that it led to before; None where it led to none.
+        changed: whether it was (in a dry run: would be) another one.
+        bad: why the previous one was marked bad; None where it was not.
+        dry_run: whether it was only looked at.
+    """
+
+    link: str
+    release: str
+    previous: str | None
+    changed: bool
+    bad: str | None = None
+    dry_run: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as plain values, for JSON and Salt."""
+        return asdict(self)
+
+
+def activate(
+    path: str,
+    link: str | None = None,
+    *,
+    job: str = "",
+    dry_run: bool = False,
+    tell: Tell = silent,
+    wait: float = WAIT,
+) -> Switch:
+    """Let `current` lead to a release, in one step: there is no moment without it.
+
+    Args:
+        path: the release.
+        link: the link's path, in the same folder; by default `current` there.
+        job: what this is done for, Salt's job id for one.
+        dry_run: look, and change nothing.
+        tell: called when it is done.
+        wait: seconds to wait for another run in the same root.
+
+    Returns:
+        What was done. Nothing is done where it leads there already.
+
+    Raises:
+        NotARelease: there is no complete release.
+        MarkedBad: the release was found bad before.
+        CannotRun: its Python is not there.
+        InvalidPath: something that is no link is in the link's place.
+    """
+    folder, name = name_of(path)
+    root = Root(folder, job)
+    link = _link_name(root, link)
+    if _is_done(root, name, link) or dry_run:
+        return _look(root, name, link, dry_run)
+    with root.locked(f"activating {name}", wait):
+        found = _look(root, name, link, False)
+        if found.changed:
+            root.relink(link, name)
+        root.note(history.ACTIVATED, name, previous=found.previous, link=link)
+        tell("activated", {"release": name, "previous": found.previous})
+    return found
+
+
+def _is_done(root: Root, name: str, link: str) -> bool:
+    """Whether the link leads there, and the history says so."""
+    events = root.events()
+    recorded = history.standing(events).activations.get(link, [])
+    return root.active(link) == name and recorded[-1:] == [name]
+
+
+def _look(root: Root, name: str, link: str, dry_run: bool) -> Switch:
+    """What activating a release would do; refuses what must not be activated."""
+    root.require(name)
+    path = os.path.join(root.path, name)
+    reason = root.standing().bad.get(name)
+    if reason is not None:
+        raise MarkedBad(
+            f"{path} is marked bad ({reason}): deploy another release, or take the mark away "
+            "with unmark"
+        )
+    python = os.path.join(path, "bin", "python")
+    if not os.access(python, os.X_OK):
+        raise CannotRun(f"{path} cannot run: {python} leads nowhere; reinitialize it")
+    previous = root.active(link)
+    return Switch(os.path.join(root.path, link), name, previous, previous != name, dry_run=dry_run)
+
+
+def rollback(
+    folder: str,
+    to: str | None = None,
+    *,
+    link: str = CURRENT,
+    leaving: str | None = None,
+    mark: bool = True,
+    reason: str = "",
+    job: str = "",
+    dry_run: bool = False,
+    tell: Tell = silent,
+    wait: float = WAIT,
+) -> Switch:
+    """Let `current` lead to the release before, and mark the one that it leaves as bad.
+
+    Args:
+        folder: the root.
+        to: the name of the release to go to; by default the last good one before.
+        link: the link's name or path.
+        leaving: the name of the release to leave: nothing is done where another one is active.
+        mark: whether to mark the release that is left as bad, so that no highstate brings it back.
+        reason: why, for the mark and the history.
+        job: what this is done for, Salt's job id for one.
+        dry_run: look, and change nothing.
+        tell: called when it is done.
+        wait: seconds to wait for another run in the same root.
+
+    Raises:
+        NotARelease: there is none to go back to.
+    """
+    root = Root(folder, job)
+    link = _link_name(root, link)
+    if dry_run:
+        return _look_back(root, to, link, leaving, mark, reason, dry_run=True)
+    if root.active(link) is None and not os.path.isdir(root.path):
+        raise NotARelease(f"there are no releases in {root.path}")
+    with root.locked("rolling back", wait):
+        begun = root.recovered.get(link)
+        if begun is not None:  # the same call, which was killed: to go on would be one step too far
+            previous, bad = begun.get("previous"), begun.get("bad")
+            return Switch(
+                os.path.join(root.path, link), begun["release"], previous, True, bad and reason
+            )
+        found = _look_back(root, to, link, leaving, mark, reason)
+        if found.changed and found.previous is not None:
+            root.go_back(link, found.release, previous=found.previous, bad=mark, reason=reason)
+            tell("rolled back", {"release": found.release, "previous": found.previous})
+    return found
+
+
+def _look_back(
+    root: Root,
+    to: str | None,
+    link: str,
+    leaving: str | None,
+    mark: bool,
+    reason: str,
+    dry_run: bool = False,
+) -> Switch:
+    active = root.active(link)
+    path = os.path.join(root.path, link)
+    if active is None:
+        raise NotARelease(f"there is nothing to roll back: {path} leads to no release")
+    if leaving is not None and active != leaving:
+        return Switch(path, active, None, False, dry_run=dry_run)
+    if to is None:
+        to = next(root.earlier(link), None)
+        if to is None:
+            raise NotARelease(
+                f"there is no good release before {active} in {root.path}: activate one by its name"
+            )
+    else:
+        root.require(to)
+    if to == active:
+        return Switch(path, active, None, False, dry_run=dry_run)
+    bad = (reason or "rolled back") if mark else None
+    return Switch(path, to, active, True, bad, dry_run)
+
+
+def mark(path: str, reason: str, *, job: str = "", wait: float = WAIT) -> bool:
+    """Mark a release as bad, so that it is not activated any more; whether it was not before."""
+    return _note(path, history.MARKED_BAD, job, wait, reason=reason)
+
+
+def unmark(path: str, *, job: str = "", wait: float = WAIT) -> bool:
+    """Take the mark from a release; whether there was one."""
+    return _note(path, history.UNMARKED, job, wait)
+
+
+def pin(path: str, *, job: str = "", wait: float = WAIT) -> bool:
+    """Let prune spare a release; whether it did not before."""
+    return _note(path, history.PINNED, job, wait)
+
+
+def unpin(path: str, *, job: str = "", wait: float = WAIT) -> bool:
+    """Let prune take a release again; whether it spared it before."""
+    return _note(path, history.UNPINNED, job, wait)
+
+
+def prove(path: str, link: str | None = None, *, job: str = "", wait: float = WAIT) -> bool:
+    """Write down that the active release was found healthy; whether that was not known."""
+    folder, name = name_of(path)
+    root = Root(folder, job)
+    link = _link_name(root, link)
+    if root.active(link) != name or root.standing().proven.get(link) == name:
+        return False
+    with root.locked(f"noting that {name} is healthy", wait):
+        root.note(history.HEALTHY, name, link=link)
+    return True
+
+
+def _note(path: str, event: str, job: str, wait: float, **facts: Any) -> bool:
+    """Write an event about a release, unless it holds already."""
+    folder, name = name_of(path)
+    root = Root(folder, job)
+    if event in (history.MARKED_BAD, history.PINNED):
+        root.require(name)
+    if _holds(root, name, event):
+        return False
+    with root.locked(f"{event} {name}", wait):
+        if _holds(root, name, event):
+            return False
+        root.note(event, name, **facts)
+    return True
+
+
+def _holds(root: Root, name: str, event: str) -> bool:
+    known = root.standing()
+    marked, pinned = name in known.bad, name in known.pinned
+    return {
+        history.MARKED_BAD: marked,
+        history.UNMARKED: not marked,
+        history.PINNED: pinned,
+        history.UNPINNED: not pinned,
+    }[event]
+
+
+def _link_name(root: Root, link: str | None) -> str:
+    """The name of a link in the root.
+
+    Raises:
+        InvalidPath: it is not there, or is no link.
+    """
+    if link is None:
+        name = CURRENT
+    elif "/" in link:
+        folder, _, name = absolute_prefix(link, "the link").rpartition("/")
+        if os.path.realpath(folder) != os.path.realpath(root.path):
+            raise InvalidPath(f"the link {link} must stand beside its releases, in {root.path}")
+    else:
+        name = link
+    if not name or name[0] == ".":
+        raise InvalidPath(f"no link can be called {name!r}: choose a name such as {CURRENT}")
+    path = os.path.join(root.path, name)
+    if os.path.lexists(path) and not os.path.islink(path):
+        what = "folder" if os.path.isdir(path) else "file"
+        raise InvalidPath(f"{path} is a {what} and no link: move it away, and run again")
+    return name
