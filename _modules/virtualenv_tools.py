@@ -6,6 +6,12 @@ of files. :py:func:`update_path` makes it at home where it stands, :py:func:`rei
 onto this machine's own Python, :py:func:`check` tells whether it can run, and :py:func:`info` what
 it is.
 
+A release is a virtualenv at ``<root>/<name>``, such as ``/srv/app/4f2a9c1``, and the link
+``/srv/app/current`` leads to the active one. :py:func:`unpack` makes a release out of an archive,
+:py:func:`activate` and :py:func:`rollback` switch, :py:func:`prune` removes old ones, and
+:py:func:`releases` and :py:func:`history` tell how things stand. One run at a time works in a root;
+others wait for it. The states in ``virtualenv_relocated`` do the same in a highstate.
+
 The work is done by ``relocate_core``, which comes along with ``saltutil.sync_all`` (from
 ``_utils/relocate_core``) or with the installed package; nothing else is needed on the minion.
 """
@@ -18,11 +24,14 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any
 
+import salt.payload
+import salt.utils.files
 from salt.exceptions import CommandExecutionError
 
 log = logging.getLogger(__name__)
@@ -30,6 +39,9 @@ log = logging.getLogger(__name__)
 __virtualname__ = "virtualenv_tools"
 
 _CORE = "relocate_core"
+# Work that takes longer than this tells on the event bus how far it is, and how often.
+_LONG_SECONDS = 2.0
+_PROGRESS_SECONDS = 5.0
 _loading = threading.Lock()
 
 
@@ -190,6 +202,455 @@ def check(path: str, deep: bool = False) -> dict[str, Any]:
     return _printable(verdict)
 
 
+# --- releases -------------------------------------------------------------------------------------
+
+
+def unpack(
+    archive: str,
+    path: str,
+    source_hash: str | None = None,
+    python: str | None = None,
+    user: str | None = None,
+    group: str | None = None,
+    mode: str | None = None,
+    smoke: list[str] | None = None,
+    limits: dict[str, int] | None = None,
+    source: str | None = None,
+    saltenv: str = "base",
+    wait: float = 300,
+    test: bool | None = None,
+) -> dict[str, Any]:
+    """
+    Make a release out of an archive of a virtualenv: what
+    :py:func:`virtualenv_relocated.managed <saltext.states.virtualenv_relocated.managed>` does.
+
+    The archive is unpacked aside, relocated for its final path, put onto this machine's Python,
+    checked, tried, written to the disk, and only then given its name. An archive with anything in
+    it that no virtualenv has is refused. Nothing is done, or fetched, where the release stands.
+
+    archive
+        A tar, plain or packed with gzip, bzip2, xz or zstd: a path on the minion, or a URL that
+        Salt can fetch (``salt://``, ``https://``, ``s3://``...). The virtualenv may be at its top
+        or in a folder there.
+
+    path
+        Where the release shall stand, as an absolute path: ``<root>/<name>``.
+
+    source_hash
+        What the archive has to hash to, in any form that ``file.managed`` takes: ``sha256=...``, a
+        bare hash, or the URL of a file of hashes.
+
+    python
+        The Python to run it on: an executable, a command, or a version like ``3.11``. By default
+        the one that it names if it is there and fits, else the first on the ``PATH`` that fits.
+
+    user, group
+        Whom its files shall belong to. By default to the user that the minion runs as; the program
+        then cannot change its own code.
+
+    mode
+        Of the release's own folder, ``0755`` by default.
+
+    smoke
+        Commands that have to succeed in the release before it counts. They are run by ``/bin/sh``
+        as ``user``, with the release's programs on the ``PATH`` and the release as working folder.
+
+    limits
+        What to refuse as too much: ``files`` (500000), ``size`` (20 GiB, in bytes) and ``ratio``
+        (unpacked to packed, 200).
+
+    source
+        What to call the archive in the records, if not by ``archive``.
+
+    saltenv
+        The environment of a ``salt://`` archive.
+
+    wait
+        Seconds to wait for another run in the same root.
+
+    test
+        ``True`` tells what would be done, and does none of it. By default what the minion's
+        ``test`` option says.
+
+    Returns a dictionary: ``path``, ``changed``, ``dry_run``, ``repaired`` (whether it stood, on a
+    Python that was gone, and was put onto another one), ``python``, ``old_prefixes``, ``rewritten``
+    (how many files of which kind), ``files``, ``size`` (bytes) and ``problems`` (a list of ``file``
+    and ``reason``).
+
+    Raises ``CommandExecutionError`` for whatever goes wrong; nothing stands at ``path`` then.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' virtualenv_tools.unpack salt://app/4f2a9c1.tar.gz /srv/app/4f2a9c1
+        salt '*' virtualenv_tools.unpack /tmp/app.tar.gz /srv/app/4f2a9c1 smoke='["app --version"]'
+    """
+    options = {
+        "python": None if python is None else str(python),
+        "owner": _owner(user, group),
+        "mode": _mode(mode),
+        "smoke_tests": _strings(smoke, "smoke"),
+        "limits": limits,
+        "source": source or archive,
+        "wait": float(wait),
+    }
+    with _core() as core:
+        looked = core.publish(archive, _absolute(path), **options, dry_run=True)
+        if _is_test(test) or not looked.changed:
+            return _printable(looked.as_dict())
+        file, digests = _fetched(archive, source_hash, saltenv)
+        with _telling(path) as (job, tell):
+            done = core.publish(file, path, **options, digests=digests, job=job, tell=tell)
+    return _printable(done.as_dict())
+
+
+def activate(path: str, link: str | None = None, test: bool | None = None) -> dict[str, Any]:
+    """
+    Let ``current`` lead to a release, in one step: there is no moment without it.
+
+    A release that is incomplete, cannot run or is marked bad is refused.
+
+    path
+        The release, as an absolute path.
+
+    link
+        The link, in the same folder; by default ``current``.
+
+    test
+        ``True`` tells what would be done, and does none of it. By default what the minion's
+        ``test`` option says.
+
+    Returns a dictionary: ``link``, ``release``, ``previous`` (the names of the release that it
+    leads to and of the one before), ``changed`` and ``dry_run``.
+
+    Raises ``CommandExecutionError`` for whatever goes wrong; the link is then as it was before.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' virtualenv_tools.activate /srv/app/4f2a9c1
+    """
+    with _core() as core, _telling(path) as (job, tell):
+        switch = core.activate(_absolute(path), link, job=job, dry_run=_is_test(test), tell=tell)
+    answer = switch.as_dict()
+    del answer["bad"]
+    return _printable(answer)
+
+
+def rollback(
+    root: str,
+    to: str | None = None,
+    link: str = "current",
+    leaving: str | None = None,
+    mark: bool = True,
+    reason: str = "",
+    test: bool | None = None,
+) -> dict[str, Any]:
+    """
+    Let ``current`` lead to the release before, and mark the one that it leaves as bad.
+
+    Nothing is downloaded, and nothing is removed. The mark keeps the next highstate from bringing
+    the bad release back; :py:func:`unmark` takes it away.
+
+    root
+        The folder of the releases, as an absolute path.
+
+    to
+        The name of the release to go to. By default the last good one that was active before.
+
+    link
+        The link's name.
+
+    leaving
+        The name of the release to leave; nothing is done where another one is active.
+
+    mark
+        ``False`` does not mark it.
+
+    reason
+        Why; it stands in the history and is told when the release is refused later.
+
+    test
+        ``True`` tells what would be done, and does none of it. By default what the minion's
+        ``test`` option says.
+
+    Returns a dictionary: ``link``, ``release``, ``previous``, ``changed``, ``bad`` (why the
+    previous one is marked, or ``None``) and ``dry_run``.
+
+    Raises ``CommandExecutionError`` for whatever goes wrong, such as that there is no release to go
+    back to; the link is then as it was before.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' virtualenv_tools.rollback /srv/app reason='prices are wrong'
+        salt '*' virtualenv_tools.rollback /srv/app to=9c01b7e mark=False
+    """
+    with _core() as core, _telling(root) as (job, tell):
+        switch = core.rollback(
+            _absolute(root),
+            None if to is None else str(to),
+            link=link,
+            leaving=leaving,
+            mark=bool(mark),
+            reason=str(reason),
+            job=job,
+            dry_run=_is_test(test),
+            tell=tell,
+        )
+    return _printable(switch.as_dict())
+
+
+def active(link: str) -> dict[str, Any]:
+    """
+    Tell which release a link leads to.
+
+    link
+        The link, as an absolute path.
+
+    Returns a dictionary: ``release`` (its name, or ``None``), ``path``, ``bad`` (why it is marked,
+    or ``None``) and ``proven`` (whether it was found healthy since it was activated).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' virtualenv_tools.active /srv/app/current
+    """
+    folder, _, name = _absolute(link).rpartition("/")
+    with _core() as core:
+        root = core.Root(folder)
+        release, known = root.active(name), root.standing()
+        return _printable(
+            {
+                "release": release,
+                "path": None if release is None else os.path.join(root.path, release),
+                "bad": known.bad.get(release),
+                "proven": release is not None and known.proven.get(name) == release,
+            }
+        )
+
+
+def releases(root: str) -> dict[str, Any]:
+    """
+    Tell which releases there are.
+
+    root
+        The folder of the releases, as an absolute path.
+
+    Returns a dictionary of dictionaries, by name: ``active`` (the links that lead to it), ``bad``
+    (why it is marked) and ``pinned`` where that is so, ``published`` (UTC), ``source``,
+    ``python_version``, ``files``, ``size`` (bytes) and ``job`` (Salt's job id).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' virtualenv_tools.releases /srv/app
+    """
+    with _core() as core:
+        found = core.Root(_absolute(root)).releases()
+    return _printable({release.name: release.as_dict() for release in found})
+
+
+def history(root: str, limit: int = 20, full: bool = False) -> list[Any]:
+    """
+    Tell what happened in a root, the latest last.
+
+    root
+        The folder of the releases, as an absolute path.
+
+    limit
+        How many events; 0 is all of them.
+
+    full
+        ``True`` returns each event as a dictionary: ``time`` (UTC), ``event``, ``release``, and
+        where it belongs to it ``previous``, ``link``, ``reason``, ``source`` and ``job``.
+
+    Returns a list of lines, or of dictionaries.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' virtualenv_tools.history /srv/app
+        salt '*' virtualenv_tools.history /srv/app limit=0 full=True --out=json
+    """
+    with _core() as core:
+        events = core.Root(_absolute(root)).events()[-int(limit) :]
+    return _printable(events if full else [_line(event) for event in events])
+
+
+def prune(root: str, keep: int = 5, test: bool | None = None) -> dict[str, Any]:
+    """
+    Remove old releases.
+
+    The active one, the one before, pinned ones and those that a process uses always stay. A release
+    that is marked bad does not count as one of those to keep. What is no release is left alone.
+
+    root
+        The folder of the releases, as an absolute path.
+
+    keep
+        How many good releases stay.
+
+    test
+        ``True`` tells what would be done, and does none of it. By default what the minion's
+        ``test`` option says.
+
+    Returns a dictionary: ``root``, ``removed`` (names), ``kept`` (why each other one stays, by
+    name), ``dry_run``, and ``failed`` (why one could not be removed, by name) where that is so; the
+    call's return code is 1 then.
+
+    Raises ``CommandExecutionError`` for bad arguments, or where another run does not end.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' virtualenv_tools.prune /srv/app keep=3
+    """
+    with _core() as core, _telling(root) as (job, tell):
+        done = core.prune(_absolute(root), keep, job=job, dry_run=_is_test(test), tell=tell)
+    if done.failed:
+        __context__["retcode"] = 1
+    return _printable(done.as_dict())
+
+
+def remove(path: str, test: bool | None = None) -> bool:
+    """
+    Remove one release, unless it is active, pinned, or used by a process.
+
+    path
+        The release, as an absolute path.
+
+    test
+        ``True`` tells whether it would be removed, and does not. By default what the minion's
+        ``test`` option says.
+
+    Returns whether it was there.
+
+    Raises ``CommandExecutionError`` where it must stay.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' virtualenv_tools.remove /srv/app/4f2a9c1
+    """
+    with _core() as core, _telling(path) as (job, tell):
+        return bool(core.remove(_absolute(path), job=job, dry_run=_is_test(test), tell=tell))
+
+
+def mark(path: str, reason: str) -> str:
+    """
+    Mark a release as bad, so that no highstate activates it.
+
+    path
+        The release, as an absolute path.
+
+    reason
+        Why.
+
+    Returns one sentence.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' virtualenv_tools.mark /srv/app/4f2a9c1 reason='leaks memory'
+    """
+    with _core() as core:
+        done = core.mark(_absolute(path), str(reason), job=_job())
+    return f"{path} is marked bad{'' if done else ' already'}."
+
+
+def unmark(path: str) -> str:
+    """
+    Take the mark from a release: it may be activated again.
+
+    path
+        The release, as an absolute path.
+
+    Returns one sentence.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' virtualenv_tools.unmark /srv/app/4f2a9c1
+    """
+    with _core() as core:
+        done = core.unmark(_absolute(path), job=_job())
+    return f"{path} is not marked bad any more." if done else f"{path} was not marked bad."
+
+
+def pin(path: str) -> str:
+    """
+    Let :py:func:`prune` spare a release.
+
+    path
+        The release, as an absolute path.
+
+    Returns one sentence.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' virtualenv_tools.pin /srv/app/4f2a9c1
+    """
+    with _core() as core:
+        done = core.pin(_absolute(path), job=_job())
+    return f"{path} is pinned{'' if done else ' already'}."
+
+
+def unpin(path: str) -> str:
+    """
+    Let :py:func:`prune` take a release again.
+
+    path
+        The release, as an absolute path.
+
+    Returns one sentence.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' virtualenv_tools.unpin /srv/app/4f2a9c1
+    """
+    with _core() as core:
+        done = core.unpin(_absolute(path), job=_job())
+    return f"{path} is not pinned any more." if done else f"{path} was not pinned."
+
+
+def prove(path: str, link: str | None = None) -> bool:
+    """
+    Write down that the active release was found healthy, so that a later failure of its checks is
+    not taken for the release's own.
+
+    path
+        The release, as an absolute path.
+
+    link
+        The link that leads to it; by default ``current`` beside it.
+
+    Returns whether that was not known.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' virtualenv_tools.prove /srv/app/4f2a9c1
+    """
+    with _core() as core:
+        return bool(core.prove(_absolute(path), link, job=_job()))
+
+
 # --- arguments and answers ------------------------------------------------------------------------
 
 
@@ -204,6 +665,88 @@ def _is_test(test: bool | None) -> bool:
     return bool(__opts__.get("test") if test is None else test)
 
 
+def _owner(user: str | None, group: str | None) -> tuple[int, int] | None:
+    """The numbers of a user and a group; the user's own group where none is named."""
+    if user is None and group is None:
+        return None
+    uid = os.geteuid() if user is None else __salt__["file.user_to_uid"](user)
+    if uid == "":
+        raise CommandExecutionError(f"there is no user {user} on this machine: create it first")
+    if group is not None:
+        gid = __salt__["file.group_to_gid"](group)
+        if gid == "":
+            raise CommandExecutionError(
+                f"there is no group {group} on this machine: create it first"
+            )
+        return int(uid), int(gid)
+    import pwd
+
+    try:
+        return int(uid), pwd.getpwuid(int(uid)).pw_gid
+    except KeyError:
+        raise CommandExecutionError(
+            f"there is no user {user} on this machine: create it, or name a group as well"
+        ) from None
+
+
+def _mode(mode: Any) -> int:
+    """A mode as Salt takes it: `0755`, in quotes or not."""
+    if mode is None:
+        return 0o755
+    try:
+        number = int(str(salt.utils.files.normalize_mode(mode)).strip("'"), 8)
+    except ValueError:
+        number = -1
+    if not 0o100 <= number <= 0o777 or not number & 0o100:
+        raise CommandExecutionError(
+            f"the mode of a release must be octal digits that let its owner in, such as '0755': "
+            f"{mode}"
+        )
+    return number
+
+
+def _strings(value: Any, what: str) -> list[str]:
+    """A list of strings; one string is a list of one."""
+    if value is None:
+        return []
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, (list, tuple)) or not all(isinstance(one, str) for one in values):
+        raise CommandExecutionError(f"{what} must be a command or a list of commands: {value!r}")
+    return list(values)
+
+
+def _fetched(archive: str, source_hash: str | None, saltenv: str) -> tuple[str, dict[str, str]]:
+    """The archive as a file on this machine, and what it has to hash to."""
+    digests = {}
+    if source_hash:
+        known = __salt__["file.get_source_sum"](
+            source=archive, source_hash=source_hash, saltenv=saltenv
+        )
+        digests = {known["hash_type"]: known["hsum"]}
+    if archive.startswith("/"):
+        return archive, digests
+    file = __salt__["cp.cache_file"](archive, saltenv)
+    if not file:
+        raise CommandExecutionError(
+            f"cannot fetch {archive}: see that it is there, and that this minion may read it"
+        )
+    return file, digests
+
+
+def _line(event: dict[str, Any]) -> str:
+    """An event as one line."""
+    facts = {
+        "from": event.get("previous"),
+        "by": event.get("link"),
+        "reason": event.get("reason"),
+        "source": event.get("source"),
+        "job": event.get("job"),
+    }
+    told = ", ".join(f"{key} {value}" for key, value in facts.items() if value)
+    what = event["event"].replace("_", " ")
+    return f"{event['time']} {what} {event['release']}{f' ({told})' if told else ''}"
+
+
 def _printable(value: Any) -> Any:
     """`value` with escapes for what in file names is no UTF-8: Salt's transport cannot carry it."""
     if isinstance(value, str):
@@ -213,6 +756,54 @@ def _printable(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_printable(inner) for inner in value]
     return value
+
+
+# --- telling --------------------------------------------------------------------------------------
+
+
+def _job() -> str:
+    """Salt's id of the job that this process works on; "" where it works on none."""
+    folder = os.path.join(__opts__["cachedir"], "proc")
+    with suppress(OSError):
+        for name in sorted(os.listdir(folder), reverse=True):
+            with suppress(Exception):  # another job's file, which has just been removed
+                with open(os.path.join(folder, name), "rb") as file:
+                    data = salt.payload.loads(file.read())
+                if data["pid"] in (os.getpid(), os.getppid()):
+                    return str(data["jid"])
+    return ""
+
+
+@contextmanager
+def _telling(path: str) -> Iterator[tuple[str, Callable[[str, dict[str, Any]], None]]]:
+    """The job's id, and what tells the log and the event bus of each step on `path`.
+
+    Events have the tag ``virtualenv_tools/<step>``. What is done in a moment is told in the end
+    only.
+    """
+    job = _job()
+    begun = told = time.monotonic()
+
+    def tell(step: str, facts: dict[str, Any]) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if step == "unpacking" and now - told < _PROGRESS_SECONDS:
+            return
+        words = ", ".join(f"{key} {value}" for key, value in facts.items() if value is not None)
+        log.info("%s: %s (%s), job %s", path, step, words, job or "unknown")
+        if now - begun > _LONG_SECONDS or step in ("activated", "rolled back"):
+            told = now
+            _send(step.replace(" ", "_"), {"path": path, "job": job, **facts})
+
+    yield job, tell
+
+
+def _send(step: str, facts: dict[str, Any]) -> None:
+    """Tell the event bus of the master; a minion without one has none."""
+    if __opts__.get("file_client") == "local" and not __opts__.get("use_master_when_local"):
+        return
+    with suppress(Exception):  # no reason to stop a deploy
+        __salt__["event.send"](f"virtualenv_tools/{step}", _printable(facts))
 
 
 # --- the core -------------------------------------------------------------------------------------

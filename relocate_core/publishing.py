@@ -27,8 +27,9 @@ class Publication:
 
     Attributes:
         path: the release.
-        changed: whether it was not there before.
+        changed: whether anything was (in a dry run: would be) done.
         dry_run: whether it was only looked at.
+        repaired: whether it stood there, on a Python that is gone, and was put onto another one.
         old_prefixes: the paths that the archive's files named.
         rewritten: how many files were rewritten, by kind.
         python: the executable that it runs on.
@@ -40,6 +41,7 @@ class Publication:
     path: str
     changed: bool = False
     dry_run: bool = False
+    repaired: bool = False
     old_prefixes: list[str] = field(default_factory=list)
     rewritten: dict[str, int] = field(default_factory=dict)
     python: str | None = None
@@ -100,7 +102,7 @@ def publish(
     if python is not None:
         named(python)
     if _stands(root, name, path, digests):
-        return Publication(path)
+        return _kept_running(root, name, path, python, dry_run, tell, wait)
     if dry_run:
         return Publication(path, changed=True, dry_run=True)
     with root.locked(f"deploying {name}", wait):
@@ -139,6 +141,20 @@ def _stands(root: Root, name: str, path: str, digests: Mapping[str, str] | None)
                 f"{wanted:.12}...): a release is never changed, so deploy this one by another name"
             )
     return True
+
+
+def _kept_running(
+    root: Root, name: str, path: str, python: str | None, dry_run: bool, tell: Tell, wait: float
+) -> Publication:
+    """Put a release onto another Python where its own is gone, as after an upgrade of the host."""
+    if os.access(os.path.join(path, "bin", "python"), os.X_OK):
+        return Publication(path)
+    done = Publication(path, changed=True, dry_run=dry_run, repaired=True)
+    if not dry_run:
+        with root.locked(f"repairing {name}", wait):
+            done.python = reinitialize(path, python).python
+        tell("repaired", {"python": done.python})
+    return done
 
 
 def _prepare(

@@ -119,5 +119,5 @@ def _run(
         said = f": {lines[-1].strip()}" if lines else ""
         raise CannotRun(
             f"{home} is not deployed, as its smoke test `{command}` failed ({reason}{said}); "
-            "mend the build, and deploy it under a new name"
+            "nothing stands there: see to what it tells, and run again"
         )

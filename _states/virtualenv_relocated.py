@@ -1,0 +1,731 @@
+"""
+Releases of Python code: deployed, switched to, checked, and pruned in a highstate.
+
+A release is a virtualenv that was built elsewhere, at ``<root>/<name>``; the name is mostly the
+commit's hash. A link beside the releases leads to the active one. Every state here says with
+``test=True`` what it would do, does nothing the second time, and leaves nothing half done.
+
+.. code-block:: yaml
+
+    /srv/app/4f2a9c1:
+      virtualenv_relocated.managed:
+        - source: salt://app/4f2a9c1.tar.gz
+        - smoke: django-admin check
+
+    /srv/app/current:
+      virtualenv_relocated.active:
+        - target: /srv/app/4f2a9c1
+        - require:
+          - virtualenv_relocated: /srv/app/4f2a9c1
+
+    app:
+      service.running:
+        - watch:
+          - virtualenv_relocated: /srv/app/current
+
+    app answers:
+      virtualenv_relocated.healthy:
+        - name: /srv/app/current
+        - checks: http://127.0.0.1:8000/health
+        - watch:
+          - service: app
+
+    /srv/app:
+      virtualenv_relocated.pruned:
+        - keep: 5
+        - require:
+          - virtualenv_relocated: app answers
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from salt.exceptions import CommandExecutionError, SaltException, SaltInvocationError
+from salt.state import STATE_INTERNAL_KEYWORDS
+
+log = logging.getLogger(__name__)
+
+__virtualname__ = "virtualenv_relocated"
+
+_SHOWN_PROBLEMS = 10
+
+
+def __virtual__() -> str | tuple[bool, str]:  # noqa: N807
+    if "virtualenv_tools.unpack" in __salt__:
+        return __virtualname__
+    return False, "virtualenv_relocated: the execution module virtualenv_tools is not there"
+
+
+def managed(
+    name: str,
+    source: str | list[Any] | None = None,
+    source_hash: str | None = None,
+    source_hash_name: str | None = None,
+    skip_verify: bool = False,
+    python: str | None = None,
+    user: str | None = None,
+    group: str | None = None,
+    mode: str | None = None,
+    smoke: str | list[str] | None = None,
+    limits: dict[str, int] | None = None,
+    signature: str | list[str] | None = None,
+    source_hash_sig: str | bool | None = None,
+    signed_by_any: str | list[str] | None = None,
+    signed_by_all: str | list[str] | None = None,
+    keyring: str | None = None,
+    gnupghome: str | None = None,
+    sig_backend: str = "gpg",
+    keep_source: bool = False,
+    wait: float = 300,
+) -> dict[str, Any]:
+    """
+    Have a release: fetched, unpacked, relocated, put onto this machine's Python, checked and tried.
+
+    It is prepared aside and renamed into place, so whatever stands at ``name`` is complete. Nothing
+    is fetched or done where it stands; a release is never changed. Only where its Python has gone,
+    as after an upgrade of the host, it is put onto another one that fits.
+
+    name
+        The release's path: ``<root>/<name>``.
+
+    source
+        The archive of the virtualenv: a tar, plain or packed with gzip, bzip2, xz or zstd. A
+        ``salt://``, ``http(s)://``, ``ftp://`` or ``s3://`` URL or a path on the minion; or a list
+        of them, of which the first that is there is taken.
+
+    source_hash, source_hash_name
+        What the archive has to hash to, in all forms of
+        :py:func:`archive.extracted <salt.states.archive.extracted>`: ``sha256=...``, a bare hash,
+        or a URL of a file of hashes. Needed for what does not come from Salt's own file server or
+        this machine.
+
+    skip_verify
+        ``True`` does without.
+
+    python
+        The Python to run it on: an executable, a command, or a version like ``3.11``. By default
+        the one that it names if it is there and fits, else the first on the ``PATH`` that fits.
+
+    user, group
+        Whom its files shall belong to. By default to the user that the minion runs as; the program
+        then cannot change its own code.
+
+    mode
+        Of the release's own folder, ``0755`` by default.
+
+    smoke
+        A command, or a list of them, that have to succeed in the release before it counts. They are
+        run by ``/bin/sh`` as ``user``, with the release's programs on the ``PATH`` and the release
+        as working folder.
+
+    limits
+        What to refuse as too much: ``files`` (500000), ``size`` (20 GiB, in bytes) and ``ratio``
+        (unpacked to packed, 200).
+
+    signature, source_hash_sig, signed_by_any, signed_by_all, keyring, gnupghome, sig_backend
+        Whose signature the archive or its hash must have, as in
+        :py:func:`archive.extracted <salt.states.archive.extracted>` of Salt 3007 and later.
+
+    keep_source
+        ``True`` leaves the archive in the minion's cache; it is not needed again.
+
+    wait
+        Seconds to wait for another run in the same root.
+
+    .. code-block:: yaml
+
+        /srv/app/4f2a9c1:
+          virtualenv_relocated.managed:
+            - source:
+              - salt://app/4f2a9c1.tar.gz
+              - https://builds.example.org/app/4f2a9c1.tar.gz
+            - source_hash: https://builds.example.org/app/4f2a9c1.tar.gz.sha256
+            - python: '3.11'
+            - user: app
+            - smoke:
+              - gunicorn --check-config app.wsgi
+              - python -c 'import app'
+    """
+    ret = _new(name)
+    options = {
+        "python": python,
+        "user": user,
+        "group": group,
+        "mode": mode,
+        "smoke": smoke,
+        "limits": limits,
+        "wait": wait,
+    }
+    signatures = {
+        "source_hash_sig": source_hash_sig,
+        "signed_by_any": signed_by_any,
+        "signed_by_all": signed_by_all,
+        "keyring": keyring,
+        "gnupghome": gnupghome,
+    }
+    try:
+        sources = _sources(source, source_hash, skip_verify)
+        looked = __salt__["virtualenv_tools.unpack"](
+            sources[0], name, source_hash=None, test=True, **options
+        )
+        if not looked["changed"]:
+            return _with(ret, True, f"{name} stands.")
+        if looked["repaired"]:
+            return _repaired(ret, name, looked, options)
+        if __opts__["test"]:
+            ret["changes"] = {"release": {"old": None, "new": name}}
+            return _with(ret, None, f"{name} would be deployed, out of {' or '.join(sources)}.")
+        chosen, chosen_hash = _chosen(source, source_hash)
+        digest = _digest(chosen, chosen_hash, source_hash_name, signatures, sig_backend)
+        file = _fetched(chosen, chosen_hash, source_hash_name, skip_verify, signatures, sig_backend)
+        if signature:
+            _require_signature(file, signature, signatures, sig_backend)
+        done = __salt__["virtualenv_tools.unpack"](
+            file, name, source_hash=digest, source=chosen, **options
+        )
+        if not keep_source and file != _local(chosen):
+            __salt__["file.remove"](file)
+    except SaltException as error:
+        return _with(ret, False, _sentence(error))
+    return _deployed(ret, name, chosen, done)
+
+
+def active(name: str, target: str | None = None) -> dict[str, Any]:
+    """
+    Have a link lead to a release: atomically, so that there is no moment without it.
+
+    A release that is incomplete, cannot run, or is marked bad is refused; so is a folder in the
+    link's place. The release before stays in the history, for a rollback.
+
+    name
+        The link, beside the releases: ``<root>/current``.
+
+    target
+        The release: its path, or its name alone.
+
+    .. code-block:: yaml
+
+        /srv/app/current:
+          virtualenv_relocated.active:
+            - target: /srv/app/4f2a9c1
+            - require:
+              - virtualenv_relocated: /srv/app/4f2a9c1
+    """
+    ret = _new(name)
+    try:
+        path = _target(name, target)
+        if __opts__["test"] and not os.path.lexists(path):
+            ret["changes"] = {"release": {"old": _active(name), "new": os.path.basename(path)}}
+            return _with(ret, None, f"{name} would lead to {path}, once that is deployed.")
+        switch = __salt__["virtualenv_tools.activate"](path, link=name, test=__opts__["test"])
+    except SaltException as error:
+        return _with(ret, False, _sentence(error))
+    if not switch["changed"]:
+        return _with(ret, True, f"{name} leads to {path}.")
+    ret["changes"] = {"release": {"old": switch["previous"], "new": switch["release"]}}
+    if __opts__["test"]:
+        return _with(ret, None, f"{name} would lead to {path}.")
+    return _with(ret, True, f"{name} now leads to {path}.")
+
+
+def healthy(
+    name: str,
+    checks: str | dict[str, Any] | list[Any] | None = None,
+    attempts: int = 10,
+    interval: float = 1,
+    timeout: float = 10,
+    user: str | None = None,
+    rollback: bool = True,
+) -> dict[str, Any]:
+    """
+    Have the active release answer, or go back to the one before.
+
+    Where a check fails that many times, and the release has not been found healthy since it was
+    activated, the link leads to the last good release again, the failed one is marked bad, what
+    this state watches is restarted, and the state fails. A highstate does not bring the bad release
+    back before :py:func:`virtualenv_tools.unmark`. A release that was healthy once is not rolled
+    back when its checks fail later: the cause is elsewhere then.
+
+    name
+        The link to the active release.
+
+    checks
+        One or several: a URL, which has to answer with 200; a command, which has to succeed, run in
+        the release with its programs on the ``PATH``; or a dictionary of ``url`` with ``status``
+        and ``match`` (a regular expression that the page has to contain), or of ``cmd`` with
+        ``user``.
+
+    attempts
+        How often each check is tried.
+
+    interval
+        Seconds between two attempts.
+
+    timeout
+        Seconds that one attempt may take.
+
+    user
+        Who runs the commands.
+
+    rollback
+        ``False`` only fails.
+
+    .. code-block:: yaml
+
+        app answers:
+          virtualenv_relocated.healthy:
+            - name: /srv/app/current
+            - checks:
+              - http://127.0.0.1:8000/health
+              - url: http://127.0.0.1:8000/
+                match: Welcome
+              - django-admin check --deploy
+            - watch:             # what to restart after a rollback
+              - service: app
+    """
+    # Called once is enough: what a watch adds, the restart after a rollback, is done in any case.
+    ret = {**_new(name), "skip_watch": True}
+    try:
+        wanted = list(_checks(checks, user, timeout))
+        count, pause = _number(attempts, "attempts", 1), _number(interval, "interval", 0)
+        now = __salt__["virtualenv_tools.active"](_path(name, "the link"))
+        release = now["release"]
+        if __opts__["test"]:
+            if now["proven"]:
+                return _with(ret, True, f"{release} was found healthy since it was activated.")
+            return _with(ret, None, f"What {name} leads to would be checked.")
+        if release is None:
+            return _with(ret, False, f"{name} leads to no release: activate one.")
+        failure = _failure(wanted, now["path"], count, pause)
+        if failure is None:
+            __salt__["virtualenv_tools.prove"](now["path"], link=name)
+            return _with(ret, True, f"{release} is healthy.")
+        if now["proven"] or not rollback:
+            why = "it was healthy before" if now["proven"] else "rollback is off"
+            return _with(ret, False, f"{release} is not healthy: {failure}. It stays, as {why}.")
+        return _rolled_back(ret, name, release, failure, wanted, count, pause)
+    except SaltException as error:
+        return _with(ret, False, _sentence(error))
+
+
+def pruned(name: str, keep: int = 5) -> dict[str, Any]:
+    """
+    Have no more old releases than are wanted.
+
+    The active one, the one before, pinned ones and those that a process uses always stay. A release
+    that is marked bad does not count as one of those to keep. What is no release is left alone.
+
+    name
+        The root: the folder of the releases.
+
+    keep
+        How many good releases stay.
+
+    .. code-block:: yaml
+
+        /srv/app:
+          virtualenv_relocated.pruned:
+            - keep: 3
+    """
+    ret = _new(name)
+    try:
+        done = __salt__["virtualenv_tools.prune"](
+            _path(name, "the root"), keep=keep, test=__opts__["test"]
+        )
+    except SaltException as error:
+        return _with(ret, False, _sentence(error))
+    if done["removed"]:
+        ret["changes"] = {"removed": done["removed"]}
+    if done.get("failed"):
+        reasons = "; ".join(f"{one}: {why}" for one, why in done["failed"].items())
+        return _with(ret, False, f"Some releases could not be removed ({reasons}).")
+    count = f"{len(done['removed'])} release{'' if len(done['removed']) == 1 else 's'}"
+    if not done["removed"]:
+        return _with(ret, True, "There is nothing to prune.")
+    if __opts__["test"]:
+        return _with(ret, None, f"{count} would be removed.")
+    return _with(ret, True, f"{count} removed.")
+
+
+def absent(name: str) -> dict[str, Any]:
+    """
+    Have a release gone, unless it is active, pinned, or used by a process.
+
+    name
+        The release's path.
+
+    .. code-block:: yaml
+
+        /srv/app/9c01b7e:
+          virtualenv_relocated.absent
+    """
+    ret = _new(name)
+    try:
+        there = __salt__["virtualenv_tools.remove"](
+            _path(name, "the release"), test=__opts__["test"]
+        )
+    except SaltException as error:
+        return _with(ret, False, _sentence(error))
+    if not there:
+        return _with(ret, True, f"{name} is not there.")
+    ret["changes"] = {"release": {"old": name, "new": None}}
+    if __opts__["test"]:
+        return _with(ret, None, f"{name} would be removed.")
+    return _with(ret, True, f"{name} was removed.")
+
+
+def mod_watch(name: str, sfun: str | None = None, **kwargs: Any) -> dict[str, Any]:
+    """
+    What a ``watch`` or ``listen`` calls when what is watched has changed: the checks of
+    :py:func:`healthy` again. The other states depend on nothing but their arguments.
+
+    .. note::
+        Not to be called directly.
+
+    .. code-block:: yaml
+
+        app answers:
+          virtualenv_relocated.healthy:
+            - name: /srv/app/current
+            - checks: http://127.0.0.1:8000/health
+            - watch:
+              - service: app
+    """
+    if sfun == "healthy":
+        known = inspect.signature(healthy).parameters
+        return healthy(name, **{key: value for key, value in kwargs.items() if key in known})
+    return _with(_new(name), True, f"{name} does not depend on what has changed.")
+
+
+# --- answers --------------------------------------------------------------------------------------
+
+
+def _new(name: str) -> dict[str, Any]:
+    return {"name": name, "changes": {}, "result": False, "comment": ""}
+
+
+def _with(ret: dict[str, Any], result: bool | None, comment: str) -> dict[str, Any]:
+    ret["result"] = result
+    ret["comment"] = comment
+    return ret
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error).strip()
+    text = text[:1].upper() + text[1:]
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def _deployed(ret: dict[str, Any], name: str, source: str, done: dict[str, Any]) -> dict[str, Any]:
+    if not done["changed"]:  # another run was faster
+        return _with(ret, True, f"{name} stands.")
+    ret["changes"] = {
+        "release": {"old": None, "new": name},
+        "files": done["files"],
+        "python": done["python"],
+        "rewritten": done["rewritten"],
+    }
+    problems = [f"{one['file']}: {one['reason']}" for one in done["problems"]]
+    if problems:
+        more = len(problems) - _SHOWN_PROBLEMS
+        ret["warnings"] = problems[:_SHOWN_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
+    size = f"{done['size'] / 1e6:,.1f} MB"
+    return _with(
+        ret, True, f"{name} was deployed out of {source}: {done['files']:,} members, {size}."
+    )
+
+
+def _repaired(
+    ret: dict[str, Any], name: str, looked: dict[str, Any], options: dict[str, Any]
+) -> dict[str, Any]:
+    """Put a release that stands onto another Python, as its own is gone."""
+    ret["changes"] = {"python": {"old": None, "new": options["python"] or "one that fits"}}
+    if __opts__["test"]:
+        return _with(ret, None, f"{name} stands without its Python, and would be put onto another.")
+    done = __salt__["virtualenv_tools.unpack"](looked["path"], name, **options)
+    ret["changes"] = {"python": {"old": None, "new": done["python"]}}
+    return _with(ret, True, f"{name} stood without its Python; now it is on {done['python']}.")
+
+
+# --- arguments ------------------------------------------------------------------------------------
+
+
+def _path(value: Any, what: str) -> str:
+    if not isinstance(value, str) or not value.startswith("/"):
+        raise SaltInvocationError(f"{what} must be an absolute path: {value}")
+    return value
+
+
+def _target(name: str, target: Any) -> str:
+    """The release's path."""
+    link = _path(name, "the link")
+    if not target:
+        raise SaltInvocationError("target is missing: name the release that the link shall lead to")
+    target = str(target)
+    return target if target.startswith("/") else os.path.join(os.path.dirname(link), target)
+
+
+def _active(name: str) -> Any:
+    return __salt__["virtualenv_tools.active"](name)["release"]
+
+
+def _number(value: Any, what: str, least: float) -> Any:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < least:
+        raise SaltInvocationError(f"{what} must be a number of at least {least:g}: {value!r}")
+    return value
+
+
+def _sources(source: Any, source_hash: Any, skip_verify: bool) -> list[str]:
+    """The places of the archive; refuses those that nothing vouches for."""
+    given = [source] if isinstance(source, (str, Mapping)) else list(source or ())
+    places: list[str] = []
+    for one in given:
+        hashed = bool(source_hash)
+        if isinstance(one, Mapping) and len(one) == 1:  # {URL: hash}, as Salt's list of sources has
+            hashed = True
+            one = next(iter(one))
+        if not isinstance(one, str) or not re.match(r"/|[a-z0-9]+://", one):
+            raise SaltInvocationError(f"a source must be a URL or an absolute path: {one}")
+        ours = one.startswith(("/", "salt://", "file://"))
+        if not (ours or hashed or skip_verify):
+            raise SaltInvocationError(
+                f"nothing vouches for {one}: give its source_hash, or skip_verify: True"
+            )
+        places.append(one)
+    if not places:
+        raise SaltInvocationError("source is missing: name the archive of the virtualenv")
+    return places
+
+
+# --- the archive ----------------------------------------------------------------------------------
+
+
+def _chosen(source: Any, source_hash: Any) -> tuple[str, Any]:
+    """The first source that is there, and its hash."""
+    if isinstance(source, str):
+        return source, source_hash
+    chosen, known = __salt__["file.source_list"](source, source_hash, __env__)
+    if not chosen:
+        raise CommandExecutionError("none of the sources is there")
+    return chosen, known
+
+
+def _digest(
+    source: str,
+    source_hash: Any,
+    source_hash_name: str | None,
+    signatures: dict[str, Any],
+    sig_backend: str,
+) -> str | None:
+    """What the archive has to hash to, as `algorithm=hex`."""
+    if not source_hash:
+        return None
+    known = __salt__["file.get_source_sum"](
+        source=source,
+        source_hash=source_hash,
+        source_hash_name=source_hash_name,
+        saltenv=__env__,
+        **_given(signatures, sig_backend),
+    )
+    return f"{known['hash_type']}={known['hsum']}"
+
+
+def _given(signatures: dict[str, Any], sig_backend: str) -> dict[str, Any]:
+    """The arguments about signatures that were given: Salt before 3007 knows none."""
+    given = {key: value for key, value in signatures.items() if value is not None}
+    return {**given, "sig_backend": sig_backend} if "source_hash_sig" in given else {}
+
+
+def _local(source: str) -> str:
+    return source.removeprefix("file://")
+
+
+def _fetched(
+    source: str,
+    source_hash: Any,
+    source_hash_name: str | None,
+    skip_verify: bool,
+    signatures: dict[str, Any],
+    sig_backend: str,
+) -> str:
+    """The archive as a file on this machine, fetched as Salt's own states do it."""
+    if _local(source).startswith("/"):
+        return _local(source)
+    cached = __states__["file.cached"](
+        source,
+        source_hash=source_hash or "",
+        source_hash_name=source_hash_name,
+        skip_verify=skip_verify,
+        saltenv=__env__,
+        **_given(signatures, sig_backend),
+    )
+    file = cached["result"] and __salt__["cp.is_cached"](source, saltenv=__env__)
+    if not file:
+        reason = str(cached["comment"]).strip().rstrip(".")
+        raise CommandExecutionError(f"cannot fetch {source}: {reason}")
+    return str(file)
+
+
+def _require_signature(
+    file: str, signature: Any, signatures: dict[str, Any], sig_backend: str
+) -> None:
+    """Have the archive's own signature verified by Salt's module for that."""
+    verify = f"{sig_backend}.verify"
+    if verify not in __salt__:
+        raise CommandExecutionError(
+            f"cannot verify the signature: Salt's module {sig_backend} is not usable on this "
+            "minion; install what it needs"
+        )
+    places = [signature] if isinstance(signature, str) else list(signature)
+    found = [__salt__["cp.cache_file"](place, __env__) for place in places]
+    if not all(found):
+        raise CommandExecutionError(f"cannot fetch the signature {', '.join(places)}")
+    given = {
+        key: value
+        for key, value in signatures.items()
+        if value is not None and key != "source_hash_sig"
+    }
+    seen = __salt__[verify](
+        filename=file, signature=found[0] if isinstance(signature, str) else found, **given
+    )
+    if seen["res"] is not True:
+        raise CommandExecutionError(
+            f"the signature of {file} is not accepted: {seen['message']}; nothing was deployed"
+        )
+
+
+# --- health ---------------------------------------------------------------------------------------
+
+
+def _checks(checks: Any, user: str | None, timeout: float) -> Iterator[dict[str, Any]]:
+    """Every check in its long form."""
+    given = [checks] if isinstance(checks, (str, Mapping)) else list(checks or ())
+    if not given:
+        raise SaltInvocationError("checks is missing: name a URL or a command at least")
+    for one in given:
+        if isinstance(one, str):
+            one = {"url" if re.match(r"https?://", one) else "cmd": one}
+        known = {"url", "status", "match"} if "url" in one else {"cmd", "user"}
+        wrong = sorted(set(one) - known)
+        if wrong or not isinstance(one.get("url", one.get("cmd")), str):
+            raise SaltInvocationError(
+                f"a check is a URL, a command, or one of url (with status, match) and cmd (with "
+                f"user): {dict(one)}"
+            )
+        yield {"user": user, **one, "timeout": _number(timeout, "timeout", 0.1)}
+
+
+def _failure(
+    checks: list[dict[str, Any]], release: str, attempts: int, interval: float
+) -> str | None:
+    """What keeps failing; None where every check passes."""
+    for check in checks:
+        failure = None
+        for attempt in range(int(attempts)):
+            if attempt:
+                time.sleep(interval)
+            failure = _asked(check) if "url" in check else _ran(check, release)
+            if failure is None:
+                break
+        if failure is not None:
+            return failure
+    return None
+
+
+def _asked(check: dict[str, Any]) -> str | None:
+    """Why a page is not as it should be."""
+    url, status = check["url"], int(check.get("status", 200))
+    answer = __salt__["http.query"](
+        url,
+        status=True,
+        text=True,
+        raise_error=False,
+        http_request_timeout=check["timeout"],
+        http_connect_timeout=check["timeout"],
+    )
+    found = answer.get("status")
+    if found != status:
+        said = f"answers with {found}" if found else f"does not answer ({answer.get('error')})"
+        return f"{url} {said}"
+    page = answer.get("text") or answer.get("body") or ""
+    if "match" in check and not re.search(check["match"], page):
+        return f"{url} answers without {check['match']!r}"
+    return None
+
+
+def _ran(check: dict[str, Any], release: str) -> str | None:
+    """Why a command does not succeed."""
+    path = os.environ.get("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+    done = __salt__["cmd.run_all"](
+        check["cmd"],
+        cwd=release,
+        runas=check["user"],
+        python_shell=True,
+        timeout=check["timeout"],
+        env={"PATH": f"{release}/bin:{path}", "VIRTUAL_ENV": release},
+        ignore_retcode=True,
+        redirect_stderr=True,
+    )
+    if not done["retcode"]:
+        return None
+    said = str(done["stdout"]).strip().splitlines()[-1:]
+    return f"`{check['cmd']}` fails ({': '.join(['exit code ' + str(done['retcode']), *said])})"
+
+
+def _rolled_back(
+    ret: dict[str, Any],
+    name: str,
+    release: str,
+    failure: str,
+    checks: list[dict[str, Any]],
+    attempts: int,
+    interval: float,
+) -> dict[str, Any]:
+    """Go back to the release before, restart what is watched, and see whether that helped."""
+    root, _, link = name.rpartition("/")
+    try:
+        switch = __salt__["virtualenv_tools.rollback"](
+            root, link=link, leaving=release, reason=failure
+        )
+    except SaltException as error:
+        return _with(ret, False, f"{release} is not healthy: {failure}. It stays: {error}.")
+    if not switch["changed"]:
+        return _with(ret, False, f"{release} was not healthy, and is not active any more.")
+    ret["changes"] = {"release": {"old": release, "new": switch["release"]}}
+    restarted = list(_restarted())
+    if restarted:
+        ret["changes"]["restarted"] = restarted
+    still = _failure(checks, os.path.join(root, switch["release"]), attempts, interval)
+    after = f"{switch['release']} is healthy" if still is None else f"Now {still}"
+    return _with(
+        ret,
+        False,
+        f"{release} is not healthy: {failure}. It is marked bad, and {name} leads to "
+        f"{switch['release']} again. {after}.",
+    )
+
+
+def _restarted() -> Iterator[str]:
+    """Restart what this state watches, the way a watch of its own would; tell what it was."""
+    for requisite in __low__.get("watch", ()):
+        for kind, wanted in requisite.items():
+            for chunk in __lowstate__:
+                watched = chunk["state"] == kind and wanted in (chunk["__id__"], chunk["name"])
+                if watched and f"{kind}.mod_watch" in __states__:
+                    arguments = {
+                        key: value
+                        for key, value in chunk.items()
+                        if key not in STATE_INTERNAL_KEYWORDS and not key.startswith("__")
+                    }
+                    arguments.update(name=chunk["name"], sfun=chunk["fun"])
+                    done = __states__[f"{kind}.mod_watch"](**arguments)
+                    log.info("%s.mod_watch %s: %s", kind, chunk["name"], done.get("comment"))
+                    failed = "" if done.get("result") else f" (failed: {done.get('comment')})"
+                    yield f"{kind} {chunk['name']}{failed}"
