@@ -480,7 +480,11 @@ def history(root: str, limit: int = 20, full: bool = False) -> list[Any]:
         salt '*' virtualenv_tools.history /srv/app limit=0 full=True --out=json
     """
     with _core() as core:
-        events = core.Root(_absolute(root)).events()[-int(limit) :]
+        events = core.Root(_absolute(root)).events()
+    if not full:  # a rollback is told before and after; once is enough to read
+        told = [*(event["event"] for event in events[1:]), ""]
+        events = [one for one, then in zip(events, told) if then != "rolled_back"]
+    events = events[-int(limit) :]
     return _printable(events if full else [_line(event) for event in events])
 
 

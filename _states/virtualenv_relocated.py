@@ -25,7 +25,7 @@ commit's hash. A link beside the releases leads to the active one. Every state h
 
     app answers:
       virtualenv_relocated.healthy:
-        - name: /srv/app/current
+        - link: /srv/app/current
         - checks: http://127.0.0.1:8000/health
         - watch:
           - service: app
@@ -237,6 +237,7 @@ def active(name: str, target: str | None = None) -> dict[str, Any]:
 
 def healthy(
     name: str,
+    link: str | None = None,
     checks: str | dict[str, Any] | list[Any] | None = None,
     attempts: int = 10,
     interval: float = 1,
@@ -254,7 +255,12 @@ def healthy(
     back when its checks fail later: the cause is elsewhere then.
 
     name
-        The link to the active release.
+        The link to the active release, or any name where ``link`` is given.
+
+    link
+        The link to the active release. Better than by ``name``: where a service watches the link,
+        Salt takes every state of that name for what is watched, so this one, which watches the
+        service, would close a circle.
 
     checks
         One or several: a URL, which has to answer with 200; a command, which has to succeed, run in
@@ -281,7 +287,7 @@ def healthy(
 
         app answers:
           virtualenv_relocated.healthy:
-            - name: /srv/app/current
+            - link: /srv/app/current
             - checks:
               - http://127.0.0.1:8000/health
               - url: http://127.0.0.1:8000/
@@ -295,22 +301,23 @@ def healthy(
     try:
         wanted = list(_checks(checks, user, timeout))
         count, pause = _number(attempts, "attempts", 1), _number(interval, "interval", 0)
-        now = __salt__["virtualenv_tools.active"](_path(name, "the link"))
+        link = _path(link or name, "the link")
+        now = __salt__["virtualenv_tools.active"](link)
         release = now["release"]
         if __opts__["test"]:
             if now["proven"]:
                 return _with(ret, True, f"{release} was found healthy since it was activated.")
-            return _with(ret, None, f"What {name} leads to would be checked.")
+            return _with(ret, None, f"What {link} leads to would be checked.")
         if release is None:
-            return _with(ret, False, f"{name} leads to no release: activate one.")
+            return _with(ret, False, f"{link} leads to no release: activate one.")
         failure = _failure(wanted, now["path"], count, pause)
         if failure is None:
-            __salt__["virtualenv_tools.prove"](now["path"], link=name)
+            __salt__["virtualenv_tools.prove"](now["path"], link=link)
             return _with(ret, True, f"{release} is healthy.")
         if now["proven"] or not rollback:
             why = "it was healthy before" if now["proven"] else "rollback is off"
             return _with(ret, False, f"{release} is not healthy: {failure}. It stays, as {why}.")
-        return _rolled_back(ret, name, release, failure, wanted, count, pause)
+        return _rolled_back(ret, link, release, failure, wanted, count, pause)
     except SaltException as error:
         return _with(ret, False, _sentence(error))
 
@@ -393,7 +400,7 @@ def mod_watch(name: str, sfun: str | None = None, **kwargs: Any) -> dict[str, An
 
         app answers:
           virtualenv_relocated.healthy:
-            - name: /srv/app/current
+            - link: /srv/app/current
             - checks: http://127.0.0.1:8000/health
             - watch:
               - service: app
@@ -681,7 +688,7 @@ def _ran(check: dict[str, Any], release: str) -> str | None:
 
 def _rolled_back(
     ret: dict[str, Any],
-    name: str,
+    link: str,
     release: str,
     failure: str,
     checks: list[dict[str, Any]],
@@ -689,10 +696,10 @@ def _rolled_back(
     interval: float,
 ) -> dict[str, Any]:
     """Go back to the release before, restart what is watched, and see whether that helped."""
-    root, _, link = name.rpartition("/")
+    root, _, name = link.rpartition("/")
     try:
         switch = __salt__["virtualenv_tools.rollback"](
-            root, link=link, leaving=release, reason=failure
+            root, link=name, leaving=release, reason=failure
         )
     except SaltException as error:
         return _with(ret, False, f"{release} is not healthy: {failure}. It stays: {error}.")
@@ -702,12 +709,15 @@ def _rolled_back(
     restarted = list(_restarted())
     if restarted:
         ret["changes"]["restarted"] = restarted
-    still = _failure(checks, os.path.join(root, switch["release"]), attempts, interval)
+    path = os.path.join(root, switch["release"])
+    still = _failure(checks, path, attempts, interval)
+    if still is None:
+        __salt__["virtualenv_tools.prove"](path, link=link)
     after = f"{switch['release']} is healthy" if still is None else f"Now {still}"
     return _with(
         ret,
         False,
-        f"{release} is not healthy: {failure}. It is marked bad, and {name} leads to "
+        f"{release} is not healthy: {failure}. It is marked bad, and {link} leads to "
         f"{switch['release']} again. {after}.",
     )
 

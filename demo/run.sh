@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# A release's whole way, with a real Django site: built in one place, packed, unpacked in another,
-# made at home there by Salt, and served. Needs no root; all of it happens in one scratch folder.
+# Three releases of a real Django site: built and packed in one place, deployed in another by a
+# masterless minion, served by gunicorn. The second one replaces the first; the third one is broken,
+# and the highstate itself goes back. Needs no root; all of it happens in one scratch folder.
 #
 #   make demo            the folder is removed at the end
 #   KEEP=1 make demo     the folder stays, to look around in
@@ -11,7 +12,6 @@ CHECKOUT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 PYTHON=${PYTHON:-python3}
 SCRATCH=$(mktemp -d "${TMPDIR:-/tmp}/relocate-demo.XXXX")
 SCRATCH=$(cd "$SCRATCH" && pwd -P)
-SERVER=
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1
 unset VIRTUAL_ENV PYTHONPATH PYTHONHOME
 
@@ -26,8 +26,8 @@ fi
 finish() {
     local code=$?
     trap - EXIT
-    if [[ -n $SERVER ]]; then
-        kill "$SERVER" 2>/dev/null && wait "$SERVER" 2>/dev/null || true
+    if [[ -s $SCRATCH/run/pid ]]; then
+        kill "$(<"$SCRATCH/run/pid")" 2>/dev/null && sleep 0.5 || true
     fi
     if ((code)); then
         printf '\n%sdemo: stopped with exit code %s in step %s%s\n' "$RED" "$code" "$STEP" "$PLAIN" >&2
@@ -50,7 +50,12 @@ step() {
 }
 
 show() { # print a command as one would type it
-    printf '%s$ %s%s\n' "$GREEN" "$*" "$PLAIN"
+    local words=() word
+    for word in "$@"; do
+        [[ $# -gt 1 && $word == *[\ \{]* ]] && word="'$word'"
+        words+=("$word")
+    done
+    printf '%s$ %s%s\n' "$GREEN" "${words[*]}" "$PLAIN"
 }
 
 indent() { # in a pipe, so that output shows while it comes
@@ -63,8 +68,13 @@ run() { # show a simple command, then run it
 }
 
 salt() { # a call of Salt's, without a master
-    show "salt-call --local -c etc $*"
-    salt-call --local -c etc "${COLOR[@]}" "$@" 2>&1 | indent
+    show salt-call --local -c etc "$@"
+    salt-call --local -c etc --log-level quiet "${COLOR[@]}" "$@" 2>&1 | indent
+}
+
+fails() { # the same, for a call that has to fail
+    salt "$@" && { echo 'demo: this was expected to fail, and did not.' >&2; exit 1; }
+    printf '%s    (exit code %s)%s\n' "$DIM" "${PIPESTATUS[0]}" "$PLAIN"
 }
 
 need() {
@@ -81,8 +91,8 @@ echo "In $SCRATCH, with Python $("$PYTHON" -c 'import platform; print(platform.p
     "and $(salt-call --version)."
 
 # The minion: no master, its modules out of this checkout, its files below the scratch folder.
-mkdir -p etc minion file_root log srv/shop
-ln -s "$CHECKOUT/_modules" "$CHECKOUT/_utils" file_root/
+mkdir -p etc file_root/shop log run
+ln -s "$CHECKOUT/_modules" "$CHECKOUT/_states" "$CHECKOUT/_utils" file_root/
 cat >etc/minion <<END
 id: demo
 file_client: local
@@ -91,6 +101,7 @@ root_dir: $SCRATCH/minion
 pki_dir: $SCRATCH/minion/pki
 log_file: $SCRATCH/log/minion
 log_level: error
+state_output: changes
 enable_fqdns_grains: False
 END
 
@@ -102,92 +113,150 @@ ln -s "$("$PYTHON" -c 'import os, sys; print(os.path.realpath(sys.executable))')
 run "$BUILD_PYTHON" -m venv build/shop
 run build/shop/bin/pip install --quiet django gunicorn
 run build/shop/bin/django-admin startproject shop build/shop
-cat >build/shop/shop/urls.py <<'END'
+
+commit() { # TITLE [LINE]: change the site, and pack the virtualenv under the name of its content
+    cat >build/shop/shop/urls.py <<END
 import os
 import sys
 
-import django
 from django.http import HttpResponse
 from django.urls import path
 
 
 def home(request):
-    return HttpResponse(
-        f"release     {os.path.basename(sys.prefix)}\n"
-        f"sys.prefix  {sys.prefix}\n"
-        f"django      {django.__file__}\n",
-        content_type="text/plain",
-    )
+    ${2:-pass}
+    return HttpResponse(f"$1, release {os.path.basename(sys.prefix)}\n", content_type="text/plain")
 
 
 urlpatterns = [path("", home)]
 END
+    tar czf build/shop.tar.gz -C build/shop .
+    HASH=$("$PYTHON" -c 'import hashlib, sys
+print(hashlib.sha1(open(sys.argv[1], "rb").read()).hexdigest()[:10])' build/shop.tar.gz)
+    mv build/shop.tar.gz "file_root/shop/$HASH.tar.gz"
+}
 
-step 'Pack it, name it after what is in it, and take the build away'
-run tar czf shop.tar.gz -C build/shop .
-HASH=$("$PYTHON" -c 'import hashlib, sys; print(hashlib.sha1(open(sys.argv[1], "rb").read()).hexdigest())' \
-    shop.tar.gz)
-show sha1sum shop.tar.gz
-echo "$HASH  shop.tar.gz" | indent
+step 'Three commits, three archives; the third one has a bug. Then the build is taken away'
+commit 'The shop opens'
+FIRST=$HASH
+commit 'The shop sells'
+SECOND=$HASH
+commit 'The shop crashes' 'raise RuntimeError("out of stock")'
+THIRD=$HASH
 run rm -rf build
+run ls -s --block-size=1 file_root/shop
 
-step 'On the server: unpack it at its place'
-RELEASE=$SCRATCH/srv/shop/$HASH
-run mkdir "srv/shop/$HASH"
-run tar xzf shop.tar.gz -C "srv/shop/$HASH"
-
-step 'It does not run here: its files still name the place where it was built'
-show "srv/shop/$HASH/bin/gunicorn --version"
-if "srv/shop/$HASH/bin/gunicorn" --version >log/broken 2>&1; then
+step 'Unpacked with tar, it does not run: its files name the place where it was built'
+run mkdir plain
+run tar xzf "file_root/shop/$FIRST.tar.gz" -C plain
+show 'plain/bin/gunicorn --version'
+if plain/bin/gunicorn --version >log/broken 2>&1; then
     echo 'demo: gunicorn was expected not to start, but did.' >&2
     exit 1
 fi
 sed 's|^.*: line [0-9]*: ||' log/broken | indent
-run head -n 1 "srv/shop/$HASH/bin/gunicorn"
+rm -rf plain
 
-step 'The minion learns the module'
-show "salt-call --local -c etc saltutil.sync_all | grep -e '- modules' -e '- states'"
-salt-call --local -c etc saltutil.sync_all | grep -e '- modules' -e '- states' |
-    sed 's/^ *//' | indent
-
-step 'What would be changed'
-salt virtualenv_tools.update_path "$RELEASE" test=True
-
-step 'Relocate it'
-salt virtualenv_tools.update_path "$RELEASE"
-
-step "Onto this machine's Python"
-salt virtualenv_tools.reinitialize "$RELEASE"
-
-step 'Can it run here?'
-salt virtualenv_tools.check "$RELEASE"
-
-step 'Make it the current release, and serve it'
-run ln -sfn "$HASH" srv/shop/current
 PORT=$("$PYTHON" -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])')
-show "srv/shop/current/bin/gunicorn --chdir srv/shop/current --bind 127.0.0.1:$PORT shop.wsgi &"
-# gunicorn keeps a socket of its own in the home folder; the demo leaves nothing there.
-env -u XDG_RUNTIME_DIR HOME="$SCRATCH" \
-    srv/shop/current/bin/gunicorn --chdir srv/shop/current --bind "127.0.0.1:$PORT" shop.wsgi \
-    >log/gunicorn 2>&1 &
-SERVER=$!
-
-fetch() {
-    "$PYTHON" -c 'import sys, urllib.request as u; print(u.build_opener(u.ProxyHandler({})).open(
-        sys.argv[1], timeout=5).read().decode(), end="")' "$1"
-}
-for _ in {1..50}; do
-    kill -0 "$SERVER" 2>/dev/null || break
-    fetch "http://127.0.0.1:$PORT/" >log/page 2>/dev/null && break
-    sleep 0.2
-done
-show "curl http://127.0.0.1:$PORT/"
-indent <log/page
-if ! grep -q "^release     $HASH$" log/page; then
-    indent <log/gunicorn >&2
-    echo 'demo: the site did not answer; above is what gunicorn said.' >&2
-    exit 1
+# In place of a process manager, which not every machine has: stop the old gunicorn, start the new.
+# It is started by its script, whose first line names the release; gunicorn's own control socket
+# would be put into the home folder.
+cat >run/restart <<END
+#!/bin/sh
+cd "$SCRATCH/run" || exit 1
+if [ -s pid ]; then
+    kill "\$(cat pid)" && while [ -e pid ]; do sleep 0.1; done
 fi
+env -u XDG_RUNTIME_DIR HOME="$SCRATCH/run" ../srv/shop/current/bin/gunicorn \\
+    --chdir "\$(readlink -f ../srv/shop/current)" --bind 127.0.0.1:$PORT \\
+    --pid "$SCRATCH/run/pid" --daemon shop.wsgi
+END
+chmod +x run/restart
 
-printf '\n%sDone in %s s: built at build/shop, relocated to srv/shop/%.7s, and it answers.%s\n' \
-    "$BOLD" "$SECONDS" "$HASH" "$PLAIN"
+step 'The highstate: what an operator writes'
+cat >file_root/shop/init.sls <<END
+{% set root = "$SCRATCH/srv/shop" %}
+{% set release = pillar["release"] %}
+
+{{ root }}/{{ release }}:
+  virtualenv_relocated.managed:
+    - source: salt://shop/{{ release }}.tar.gz
+    - smoke: python -c 'import shop.wsgi'
+
+{{ root }}/current:
+  virtualenv_relocated.active:
+    - target: {{ release }}
+    - require:
+      - virtualenv_relocated: {{ root }}/{{ release }}
+
+gunicorn:
+  cmd.run:
+    - name: $SCRATCH/run/restart
+    - onchanges:
+      - virtualenv_relocated: {{ root }}/current
+
+the shop answers:
+  virtualenv_relocated.healthy:
+    - link: {{ root }}/current
+    - checks:
+      - url: http://127.0.0.1:$PORT/
+        match: The shop
+    - attempts: 5
+    - watch:
+      - cmd: gunicorn
+
+{{ root }}:
+  virtualenv_relocated.pruned:
+    - keep: 3
+    - require:
+      - virtualenv_relocated: the shop answers
+END
+run cat file_root/shop/init.sls
+show "salt-call --local -c etc saltutil.sync_all"
+salt-call --local -c etc saltutil.sync_all >log/sync
+
+fetch() { # the page, as a visitor sees it; it has to begin with these words
+    show "curl http://127.0.0.1:$PORT/"
+    "$PYTHON" -c 'import sys, urllib.request as u; print(u.build_opener(u.ProxyHandler({})).open(
+        sys.argv[1], timeout=5).read().decode(), end="")' "http://127.0.0.1:$PORT/" >log/page
+    indent <log/page
+    grep -q "^$1" log/page || { echo "demo: the page was expected to begin with: $1" >&2; exit 1; }
+}
+
+step 'The first release: what would happen'
+salt state.apply shop "pillar={release: $FIRST}" test=True
+
+step 'The first release: deployed, relocated, put onto this Python, tried, linked, started, checked'
+salt state.apply shop "pillar={release: $FIRST}"
+fetch "The shop opens, release $FIRST"
+
+step 'Once more: nothing to do'
+salt state.apply shop "pillar={release: $FIRST}"
+
+step 'The second release: a switch'
+salt state.apply shop "pillar={release: $SECOND}"
+fetch "The shop sells, release $SECOND"
+
+step 'The third release is broken: the highstate fails, and has gone back by itself'
+fails state.apply shop "pillar={release: $THIRD}"
+fetch "The shop sells, release $SECOND"
+
+step 'The next highstate does not bring it back'
+fails state.apply shop "pillar={release: $THIRD}"
+
+step 'An operator goes back by hand: at once, without a download'
+salt virtualenv_tools.rollback "$SCRATCH/srv/shop" reason='the prices are wrong'
+run run/restart
+for _ in {1..50}; do
+    "$PYTHON" -c "import socket; socket.create_connection(('127.0.0.1', $PORT), 1)" 2>/dev/null && break
+    sleep 0.1
+done
+fetch "The shop opens, release $FIRST"
+
+step 'What there is, and what happened'
+run ls -l srv/shop
+salt virtualenv_tools.releases "$SCRATCH/srv/shop"
+salt virtualenv_tools.history "$SCRATCH/srv/shop"
+
+printf '\n%sDone in %s s: two releases deployed and switched, a broken one rolled back.%s\n' \
+    "$BOLD" "$SECONDS" "$PLAIN"

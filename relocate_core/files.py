@@ -256,12 +256,20 @@ def clear_leftovers(root: int) -> None:
 
 
 def flush(root: int) -> None:
-    """Make everything written to the file system of `root` so far survive a power cut."""
+    """Make everything written to the file system of `root` so far survive a power cut.
+
+    Raises:
+        OSError: the disk did not take it.
+    """
     try:
         import ctypes
 
-        if ctypes.CDLL(None).syncfs(root) == 0:
-            return
+        syncfs = ctypes.CDLL(None, use_errno=True).syncfs
     except (ImportError, OSError, AttributeError):
-        pass
-    os.sync()
+        os.sync()
+        return
+    if syncfs(root):
+        number = ctypes.get_errno()
+        if number != errno.ENOSYS:
+            raise OSError(number, os.strerror(number))
+        os.sync()

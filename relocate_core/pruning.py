@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import history
-from .errors import InvalidPath, ReleaseInUse
+from .errors import InvalidPath, ReleaseInUse, TreeError
 from .processes import using
 from .releases import WAIT, Release, Root, Tell, name_of, silent
 
@@ -20,7 +20,7 @@ class Pruning:
         root: the folder of the releases.
         removed: the names of the releases that are gone.
         kept: why each other one stays, by name.
-        failed: why a release could not be removed, by name.
+        failed: why a release could not be removed, or not all of it, by name.
         dry_run: whether it was only looked at.
     """
 
@@ -80,11 +80,13 @@ def prune(
         found = _plan(root, keep)
         for name in list(found.removed):
             try:
-                root.discard(name)
+                left = root.discard(name)
             except OSError as error:
                 found.removed.remove(name)
                 found.failed[name] = (error.strerror or str(error)).lower()
                 continue
+            if left is not None:
+                found.failed[name] = left
             root.note(history.PRUNED, name)
             tell("pruned", {"release": name})
     return found
@@ -110,6 +112,7 @@ def remove(
     Raises:
         ReleaseInUse: it is active, pinned, or used by a process.
         NotARelease: something else is there.
+        TreeError: it has no name any more, but some of its files could not be removed.
     """
     folder, name = name_of(path)
     root = Root(folder, job)
@@ -122,9 +125,11 @@ def remove(
         if not os.path.lexists(os.path.join(root.path, name)):
             return False
         _require_unused(root, name)
-        root.discard(name)
+        left = root.discard(name)
         root.note(history.REMOVED, name)
         tell("removed", {"path": path})
+    if left is not None:
+        raise TreeError(f"{path} is gone, but not all of it: {left}; see to it and remove that")
     return True
 
 

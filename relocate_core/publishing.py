@@ -108,11 +108,9 @@ def publish(
     with root.locked(f"deploying {name}", wait):
         if _stands(root, name, path, digests):  # another run has just done it
             return Publication(path)
-        with root.staged(name) as staging:
-            done, record = _prepare(
-                archive, os.path.join(staging, name), path, python, owner, bounds, digests, tell
-            )
-            staged = record.pop("staged")
+        with root.staged() as staging:
+            staged = os.path.join(staging, name)
+            done, record = _prepare(archive, staged, path, python, owner, bounds, digests, tell)
             smoke(staged, path, smoke_tests, owner)
             if smoke_tests:
                 tell("tried", {"commands": len(smoke_tests)})
@@ -159,7 +157,7 @@ def _kept_running(
 
 def _prepare(
     archive: str,
-    folder: str,
+    staged: str,
     path: str,
     python: str | None,
     owner: tuple[int, int] | None,
@@ -167,7 +165,9 @@ def _prepare(
     digests: Mapping[str, str] | None,
     tell: Tell,
 ) -> tuple[Publication, dict[str, Any]]:
-    """Unpack the archive into a staging folder and make it at home for its final path."""
+    """Unpack the archive into the staging folder, as `staged`, and make it at home for `path`."""
+    folder = os.path.join(os.path.dirname(staged), "unpacked")
+    os.mkdir(folder, 0o700)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         unpacked = unpack(
@@ -183,7 +183,8 @@ def _prepare(
     finally:
         os.close(descriptor)
     tell("unpacked", {"files": unpacked.files, "size": unpacked.size})
-    staged = os.path.join(folder, unpacked.top) if unpacked.top else folder
+    # Directly into a folder that is ours alone: its own files may belong to somebody else.
+    os.rename(os.path.join(folder, unpacked.top) if unpacked.top else folder, staged)
     moved = relocate(staged, path, staged=True)
     tell("relocated", {"files": sum(moved.rewritten.values())})
     swapped = reinitialize(staged, python, staged=True)
@@ -210,7 +211,6 @@ def _prepare(
         problems=problems,
     )
     record = {
-        "staged": staged,
         "digests": unpacked.digests,
         "python": swapped.python,
         "python_version": swapped.version,

@@ -94,7 +94,10 @@ class Root:
 
     def events(self) -> list[history.Event]:
         """The history, oldest event first."""
-        return history.read(self.records)
+        try:
+            return history.read(self.records)
+        except OSError as error:
+            raise TreeError.of(self.records, error, "read the history in") from error
 
     def names(self) -> list[str]:
         """The names of all complete releases."""
@@ -114,6 +117,8 @@ class Root:
                 known = json.load(file)
         except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
+        except OSError as error:
+            raise TreeError.of(os.path.join(path, RECORD), error, "read") from error
         if not isinstance(known, dict) or known.get("format") != _RECORD_FORMAT:
             return None
         return known
@@ -204,6 +209,10 @@ class Root:
             UnsafeFolder: somebody else could redirect what is written.
         """
         try:
+            above = self.path
+            while not os.path.lexists(above):
+                above = os.path.dirname(above)
+            require_trusted(above)
             os.makedirs(self.path, mode=0o755, exist_ok=True)
             require_trusted(self.path)
             self._folder = files.open_root(self.path)
@@ -282,7 +291,7 @@ class Root:
         history.append(self._records, event, release, job=self.job, **facts)
 
     @contextmanager
-    def staged(self, name: str) -> Iterator[str]:
+    def staged(self) -> Iterator[str]:
         """The path of a new folder of ours to prepare a release in; removed at the end."""
         # A name that nobody can guess: while a smoke test runs, its user may pass through.
         inner = f"{STAGING}/{os.urandom(8).hex()}"
@@ -293,7 +302,6 @@ class Root:
             try:
                 _drop_default_list(folder)
                 os.chmod(folder, 0o700)  # without the setgid bit of the folder above
-                os.mkdir(name, 0o700, dir_fd=folder)
             finally:
                 os.close(folder)
             yield path
@@ -308,7 +316,7 @@ class Root:
             name: the release's name.
             record: what `.release.json` shall say.
         """
-        tree = files.open_root(staged)
+        tree = os.open(staged, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             with suppress(FileNotFoundError):
@@ -323,12 +331,20 @@ class Root:
         os.rename(staged, name, dst_dir_fd=self._folder)
         os.fsync(self._folder)
 
-    def discard(self, name: str) -> None:
-        """Remove a release: its name first, at once, then what is in it."""
+    def discard(self, name: str) -> str | None:
+        """Remove a release: its name first, at once, then what is in it.
+
+        Returns:
+            Why something of it is left on the disk; None where nothing is.
+        """
         aside = os.path.join(self.records, STAGING, f"removed-{os.urandom(8).hex()}")
         os.rename(name, aside, src_dir_fd=self._folder)
         os.fsync(self._folder)
-        shutil.rmtree(aside)
+        try:
+            shutil.rmtree(aside)
+        except OSError as error:
+            return f"{error.filename} cannot be removed: {(error.strerror or str(error)).lower()}"
+        return None
 
 
 def name_of(path: str, what: str = "the release") -> tuple[str, str]:

@@ -12,7 +12,10 @@ import re
 import shlex
 import signal
 import subprocess
+import tempfile
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from .artefacts import scripts
 from .errors import CannotRun
@@ -97,27 +100,42 @@ def _run(
         "LANG": "C.UTF-8",
         "PYTHONDONTWRITEBYTECODE": "1",  # a release is not changed by being tried
     }
-    with subprocess.Popen(
-        ["/bin/sh", "-c", line],
-        cwd=staged,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        **identity,  # type: ignore[call-overload]
-    ) as process:
-        try:
-            output, _ = process.communicate(timeout=SECONDS)
-            reason = f"exit code {process.returncode}" if process.returncode else ""
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            output, _ = process.communicate()
-            reason = f"it took longer than {SECONDS:g} seconds"
-    if reason:
-        lines = output.decode(errors="replace").strip().splitlines()
-        said = f": {lines[-1].strip()}" if lines else ""
-        raise CannotRun(
-            f"{home} is not deployed, as its smoke test `{command}` failed ({reason}{said}); "
-            "nothing stands there: see to what it tells, and run again"
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", line],
+            cwd=staged,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            **identity,  # type: ignore[call-overload]
         )
+        ended = _wait(process.pid)
+        # Also what it has left running in the background: the tree is about to be renamed. Nobody
+        # else can have its number, as it is not waited for yet.
+        with suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
+        code = process.wait()
+        output.seek(0)
+        said = output.read().decode(errors="replace").strip().splitlines()[-1:]
+    if ended and code == 0:
+        return
+    reason = f"exit code {code}" if ended else f"it took longer than {SECONDS:g} seconds"
+    reason = ": ".join([reason, *(text.strip() for text in said)])
+    raise CannotRun(
+        f"{home} is not deployed, as its smoke test `{command}` failed ({reason}); "
+        "nothing stands there: see to what it tells, and run again"
+    )
+
+
+def _wait(process: int) -> bool:
+    """Wait for a process to end, and leave it unreaped; False where it takes too long."""
+    until = time.monotonic() + SECONDS
+    pause = 0.001
+    while os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+        if time.monotonic() > until:
+            return False
+        time.sleep(pause)
+        pause = min(2 * pause, 0.05)
+    return True
