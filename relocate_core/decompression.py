@@ -198,9 +198,12 @@ class Stream:
                 if self._stopped.is_set():
                     return
             self._put(None)
-        except (Refused, OSError) as error:
+        except Refused as error:
             self._put(error)
-        except Exception as error:  # zlib.error, LZMAError, ZstdError, EOFError
+        except Exception as error:  # zlib.error, LZMAError, ZstdError, EOFError, bz2's OSError
+            if isinstance(error, OSError) and error.errno:
+                self._put(error)
+                return
             text = str(error).rstrip(".") or type(error).__name__
             self._put(Refused(f"it cannot be decompressed ({text})", advice=DAMAGED))
 
@@ -241,10 +244,11 @@ class Stream:
         while data:
             unpack = new()
             while not unpack.eof:
-                if unpack.needs_input and not data:
+                wants = unpack.needs_input
+                if wants and not data:
                     data = self._read()
                 piece = unpack.decompress(data, _PIECE)
-                if not (piece or data or unpack.eof):
+                if wants and not (piece or data or unpack.eof):
                     raise Refused("it ends too soon", advice=DAMAGED)
                 yield piece
                 data = b""
@@ -337,11 +341,12 @@ class _Rest:
 
 def _new_hash(name: str) -> Any:
     try:
-        return hashlib.new(name)
+        digest = hashlib.new(name)
     except (ValueError, TypeError):
-        raise Refused(
-            f"this Python has no hash {name!r} to check it by", advice="use sha256"
-        ) from None
+        digest = None
+    if digest is None or not digest.digest_size:
+        raise Refused(f"this Python knows no hash {name!r} of a fixed length", advice="use sha256")
+    return digest
 
 
 def expected_size(file: int) -> int:

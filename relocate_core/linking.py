@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 # As many links as the kernel follows for one path (path_resolution(7)).
 _MOST_HOPS = 40
@@ -28,11 +29,23 @@ def is_base(path: str, target: str) -> bool:
     if _PROGRAM.match(path):
         return bool(_PROGRAM_TARGET.match(os.path.basename(target)))
     return (
-        bool(_LIBRARY.match(path)) and "/site-packages/" not in path and target.endswith("/" + path)
+        bool(_LIBRARY.match(path)) and "/site-packages" not in path and target.endswith("/" + path)
     )
 
 
-def fault(path: str, links: Mapping[str, str], prefixes: tuple[str, ...] = ()) -> str | None:
+@dataclass
+class Work:
+    """How many steps may still be taken along links, for all those of a tree together."""
+
+    left: int = 1_000_000
+
+
+def fault(
+    path: str,
+    links: Mapping[str, str],
+    prefixes: tuple[str, ...] = (),
+    work: Work | None = None,
+) -> str | None:
     """Why a link must not be made; None where it stays in the tree, dangling or not.
 
     It is followed as the kernel does it, through all other links of the tree.
@@ -41,7 +54,9 @@ def fault(path: str, links: Mapping[str, str], prefixes: tuple[str, ...] = ()) -
         path: the link, relative to the tree's top, in its plain form.
         links: all links of the tree and what they name.
         prefixes: absolute paths that the tree itself was at: links to them lead inside.
+        work: what following it may cost.
     """
+    work = work or Work()
     at = path.split("/")[:-1]
     ahead: list[str] = []
     link = path
@@ -51,11 +66,14 @@ def fault(path: str, links: Mapping[str, str], prefixes: tuple[str, ...] = ()) -
             if is_base(link, target):
                 further = any(part not in ("", ".") for part in ahead)
                 return f"leads on from the interpreter {link}" if further else None
-            inside = _below(target, prefixes)
+            inside = below(target, prefixes)
             if inside is None:
                 return f"leads to {target}, out of the virtualenv"
             at, target = [], inside
         ahead += reversed(target.split("/"))
+        work.left -= len(ahead)
+        if work.left < 0:
+            return "and the links before it take too long to follow"
         while ahead:
             part = ahead.pop()
             if part == "..":
@@ -73,8 +91,8 @@ def fault(path: str, links: Mapping[str, str], prefixes: tuple[str, ...] = ()) -
     return "leads in a circle"
 
 
-def _below(target: str, prefixes: tuple[str, ...]) -> str | None:
-    """What of an absolute target stands behind a prefix."""
+def below(target: str, prefixes: tuple[str, ...]) -> str | None:
+    """What of an absolute path stands behind a prefix; None where none fits."""
     for prefix in prefixes:
         if target == prefix or target.startswith(prefix + "/"):
             return target[len(prefix) + 1 :]

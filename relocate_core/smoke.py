@@ -83,15 +83,7 @@ def _run(
     programs: str,
     owner: tuple[int, int] | None,
 ) -> None:
-    identity: dict[str, object] = {}
-    user_home = "/"
-    if owner is not None and os.geteuid() == 0:
-        import pwd
-
-        entry = pwd.getpwuid(owner[0])
-        user_home = entry.pw_dir
-        groups = os.getgrouplist(entry.pw_name, owner[1])
-        identity = {"user": owner[0], "group": owner[1], "extra_groups": groups}
+    identity, user_home = _identity(owner)
     path = (programs, os.path.join(staged, "bin"), "/usr/local/bin", "/usr/bin", "/bin")
     environment = {
         "PATH": ":".join((*path, "/usr/local/sbin", "/usr/sbin", "/sbin")),
@@ -127,6 +119,21 @@ def _run(
         f"{home} is not deployed, as its smoke test `{command}` failed ({reason}); "
         "nothing stands there: see to what it tells, and run again"
     )
+
+
+def _identity(owner: tuple[int, int] | None) -> tuple[dict[str, object], str]:
+    """Who runs a command, as Popen wants it told, and that user's home."""
+    if owner is None or os.geteuid() != 0:
+        return {}, "/"
+    import pwd
+
+    user, group = owner
+    try:
+        entry = pwd.getpwuid(user)
+    except KeyError:  # a number without a name
+        return {"user": user, "group": group, "extra_groups": []}, "/"
+    groups = os.getgrouplist(entry.pw_name, group)
+    return {"user": user, "group": group, "extra_groups": groups}, entry.pw_dir
 
 
 def _wait(process: int) -> bool:

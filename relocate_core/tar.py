@@ -38,7 +38,10 @@ _REFUSED = {
 _ZEROS = bytes(BLOCK)
 _LONGEST_NAME = 64 << 10
 _LONGEST_PAX = 1 << 20
-_CONTROL = re.compile("[\x00-\x1f\x7f]")
+_SHOWN = 120
+_LONGEST_TARGET = 1000  # characters, of up to four bytes each
+_LATEST = 10**11  # seconds; some three thousand years
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _RECORD = re.compile(rb"([1-9][0-9]{0,6}) ([^=\0\n]+)=")
 _TIME = re.compile(r"(\d{1,11})(?:\.(\d+))?\Z")
 _OVERRIDES = ("path", "linkpath", "size", "mtime")
@@ -87,7 +90,9 @@ class Member(NamedTuple):
 
 
 def printable(name: str) -> str:
-    """A name as a message can carry it, in one line and without escapes for a terminal."""
+    """A name as a message can carry it: one line, not too long, no escapes for a terminal."""
+    if len(name) > _SHOWN:
+        name = f"{name[: _SHOWN - 3]}..."
     return name if name.isascii() and name.isprintable() else ascii(name)
 
 
@@ -160,7 +165,10 @@ def _member(
     if "size" in extended:
         size = _larger_size(extended["size"], size, name)
     mode = _number(header[100:108], "mode", name)
-    mtime = _number(header[136:148], "time", name) * 1_000_000_000
+    seconds = _number(header[136:148], "time", name)
+    if seconds > _LATEST:
+        raise Refused("has a time that is none", name)
+    mtime = seconds * 1_000_000_000
     if "mtime" in extended:
         mtime = _time(extended["mtime"], name)
     target = ""
@@ -171,7 +179,7 @@ def _member(
         raise Refused(f"is a {meaning} with content", name)
     if meaning in (LINK, HARD_LINK):
         target = extended.get("linkpath") or _text(header[157:257])
-        if not target or _CONTROL.search(target):
+        if not target or len(target) > _LONGEST_TARGET or _CONTROL.search(target):
             raise Refused("is a link to an impossible name", name)
         if meaning == HARD_LINK:
             target = plain_name(target, folder=False, link=name)
@@ -197,7 +205,7 @@ def plain_name(name: str, *, folder: bool, link: str | None = None) -> str:
     plain = name[2:] if name[:2] == "./" else name
     if folder:
         plain = plain.rstrip("/")
-    if plain[:1] in ("", ".", "/") or "/." in plain or "//" in plain:
+    if plain[:1] in ("", ".", "/") or plain[-1] == "/" or "/." in plain or "//" in plain:
         parts = plain.split("/")
         if ".." in parts:
             raise Refused(f"{what} a path with .. in it", told)
@@ -234,14 +242,17 @@ def _size(header: bytes, what: str) -> int:
     return size
 
 
-def _body(source: Source, size: int) -> bytes:
-    return bytes(source.take(size + -size % BLOCK)[:size])
+def _body(source: Source, size: int, what: str) -> bytes:
+    body = bytes(source.take(size + -size % BLOCK))
+    if body[size:].strip(b"\0"):  # which other programs take for a part of it
+        raise Refused(f"{what} goes on behind its end")
+    return body[:size]
 
 
 def _long_name(source: Source, size: int) -> str:
     if size > _LONGEST_NAME:
         raise Refused(f"a name of {size:,} bytes is longer than any path can be")
-    name = _body(source, size)
+    name = _body(source, size, "a long name")
     if name[-1:] == b"\0":
         name = name[:-1]
     if not name:
@@ -251,7 +262,7 @@ def _long_name(source: Source, size: int) -> str:
 
 def _pax(source: Source, size: int, *, is_global: bool) -> dict[str, str]:
     """The records of an extended header that count here."""
-    body = _body(source, size)
+    body = _body(source, size, "an extended header")
     found: dict[str, str] = {}
     at = 0
     while at < len(body):

@@ -31,6 +31,7 @@ _LONGEST_NAME = 255
 _LONGEST_PATH = 4000  # of the kernel's 4096, with room for names that are put beside a file
 # Unpacking leaves this much of a disk to its other users.
 _LEFT_FREE = 64 << 20
+_LONGEST_CONFIG = 1 << 20
 _LOOK_AT_ROOM = 64 << 20
 
 
@@ -245,7 +246,7 @@ class _Writer:
             return
         above, _, base = folder.rpartition("/")
         if folder.count("/") >= _DEEPEST:
-            raise Refused(f"lies more than {_DEEPEST} folders deep", _short(name))
+            raise Refused(f"lies more than {_DEEPEST} folders deep", name)
         self._make(above, name)
         self._claim(folder, base, FOLDER, name)
         self.parent = above
@@ -256,8 +257,9 @@ class _Writer:
     def _claim(self, name: str, base: str, kind: str, member: str | None = None) -> None:
         """Take a name that is not there yet, nor one that only looks different."""
         length = len(base) if base.isascii() else len(os.fsencode(base))
-        if length > _LONGEST_NAME or len(name) > self.longest:
-            raise Refused("has a longer name than the system allows", _short(name))
+        whole = len(name) if name.isascii() else len(os.fsencode(name))
+        if length > _LONGEST_NAME or whole > self.longest:
+            raise Refused("has a longer name than the system allows", name)
         key = _folded(name)
         known = self.names.get(key)
         if known is not None:
@@ -270,10 +272,14 @@ class _Writer:
                 f"differs from {printable(other)} only in case or in the form of its accents", name
             )
         self.names[key] = (name, kind)
+        if len(self.names) > self.limits.files:
+            raise Refused(f"it holds more than {self.limits.files:,} files and folders")
 
     def _write(self, base: str, member: Member) -> None:
         size = member.size
         self.size += size
+        if base == "pyvenv.cfg" and size > _LONGEST_CONFIG:
+            raise Refused("is too large for what it is", member.name)
         if self.size > self.limits.size:
             raise Refused(f"brings its files to more than {self.limits.size:,} bytes", member.name)
         mode = member.mode & 0o755 | 0o400
@@ -360,7 +366,13 @@ class _Writer:
         top = ""
         while True:
             base = f"{top}/" if top else ""
-            if FILE in (kinds.get(f"{base}pyvenv.cfg"), kinds.get(f"{base}bin/activate")):
+            marks = [f"{base}pyvenv.cfg", f"{base}bin/activate"]
+            for name in marks:
+                if kinds.get(name, FILE) != FILE:
+                    raise Refused(
+                        f"is a {_called(kinds[name])}, where every virtualenv has a file", name
+                    )
+            if any(name in kinds for name in marks):
                 return top
             only = inner.get(top, [])
             if len(only) != 1 or kinds[only[0]] != FOLDER:
@@ -372,7 +384,7 @@ class _Writer:
             top = only[0]
 
     def _require_inside(self, top: str) -> None:
-        """Refuse links that leave the virtualenv."""
+        """Refuse links that leave the virtualenv; make those to its old place lead into it."""
         base = f"{top}/" if top else ""
         links = {name[len(base) :]: target for name, target in self.links.items()}
         absolute = any(
@@ -380,15 +392,20 @@ class _Writer:
             for name, target in links.items()
         )
         prefixes = self._prefixes(top) if absolute else ()
-        for name in links:
-            fault = linking.fault(name, links, prefixes)
+        work = linking.Work()
+        for name, target in links.items():
+            fault = linking.fault(name, links, prefixes, work)
             if fault is not None:
                 raise Refused(fault, base + name)
+            inside = linking.below(target, prefixes) if target.startswith("/") else None
+            if inside is not None and not linking.is_base(name, target):
+                self.links[base + name] = "../" * name.count("/") + (inside.lstrip("/") or ".")
 
     def _prefixes(self, top: str) -> tuple[str, ...]:
         """Where the virtualenv was before, by its files: absolute links may lead there."""
         with suppress(RelocateError):
-            return inspect(os.path.join(_path_of(self.root), top)).old_prefixes
+            found = inspect(os.path.join(_path_of(self.root), top)).old_prefixes
+            return tuple(prefix for prefix in found if os.path.normpath(prefix) == prefix != "/")
         return ()
 
 
@@ -407,10 +424,6 @@ def _folded(name: str) -> str:
 
 def _called(kind: str) -> str:
     return "hard link" if kind == HARD_LINK else kind
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 80 else f"{name[:77]}..."
 
 
 def _keeps_modes(folder: int) -> bool:

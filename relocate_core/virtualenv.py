@@ -24,6 +24,7 @@ _ACTIVATION: tuple[tuple[str, Language], ...] = (
 )
 # Read of a script to see its shebang: the longest path and the shell form around it.
 _HEAD = 4096 + 256
+_LONGEST_CONFIG = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ def read_config(path: str) -> dict[str, str]:
         with open(
             os.path.join(path, "pyvenv.cfg"), encoding="utf-8", errors="surrogateescape"
         ) as f:
-            lines = f.read().splitlines()
+            lines = f.read(_LONGEST_CONFIG).splitlines()
     except FileNotFoundError:
         return {}
     rows = (line.partition("=") for line in lines if "=" in line)
