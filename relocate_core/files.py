@@ -144,7 +144,7 @@ def write_aside(folder: int, original: int, status: os.stat_result, pieces: Iter
     file = os.open(name, flags, mode & 0o777, dir_fd=folder)
     try:
         for piece in pieces:
-            _write_all(file, piece)
+            write_all(file, piece)
         # In this order: a change of owner clears setuid bits and capabilities, and an access list
         # has its part in the mode.
         now = os.fstat(file)
@@ -162,7 +162,8 @@ def write_aside(folder: int, original: int, status: os.stat_result, pieces: Iter
     return name
 
 
-def _write_all(file: int, data: bytes) -> None:
+def write_all(file: int, data: bytes) -> None:
+    """Write all of it, where one call writes only a part."""
     written = os.write(file, data)
     while written < len(data):  # a signal or a nearly full disk
         data = data[written:]

@@ -13,12 +13,16 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
+from . import files
+
 NAME = "history.jsonl"
 
 PUBLISHED = "published"
 ACTIVATED = "activated"
 ROLLING_BACK = "rolling_back"
 ROLLED_BACK = "rolled_back"
+GAVE_UP = "gave_up"
+"""A rollback was begun, killed, and could not be finished: the link or its release is another."""
 HEALTHY = "healthy"
 MARKED_BAD = "marked_bad"
 UNMARKED = "unmarked"
@@ -51,8 +55,11 @@ def append(folder: int, event: str, release: str, **facts: Any) -> Event:
     file = os.open(NAME, flags, 0o644, dir_fd=folder)
     try:
         size = os.fstat(file).st_size
+        if not size:
+            os.fchmod(file, 0o644)  # whatever the umask
         torn = size and os.pread(file, 1, size - 1) != b"\n"
-        os.write(file, (b"\n" if torn else b"") + json.dumps(entry).encode() + b"\n")
+        line = json.dumps(entry).encode() + b"\n"
+        files.write_all(file, b"\n" + line if torn else line)
         os.fsync(file)
     finally:
         os.close(file)
@@ -92,7 +99,7 @@ class Standing:
             were rolled back are taken out.
         unfinished: for each link the rollback that was begun and not finished.
         proven: for each link the release that was found healthy since it was activated.
-        active_at: when each release was last activated.
+        used: the number of the last event that published or activated a release, by name.
     """
 
     bad: dict[str, str] = field(default_factory=dict)
@@ -100,32 +107,38 @@ class Standing:
     activations: dict[str, list[str]] = field(default_factory=dict)
     unfinished: dict[str, Event] = field(default_factory=dict)
     proven: dict[str, str] = field(default_factory=dict)
-    active_at: dict[str, str] = field(default_factory=dict)
+    used: dict[str, int] = field(default_factory=dict)
 
 
 def standing(events: Iterable[Event]) -> Standing:
     """Read what holds now from the events."""
     known = Standing()
-    for entry in events:
-        kind, release, link = entry["event"], entry["release"], entry.get("link", "current")
+    for number, entry in enumerate(events):
+        kind, release, link = entry["event"], entry["release"], _text(entry, "link", "current")
+        previous = _text(entry, "previous")
+        if kind in (PUBLISHED, ACTIVATED, ROLLED_BACK):
+            known.used[release] = number
         if kind == ACTIVATED:
-            known.activations.setdefault(link, []).append(release)
-            known.active_at[release] = entry["time"]
+            activations = known.activations.setdefault(link, [])
+            if previous and activations[-1:] != [previous]:  # by hand
+                activations.append(previous)
+            activations.append(release)
             known.unfinished.pop(link, None)
             known.proven.pop(link, None)
         elif kind == ROLLING_BACK:
             known.unfinished[link] = entry
             if entry.get("bad"):
-                known.bad[entry.get("previous", "")] = entry.get("reason", "rolled back")
+                known.bad[previous] = _text(entry, "reason", "rolled back")
         elif kind == ROLLED_BACK:
             _go_back(known.activations.setdefault(link, []), release)
-            known.active_at[release] = entry["time"]
             known.unfinished.pop(link, None)
             known.proven.pop(link, None)
+        elif kind == GAVE_UP:
+            known.unfinished.pop(link, None)
         elif kind == HEALTHY:
             known.proven[link] = release
         elif kind == MARKED_BAD:
-            known.bad[release] = entry.get("reason", "")
+            known.bad[release] = _text(entry, "reason")
         elif kind == UNMARKED:
             known.bad.pop(release, None)
         elif kind == PINNED:
@@ -135,8 +148,16 @@ def standing(events: Iterable[Event]) -> Standing:
     return known
 
 
+def _text(entry: Event, key: str, default: str = "") -> str:
+    """A fact of an event; somebody may have edited the file."""
+    value = entry.get(key, default)
+    return value if isinstance(value, str) else default
+
+
 def _go_back(activations: list[str], release: str) -> None:
-    while activations and activations[-1] != release:
-        activations.pop()
-    if not activations:
-        activations.append(release)
+    """Take out what was active since `release` was, or the last one where it never was."""
+    if release in activations:
+        while activations[-1] != release:
+            activations.pop()
+    else:
+        activations[-1:] = [release]

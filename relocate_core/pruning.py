@@ -157,9 +157,7 @@ def _plan(root: Root, keep: int) -> Pruning:
     found = Pruning(root.path)
     latest = sorted(
         root.releases(),
-        key=lambda release: max(
-            known.active_at.get(release.name, ""), release.record.get("published", "")
-        ),
+        key=lambda one: (known.used.get(one.name, -1), one.record.get("published", "")),
         reverse=True,
     )
     before = {next(root.earlier(link), None) for link in root.links()}

@@ -105,7 +105,7 @@ def publish(
         return _kept_running(root, name, path, python, dry_run, tell, wait)
     if dry_run:
         return Publication(path, changed=True, dry_run=True)
-    with root.locked(f"deploying {name}", wait):
+    with root.locked(f"deploying {name}", wait, create=True):
         if _stands(root, name, path, digests):  # another run has just done it
             return Publication(path)
         with root.staged() as staging:

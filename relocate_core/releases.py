@@ -7,6 +7,7 @@ staged trees are removed, and a rollback that was begun is brought to its end.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -113,11 +114,18 @@ class Root:
         try:
             if not stat.S_ISDIR(os.lstat(path).st_mode):
                 return None
-            with open(os.path.join(path, RECORD), "rb") as file:
-                known = json.load(file)
+            file = os.open(os.path.join(path, RECORD), files.FILE)
+            try:
+                if not stat.S_ISREG(os.fstat(file).st_mode):
+                    return None
+                known = json.loads(files.read_whole(file))
+            finally:
+                os.close(file)
         except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
         except OSError as error:
+            if error.errno == errno.ELOOP:
+                return None
             raise TreeError.of(os.path.join(path, RECORD), error, "read") from error
         if not isinstance(known, dict) or known.get("format") != _RECORD_FORMAT:
             return None
@@ -192,17 +200,22 @@ class Root:
             )
             for name in self.names()
         ]
-        return sorted(found, key=lambda release: release.record.get("published", ""), reverse=True)
+        return sorted(
+            found,
+            key=lambda one: (one.record.get("published", ""), known.used.get(one.name, -1)),
+            reverse=True,
+        )
 
     # --- changing -------------------------------------------------------------------------------
 
     @contextmanager
-    def locked(self, doing: str, wait: float = WAIT) -> Iterator[None]:
+    def locked(self, doing: str, wait: float = WAIT, *, create: bool = False) -> Iterator[None]:
         """Hold the root's lock, with everything finished that a killed run has left.
 
         Args:
             doing: what for, as others are told who have to wait.
             wait: seconds to wait for another holder.
+            create: whether to make the root where it is missing.
 
         Raises:
             Busy: somebody else held it all the time.
@@ -213,7 +226,8 @@ class Root:
             while not os.path.lexists(above):
                 above = os.path.dirname(above)
             require_trusted(above)
-            os.makedirs(self.path, mode=0o755, exist_ok=True)
+            if create:
+                _make_folders(above, self.path)
             require_trusted(self.path)
             self._folder = files.open_root(self.path)
             try:
@@ -233,6 +247,7 @@ class Root:
         """A descriptor of a folder of ours, which is made where it is missing."""
         with suppress(FileExistsError):
             os.mkdir(name, mode, dir_fd=parent)
+            os.chmod(name, mode, dir_fd=parent)  # whatever the umask
         try:
             folder = files.open_folder(parent, name)
         except OSError as error:
@@ -253,9 +268,9 @@ class Root:
         """Finish what a killed run has left."""
         shutil.rmtree(os.path.join(self.records, STAGING), ignore_errors=True)
         os.close(self._own_folder(self._records, STAGING, 0o700))
-        self.recovered = history.standing(self.events()).unfinished
-        for link, begun in self.recovered.items():
-            self._finish_going_back(link, begun)
+        for link, begun in history.standing(self.events()).unfinished.items():
+            if self._finish_going_back(link, begun):
+                self.recovered[link] = begun
 
     def go_back(self, link: str, name: str, *, previous: str, bad: bool, reason: str) -> None:
         """Let a link lead to an earlier release, told before and after it is done.
@@ -272,12 +287,16 @@ class Root:
         begun = history.append(self._records, history.ROLLING_BACK, name, **facts)
         self._finish_going_back(link, begun)
 
-    def _finish_going_back(self, link: str, begun: history.Event) -> None:
+    def _finish_going_back(self, link: str, begun: history.Event) -> bool:
+        """Relink, and say that it is done; False where something has changed in between."""
         name, previous = begun["release"], begun.get("previous", "")
         if self.record(name) is not None and self.active(link) in (previous, None):
             self.relink(link, name)
+        done = bool(self.active(link) == name)
         facts = {key: value for key, value in begun.items() if key not in ("time", "event")}
-        history.append(self._records, history.ROLLED_BACK, facts.pop("release"), **facts)
+        event = history.ROLLED_BACK if done else history.GAVE_UP
+        history.append(self._records, event, facts.pop("release"), **facts)
+        return done
 
     def relink(self, link: str, name: str) -> None:
         """Let a link lead to a release: a new link, renamed over, so that there is always one."""
@@ -323,6 +342,7 @@ class Root:
                 os.unlink(RECORD, dir_fd=tree)
             file = os.open(RECORD, flags, 0o644, dir_fd=tree)
             with open(file, "w") as stream:
+                os.fchmod(file, 0o644)  # whatever the umask
                 json.dump({"format": _RECORD_FORMAT, "name": name, **record}, stream, indent=1)
                 stream.write("\n")
             files.flush(tree)
@@ -360,6 +380,15 @@ def name_of(path: str, what: str = "the release") -> tuple[str, str]:
     if name[0] == "." or name == CURRENT:
         raise InvalidPath(f"no release can be called {name}: choose another name than {path}")
     return root, name
+
+
+def _make_folders(above: str, path: str) -> None:
+    """Make the folders from `above`, which is there, down to `path`, whatever the umask."""
+    for name in path[len(above.rstrip("/")) + 1 :].split("/") if path != above else ():
+        above = os.path.join(above, name)
+        with suppress(FileExistsError):
+            os.mkdir(above)
+            os.chmod(above, 0o755)
 
 
 def _drop_default_list(folder: int) -> None:

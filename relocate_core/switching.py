@@ -68,8 +68,11 @@ def activate(
     folder, name = name_of(path)
     root = Root(folder, job)
     link = _link_name(root, link)
-    if _is_done(root, name, link) or dry_run:
-        return _look(root, name, link, dry_run)
+    looked = _look(root, name, link, dry_run)
+    if dry_run:
+        return looked
+    if _is_done(root, name, link):
+        return Switch(looked.link, name, name, False)
     with root.locked(f"activating {name}", wait):
         found = _look(root, name, link, False)
         if found.changed:
@@ -88,6 +91,13 @@ def _is_done(root: Root, name: str, link: str) -> bool:
 
 def _look(root: Root, name: str, link: str, dry_run: bool) -> Switch:
     """What activating a release would do; refuses what must not be activated."""
+    _require_good(root, name)
+    previous = root.active(link)
+    return Switch(os.path.join(root.path, link), name, previous, previous != name, dry_run=dry_run)
+
+
+def _require_good(root: Root, name: str) -> None:
+    """Refuse a release that must not be activated."""
     root.require(name)
     path = os.path.join(root.path, name)
     reason = root.standing().bad.get(name)
@@ -99,8 +109,6 @@ def _look(root: Root, name: str, link: str, dry_run: bool) -> Switch:
     python = os.path.join(path, "bin", "python")
     if not os.access(python, os.X_OK):
         raise CannotRun(f"{path} cannot run: {python} leads nowhere; reinitialize it")
-    previous = root.active(link)
-    return Switch(os.path.join(root.path, link), name, previous, previous != name, dry_run=dry_run)
 
 
 def rollback(
@@ -137,15 +145,16 @@ def rollback(
     link = _link_name(root, link)
     if dry_run:
         return _look_back(root, to, link, leaving, mark, reason, dry_run=True)
-    if root.active(link) is None and not os.path.isdir(root.path):
+    if not os.path.isdir(root.path):
         raise NotARelease(f"there are no releases in {root.path}")
+    _require_active(root, link)
     with root.locked("rolling back", wait):
         begun = root.recovered.get(link)
-        if begun is not None:  # the same call, which was killed: to go on would be one step too far
-            previous, bad = begun.get("previous"), begun.get("bad")
-            return Switch(
-                os.path.join(root.path, link), begun["release"], previous, True, bad and reason
-            )
+        if begun is not None and _is_same(begun, to, leaving):
+            # The same call, which was killed: to go on would be one step too far.
+            bad = begun.get("reason", "rolled back") if begun.get("bad") else None
+            path = os.path.join(root.path, link)
+            return Switch(path, begun["release"], begun.get("previous"), True, bad)
         found = _look_back(root, to, link, leaving, mark, reason)
         if found.changed and found.previous is not None:
             root.go_back(link, found.release, previous=found.previous, bad=mark, reason=reason)
@@ -162,10 +171,8 @@ def _look_back(
     reason: str,
     dry_run: bool = False,
 ) -> Switch:
-    active = root.active(link)
+    active = _require_active(root, link)
     path = os.path.join(root.path, link)
-    if active is None:
-        raise NotARelease(f"there is nothing to roll back: {path} leads to no release")
     if leaving is not None and active != leaving:
         return Switch(path, active, None, False, dry_run=dry_run)
     if to is None:
@@ -174,12 +181,24 @@ def _look_back(
             raise NotARelease(
                 f"there is no good release before {active} in {root.path}: activate one by its name"
             )
-    else:
-        root.require(to)
     if to == active:
         return Switch(path, active, None, False, dry_run=dry_run)
+    _require_good(root, to)
     bad = (reason or "rolled back") if mark else None
     return Switch(path, to, active, True, bad, dry_run)
+
+
+def _require_active(root: Root, link: str) -> str:
+    active = root.active(link)
+    if active is None:
+        path = os.path.join(root.path, link)
+        raise NotARelease(f"there is nothing to roll back: {path} leads to no release")
+    return active
+
+
+def _is_same(begun: history.Event, to: str | None, leaving: str | None) -> bool:
+    """Whether a rollback that was begun is the one that is asked for."""
+    return to in (None, begun["release"]) and leaving in (None, begun.get("previous"))
 
 
 def mark(path: str, reason: str, *, job: str = "", wait: float = WAIT) -> bool:

@@ -35,6 +35,12 @@ def require_trusted(path: str) -> None:
             continue
         inner = os.path.join(at, part)
         if os.path.islink(inner):
+            if os.lstat(inner).st_uid != 0:
+                raise UnsafeFolder(
+                    f"cannot work as root in {path}: the link {inner} belongs to "
+                    f"{_user(os.lstat(inner).st_uid)}, who could let it lead elsewhere; "
+                    "make it as root"
+                )
             hops += 1
             if hops > 40:
                 raise UnsafeFolder(f"{path} leads in a circle: mend the link {inner}")
