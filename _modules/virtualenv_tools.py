@@ -22,6 +22,7 @@ import hashlib
 import importlib.util
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -32,7 +33,7 @@ from typing import Any
 
 import salt.payload
 import salt.utils.files
-from salt.exceptions import CommandExecutionError
+from salt.exceptions import CommandExecutionError, SaltException
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ _CORE = "relocate_core"
 # Work that takes longer than this tells on the event bus how far it is, and how often.
 _LONG_SECONDS = 2.0
 _PROGRESS_SECONDS = 5.0
+# What a hash without a name is, by the number of its digits.
+_ALGORITHMS = {32: "md5", 40: "sha1", 56: "sha224", 64: "sha256", 96: "sha384", 128: "sha512"}
 _loading = threading.Lock()
 
 
@@ -293,10 +296,13 @@ def unpack(
         "smoke_tests": _strings(smoke, "smoke"),
         "limits": limits,
         "source": source or archive,
-        "wait": float(wait),
+        "wait": _seconds(wait),
     }
+    if not isinstance(archive, str) or not re.match(r"/|[a-z0-9]+://", archive):
+        raise CommandExecutionError(f"the archive must be a URL or an absolute path: {archive}")
     with _core() as core:
-        looked = core.publish(archive, _absolute(path), **options, dry_run=True)
+        known = _digests(source_hash)
+        looked = core.publish(archive, _absolute(path), **options, digests=known, dry_run=True)
         if _is_test(test) or not looked.changed:
             return _printable(looked.as_dict())
         file, digests = _fetched(archive, source_hash, saltenv)
@@ -333,6 +339,8 @@ def activate(path: str, link: str | None = None, test: bool | None = None) -> di
         salt '*' virtualenv_tools.activate /srv/app/4f2a9c1
     """
     with _core() as core, _telling(path) as (job, tell):
+        if not isinstance(link, (str, type(None))):
+            raise CommandExecutionError(f"the link must be a name or a path: {link!r}")
         switch = core.activate(_absolute(path), link, job=job, dry_run=_is_test(test), tell=tell)
     answer = switch.as_dict()
     del answer["bad"]
@@ -479,12 +487,14 @@ def history(root: str, limit: int = 20, full: bool = False) -> list[Any]:
         salt '*' virtualenv_tools.history /srv/app
         salt '*' virtualenv_tools.history /srv/app limit=0 full=True --out=json
     """
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
+        raise CommandExecutionError(f"limit must be a whole number, 0 for all events: {limit!r}")
     with _core() as core:
         events = core.Root(_absolute(root)).events()
     if not full:  # a rollback is told before and after; once is enough to read
         told = [*(event["event"] for event in events[1:]), ""]
         events = [one for one, then in zip(events, told) if then != "rolled_back"]
-    events = events[-int(limit) :]
+    events = events[-limit:]
     return _printable(events if full else [_line(event) for event in events])
 
 
@@ -719,13 +729,32 @@ def _strings(value: Any, what: str) -> list[str]:
     return list(values)
 
 
+def _seconds(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+        raise CommandExecutionError(f"wait must be a number of seconds: {value!r}")
+    return float(value)
+
+
+def _digests(source_hash: Any) -> dict[str, str]:
+    """What stands in a `source_hash` itself: nothing is fetched to see that a release stands."""
+    match = re.match(r"(?:(\w+)[=:])?([0-9a-fA-F]{32,128})\Z", str(source_hash or ""))
+    if match is None:
+        return {}
+    algorithm = match[1] or _ALGORITHMS.get(len(match[2]))
+    return {algorithm: match[2]} if algorithm else {}
+
+
 def _fetched(archive: str, source_hash: str | None, saltenv: str) -> tuple[str, dict[str, str]]:
     """The archive as a file on this machine, and what it has to hash to."""
     digests = {}
     if source_hash:
-        known = __salt__["file.get_source_sum"](
-            source=archive, source_hash=source_hash, saltenv=saltenv
-        )
+        try:
+            known = __salt__["file.get_source_sum"](
+                source=archive, source_hash=source_hash, saltenv=saltenv
+            )
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise CommandExecutionError(f"cannot read {source_hash}: {reason}") from error
         digests = {known["hash_type"]: known["hsum"]}
     if archive.startswith("/"):
         return archive, digests
@@ -821,6 +850,8 @@ def _core() -> Iterator[Any]:
         yield core
     except core.RelocateError as error:
         raise CommandExecutionError(_printable(str(error))) from error
+    except SaltException:
+        raise
     except Exception as error:
         log.exception("Unexpected error in %s", core.__name__)
         raise CommandExecutionError(

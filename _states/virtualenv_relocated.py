@@ -45,6 +45,8 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from fnmatch import fnmatch
 from typing import Any
 
 from salt.exceptions import CommandExecutionError, SaltException, SaltInvocationError
@@ -55,6 +57,8 @@ log = logging.getLogger(__name__)
 __virtualname__ = "virtualenv_relocated"
 
 _SHOWN_PROBLEMS = 10
+# What Salt's HTTP client gives for a status where there was none.
+_NO_ANSWER = 599
 
 
 def __virtual__() -> str | tuple[bool, str]:  # noqa: N807
@@ -170,10 +174,10 @@ def managed(
         "keyring": keyring,
         "gnupghome": gnupghome,
     }
-    try:
+    with _told(ret):
         sources = _sources(source, source_hash, skip_verify)
         looked = __salt__["virtualenv_tools.unpack"](
-            sources[0], name, source_hash=None, test=True, **options
+            sources[0], name, source_hash=source_hash, test=True, **options
         )
         if not looked["changed"]:
             return _with(ret, True, f"{name} stands.")
@@ -192,9 +196,8 @@ def managed(
         )
         if not keep_source and file != _local(chosen):
             __salt__["file.remove"](file)
-    except SaltException as error:
-        return _with(ret, False, _sentence(error))
-    return _deployed(ret, name, chosen, done)
+        return _deployed(ret, name, chosen, done)
+    return ret
 
 
 def active(name: str, target: str | None = None) -> dict[str, Any]:
@@ -219,20 +222,21 @@ def active(name: str, target: str | None = None) -> dict[str, Any]:
               - virtualenv_relocated: /srv/app/4f2a9c1
     """
     ret = _new(name)
-    try:
+    with _told(ret):
+        name = _path(name, "the link")
         path = _target(name, target)
-        if __opts__["test"] and not os.path.lexists(path):
+        free = os.path.islink(name) or not os.path.lexists(name)
+        if __opts__["test"] and free and not os.path.lexists(path):
             ret["changes"] = {"release": {"old": _active(name), "new": os.path.basename(path)}}
             return _with(ret, None, f"{name} would lead to {path}, once that is deployed.")
         switch = __salt__["virtualenv_tools.activate"](path, link=name, test=__opts__["test"])
-    except SaltException as error:
-        return _with(ret, False, _sentence(error))
-    if not switch["changed"]:
-        return _with(ret, True, f"{name} leads to {path}.")
-    ret["changes"] = {"release": {"old": switch["previous"], "new": switch["release"]}}
-    if __opts__["test"]:
-        return _with(ret, None, f"{name} would lead to {path}.")
-    return _with(ret, True, f"{name} now leads to {path}.")
+        if not switch["changed"]:
+            return _with(ret, True, f"{name} leads to {path}.")
+        ret["changes"] = {"release": {"old": switch["previous"], "new": switch["release"]}}
+        if __opts__["test"]:
+            return _with(ret, None, f"{name} would lead to {path}.")
+        return _with(ret, True, f"{name} now leads to {path}.")
+    return ret
 
 
 def healthy(
@@ -298,7 +302,7 @@ def healthy(
     """
     # Called once is enough: what a watch adds, the restart after a rollback, is done in any case.
     ret = {**_new(name), "skip_watch": True}
-    try:
+    with _told(ret):
         wanted = list(_checks(checks, user, timeout))
         count, pause = _number(attempts, "attempts", 1), _number(interval, "interval", 0)
         link = _path(link or name, "the link")
@@ -318,8 +322,7 @@ def healthy(
             why = "it was healthy before" if now["proven"] else "rollback is off"
             return _with(ret, False, f"{release} is not healthy: {failure}. It stays, as {why}.")
         return _rolled_back(ret, link, release, failure, wanted, count, pause)
-    except SaltException as error:
-        return _with(ret, False, _sentence(error))
+    return ret
 
 
 def pruned(name: str, keep: int = 5) -> dict[str, Any]:
@@ -342,23 +345,22 @@ def pruned(name: str, keep: int = 5) -> dict[str, Any]:
             - keep: 3
     """
     ret = _new(name)
-    try:
+    with _told(ret):
         done = __salt__["virtualenv_tools.prune"](
             _path(name, "the root"), keep=keep, test=__opts__["test"]
         )
-    except SaltException as error:
-        return _with(ret, False, _sentence(error))
-    if done["removed"]:
-        ret["changes"] = {"removed": done["removed"]}
-    if done.get("failed"):
-        reasons = "; ".join(f"{one}: {why}" for one, why in done["failed"].items())
-        return _with(ret, False, f"Some releases could not be removed ({reasons}).")
-    count = f"{len(done['removed'])} release{'' if len(done['removed']) == 1 else 's'}"
-    if not done["removed"]:
-        return _with(ret, True, "There is nothing to prune.")
-    if __opts__["test"]:
-        return _with(ret, None, f"{count} would be removed.")
-    return _with(ret, True, f"{count} removed.")
+        if done["removed"]:
+            ret["changes"] = {"removed": done["removed"]}
+        if done.get("failed"):
+            reasons = "; ".join(f"{one}: {why}" for one, why in done["failed"].items())
+            return _with(ret, False, f"Some releases could not be removed ({reasons}).")
+        count = f"{len(done['removed'])} release{'' if len(done['removed']) == 1 else 's'}"
+        if not done["removed"]:
+            return _with(ret, True, "There is nothing to prune.")
+        if __opts__["test"]:
+            return _with(ret, None, f"{count} would be removed.")
+        return _with(ret, True, f"{count} removed.")
+    return ret
 
 
 def absent(name: str) -> dict[str, Any]:
@@ -374,24 +376,25 @@ def absent(name: str) -> dict[str, Any]:
           virtualenv_relocated.absent
     """
     ret = _new(name)
-    try:
+    with _told(ret):
         there = __salt__["virtualenv_tools.remove"](
             _path(name, "the release"), test=__opts__["test"]
         )
-    except SaltException as error:
-        return _with(ret, False, _sentence(error))
-    if not there:
-        return _with(ret, True, f"{name} is not there.")
-    ret["changes"] = {"release": {"old": name, "new": None}}
-    if __opts__["test"]:
-        return _with(ret, None, f"{name} would be removed.")
-    return _with(ret, True, f"{name} was removed.")
+        if not there:
+            return _with(ret, True, f"{name} is not there.")
+        ret["changes"] = {"release": {"old": name, "new": None}}
+        if __opts__["test"]:
+            return _with(ret, None, f"{name} would be removed.")
+        return _with(ret, True, f"{name} was removed.")
+    return ret
 
 
 def mod_watch(name: str, sfun: str | None = None, **kwargs: Any) -> dict[str, Any]:
     """
-    What a ``watch`` or ``listen`` calls when what is watched has changed: the checks of
-    :py:func:`healthy` again. The other states depend on nothing but their arguments.
+    What a ``watch`` or ``listen`` calls when what is watched has changed: the state once more.
+
+    Salt puts the answer in the place of the state's own one, so a state that has failed has to fail
+    again here. For :py:func:`healthy` behind a ``listen`` it is the checks at the end of the run.
 
     .. note::
         Not to be called directly.
@@ -402,13 +405,15 @@ def mod_watch(name: str, sfun: str | None = None, **kwargs: Any) -> dict[str, An
           virtualenv_relocated.healthy:
             - link: /srv/app/current
             - checks: http://127.0.0.1:8000/health
-            - watch:
+            - listen:
               - service: app
     """
-    if sfun == "healthy":
-        known = inspect.signature(healthy).parameters
-        return healthy(name, **{key: value for key, value in kwargs.items() if key in known})
-    return _with(_new(name), True, f"{name} does not depend on what has changed.")
+    functions = (managed, active, healthy, pruned, absent)
+    function = {one.__name__: one for one in functions}.get(str(sfun))
+    if function is None:
+        return _with(_new(name), False, f"There is no state {sfun} to be watched for.")
+    known = inspect.signature(function).parameters
+    return function(name, **{key: value for key, value in kwargs.items() if key in known})
 
 
 # --- answers --------------------------------------------------------------------------------------
@@ -424,8 +429,25 @@ def _with(ret: dict[str, Any], result: bool | None, comment: str) -> dict[str, A
     return ret
 
 
-def _sentence(error: Exception) -> str:
-    text = str(error).strip()
+@contextmanager
+def _told(ret: dict[str, Any]) -> Iterator[None]:
+    """Whatever goes wrong, as one sentence in the answer; no traceback is for an operator."""
+    try:
+        yield
+    except SaltException as error:
+        _with(ret, False, _sentence(error))
+    except OSError as error:  # Salt's own functions let some pass, of files that are not there
+        reason = (error.strerror or str(error)).lower()
+        _with(ret, False, _sentence(f"cannot read {error.filename}: {reason}"))
+    except Exception as error:
+        log.exception("Unexpected error")
+        what = f"unexpected {type(error).__name__}: {error}"
+        more = "this is a bug: please report it with the traceback in the minion's log"
+        _with(ret, False, _sentence(f"{what}; {more}"))
+
+
+def _sentence(error: object) -> str:
+    text = " ".join(str(error).split())
     text = text[:1].upper() + text[1:]
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
@@ -467,16 +489,15 @@ def _repaired(
 def _path(value: Any, what: str) -> str:
     if not isinstance(value, str) or not value.startswith("/"):
         raise SaltInvocationError(f"{what} must be an absolute path: {value}")
-    return value
+    return value.rstrip("/") or value
 
 
 def _target(name: str, target: Any) -> str:
     """The release's path."""
-    link = _path(name, "the link")
     if not target:
         raise SaltInvocationError("target is missing: name the release that the link shall lead to")
     target = str(target)
-    return target if target.startswith("/") else os.path.join(os.path.dirname(link), target)
+    return target if target.startswith("/") else os.path.join(os.path.dirname(name), target)
 
 
 def _active(name: str) -> Any:
@@ -491,7 +512,7 @@ def _number(value: Any, what: str, least: float) -> Any:
 
 def _sources(source: Any, source_hash: Any, skip_verify: bool) -> list[str]:
     """The places of the archive; refuses those that nothing vouches for."""
-    given = [source] if isinstance(source, (str, Mapping)) else list(source or ())
+    given = list(source) if isinstance(source, (list, tuple)) else [source] if source else []
     places: list[str] = []
     for one in given:
         hashed = bool(source_hash)
@@ -518,6 +539,7 @@ def _chosen(source: Any, source_hash: Any) -> tuple[str, Any]:
     """The first source that is there, and its hash."""
     if isinstance(source, str):
         return source, source_hash
+    source = [source] if isinstance(source, Mapping) else source
     chosen, known = __salt__["file.source_list"](source, source_hash, __env__)
     if not chosen:
         raise CommandExecutionError("none of the sources is there")
@@ -592,7 +614,7 @@ def _require_signature(
         )
     places = [signature] if isinstance(signature, str) else list(signature)
     found = [__salt__["cp.cache_file"](place, __env__) for place in places]
-    if not all(found):
+    if not all(place and os.path.isfile(place) for place in found):
         raise CommandExecutionError(f"cannot fetch the signature {', '.join(places)}")
     given = {
         key: value
@@ -613,20 +635,33 @@ def _require_signature(
 
 def _checks(checks: Any, user: str | None, timeout: float) -> Iterator[dict[str, Any]]:
     """Every check in its long form."""
-    given = [checks] if isinstance(checks, (str, Mapping)) else list(checks or ())
+    given = list(checks) if isinstance(checks, (list, tuple)) else [checks] if checks else []
     if not given:
         raise SaltInvocationError("checks is missing: name a URL or a command at least")
     for one in given:
-        if isinstance(one, str):
-            one = {"url" if re.match(r"https?://", one) else "cmd": one}
-        known = {"url", "status", "match"} if "url" in one else {"cmd", "user"}
-        wrong = sorted(set(one) - known)
-        if wrong or not isinstance(one.get("url", one.get("cmd")), str):
+        check = {"url" if re.match(r"https?://", one) else "cmd": one} if _is_text(one) else one
+        if not _is_check(check):
             raise SaltInvocationError(
-                f"a check is a URL, a command, or one of url (with status, match) and cmd (with "
-                f"user): {dict(one)}"
+                "a check is a URL, a command, or one of url (with a status and a regular "
+                f"expression to match) and cmd (with a user): {one!r}"
             )
-        yield {"user": user, **one, "timeout": _number(timeout, "timeout", 0.1)}
+        yield {"user": user, **check, "timeout": _number(timeout, "timeout", 0.1)}
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_check(value: Any) -> bool:
+    if not isinstance(value, Mapping):
+        return False
+    known = {"url", "status", "match"} if "url" in value else {"cmd", "user"}
+    status = str(value.get("status", 200))
+    try:
+        re.compile(value.get("match", ""))
+    except (re.error, TypeError):
+        return False
+    return set(value) <= known and _is_text(value.get("url", value.get("cmd"))) and status.isdigit()
 
 
 def _failure(
@@ -649,19 +684,23 @@ def _failure(
 def _asked(check: dict[str, Any]) -> str | None:
     """Why a page is not as it should be."""
     url, status = check["url"], int(check.get("status", 200))
+    seconds = check["timeout"]
     answer = __salt__["http.query"](
         url,
         status=True,
         text=True,
+        decode_body=False,
         raise_error=False,
-        http_request_timeout=check["timeout"],
-        http_connect_timeout=check["timeout"],
+        opts={"http_request_timeout": seconds, "http_connect_timeout": seconds},
     )
     found = answer.get("status")
     if found != status:
-        said = f"answers with {found}" if found else f"does not answer ({answer.get('error')})"
-        return f"{url} {said}"
+        if found and found != _NO_ANSWER:
+            return f"{url} answers with {found}"
+        return f"{url} does not answer ({answer.get('error') or 'timeout'})"
     page = answer.get("text") or answer.get("body") or ""
+    if isinstance(page, bytes):
+        page = page.decode(errors="replace")
     if "match" in check and not re.search(check["match"], page):
         return f"{url} answers without {check['match']!r}"
     return None
@@ -724,18 +763,35 @@ def _rolled_back(
 
 def _restarted() -> Iterator[str]:
     """Restart what this state watches, the way a watch of its own would; tell what it was."""
-    for requisite in __low__.get("watch", ()):
-        for kind, wanted in requisite.items():
-            for chunk in __lowstate__:
-                watched = chunk["state"] == kind and wanted in (chunk["__id__"], chunk["name"])
-                if watched and f"{kind}.mod_watch" in __states__:
-                    arguments = {
-                        key: value
-                        for key, value in chunk.items()
-                        if key not in STATE_INTERNAL_KEYWORDS and not key.startswith("__")
-                    }
-                    arguments.update(name=chunk["name"], sfun=chunk["fun"])
-                    done = __states__[f"{kind}.mod_watch"](**arguments)
-                    log.info("%s.mod_watch %s: %s", kind, chunk["name"], done.get("comment"))
-                    failed = "" if done.get("result") else f" (failed: {done.get('comment')})"
-                    yield f"{kind} {chunk['name']}{failed}"
+    for chunk in __lowstate__:
+        kind = chunk["state"]
+        if not _is_watched(chunk) or f"{kind}.mod_watch" not in __states__:
+            continue
+        arguments = {
+            key: value
+            for key, value in chunk.items()
+            if key not in STATE_INTERNAL_KEYWORDS and not key.startswith("__")
+        }
+        arguments.update(name=chunk["name"], sfun=chunk["fun"])
+        done = __states__[f"{kind}.mod_watch"](**arguments)
+        log.info("%s.mod_watch %s: %s", kind, chunk["name"], done.get("comment"))
+        failed = "" if done.get("result") else f" (failed: {done.get('comment')})"
+        yield f"{kind} {chunk['name']}{failed}"
+
+
+def _is_watched(chunk: Mapping[str, Any]) -> bool:
+    """Whether this state watches another one, named in one of the ways that Salt knows."""
+    if chunk["state"] == __low__["state"]:  # a link is no service
+        return False
+    for requisite in (*__low__.get("watch", ()), *__low__.get("watch_any", ())):
+        named = requisite if isinstance(requisite, Mapping) else {"id": requisite}
+        for kind, wanted in named.items():
+            if kind == "sls":
+                found = fnmatch(chunk.get("__sls__", ""), wanted)
+            else:
+                found = kind in ("id", chunk["state"]) and (
+                    fnmatch(chunk["__id__"], wanted) or fnmatch(chunk["name"], wanted)
+                )
+            if found or (wanted in (chunk["__id__"], chunk["name"]) and kind == chunk["state"]):
+                return True
+    return False

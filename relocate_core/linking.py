@@ -11,7 +11,10 @@ from dataclasses import dataclass
 _MOST_HOPS = 40
 _PROGRAM = re.compile(r"bin/(?:python|pypy)[\w.]*\Z")
 _PROGRAM_TARGET = re.compile(r"(?:python|pypy)[\w.]*\Z")
-_LIBRARY = re.compile(r"(?:bin/libpypy[\w.-]*|(?:lib/(?:python|pypy)\d|include/)[^/]*.*)\Z")
+# virtualenv before 20 made them, which ended with Python 3.9.
+_LIBRARY = re.compile(
+    r"(?:bin/libpypy[\w.-]*|(?:lib|include)/(?:python(?:2\.7|3\.[4-9]m?)|pypy)\b.*)\Z"
+)
 
 
 def is_base(path: str, target: str) -> bool:

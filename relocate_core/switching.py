@@ -181,6 +181,9 @@ def _look_back(
             raise NotARelease(
                 f"there is no good release before {active} in {root.path}: activate one by its name"
             )
+    name_of(f"{root.path}/{to}")
+    if "/" in to:
+        raise InvalidPath(f"the release to go to is named without its folder: {to}")
     if to == active:
         return Switch(path, active, None, False, dry_run=dry_run)
     _require_good(root, to)

@@ -135,15 +135,22 @@ def members(source: Source) -> Iterator[Member]:
 def _check(header: bytes) -> bytes:
     """The header's type, once its checksum is found right."""
     wanted = _number(header[148:156], "checksum", None)
-    # Adler-32 keeps the sum of all bytes, modulo 65521, in its lower half: much faster than sum().
-    # The checksum's own eight bytes count as spaces.
-    if (zlib.adler32(header[:148] + b"        " + header[156:]) & 0xFFFF) != (wanted + 1) % 65521:
+    if wanted != _sum(header[:148] + b"        " + header[156:]):  # its own field counts as spaces
         raise Refused("a header's checksum is wrong", advice=DAMAGED)
     kind = header[156:157]
     magic = header[257:263]
     if magic not in (b"ustar\0", b"ustar ") and (magic != b"\0\0\0\0\0\0" or kind > b"2"):
         raise Refused("a header is neither ustar, pax nor GNU", advice=DAMAGED)
     return kind
+
+
+def _sum(block: bytes) -> int:
+    """The sum of a block's bytes."""
+    if block.isascii():
+        # Adler-32 has it in its lower half, modulo 65521, which 512 bytes of ASCII cannot reach;
+        # that is thirty times as fast.
+        return (zlib.adler32(block) & 0xFFFF) - 1
+    return sum(block)
 
 
 def _member(
@@ -274,7 +281,7 @@ def _pax(source: Source, size: int, *, is_global: bool) -> dict[str, str]:
         if key.startswith("GNU.sparse.") or key == "SCHILY.realsize":
             raise Refused("an extended header tells of a sparse file")
         if key in _OVERRIDES:
-            if is_global and key != "mtime":
+            if is_global:
                 raise Refused(f"a global header sets the {key} of every member")
             if key in found:
                 raise Refused(f"an extended header has two values of {key}")

@@ -56,6 +56,8 @@ class Limits:
         Raises:
             InvalidPath: there is no such limit, or it is no positive number.
         """
+        if not isinstance(values or {}, Mapping):
+            raise InvalidPath(f"limits must be names and numbers, such as files: 1000: {values!r}")
         known = cls.__dataclass_fields__
         chosen: dict[str, int] = {}
         for name, value in (values or {}).items():
