@@ -43,6 +43,7 @@ _CORE = "relocate_core"
 # Work that takes longer than this tells on the event bus how far it is, and how often.
 _LONG_SECONDS = 2.0
 _PROGRESS_SECONDS = 5.0
+_PAIRS = {"activating": "activated", "rolling_back": "rolled_back"}
 # What a hash without a name is, by the number of its digits.
 _ALGORITHMS = {32: "md5", 40: "sha1", 56: "sha224", 64: "sha256", 96: "sha384", 128: "sha512"}
 _loading = threading.Lock()
@@ -491,9 +492,9 @@ def history(root: str, limit: int = 20, full: bool = False) -> list[Any]:
         raise CommandExecutionError(f"limit must be a whole number, 0 for all events: {limit!r}")
     with _core() as core:
         events = core.Root(_absolute(root)).events()
-    if not full:  # a rollback is told before and after; once is enough to read
+    if not full:  # a switch is told before and after; once is enough to read
         told = [*(event["event"] for event in events[1:]), ""]
-        events = [one for one, then in zip(events, told) if then != "rolled_back"]
+        events = [one for one, then in zip(events, told) if _PAIRS.get(one["event"]) != then]
     events = events[-limit:]
     return _printable(events if full else [_line(event) for event in events])
 

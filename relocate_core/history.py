@@ -18,11 +18,12 @@ from . import files
 NAME = "history.jsonl"
 
 PUBLISHED = "published"
+ACTIVATING = "activating"
 ACTIVATED = "activated"
 ROLLING_BACK = "rolling_back"
 ROLLED_BACK = "rolled_back"
 GAVE_UP = "gave_up"
-"""A rollback was begun, killed, and could not be finished: the link or its release is another."""
+"""A switch was begun, killed, and not finished: the link leads elsewhere."""
 HEALTHY = "healthy"
 MARKED_BAD = "marked_bad"
 UNMARKED = "unmarked"
@@ -97,9 +98,10 @@ class Standing:
         pinned: the pinned releases.
         activations: for each link the releases that it led to, the last one at the end; those that
             were rolled back are taken out.
-        unfinished: for each link the rollback that was begun and not finished.
+        unfinished: for each link the switch that was begun and not finished.
         proven: for each link the release that was found healthy since it was activated.
         used: the number of the last event that published or activated a release, by name.
+        present: the releases that were published, and not removed since.
     """
 
     bad: dict[str, str] = field(default_factory=dict)
@@ -108,6 +110,7 @@ class Standing:
     unfinished: dict[str, Event] = field(default_factory=dict)
     proven: dict[str, str] = field(default_factory=dict)
     used: dict[str, int] = field(default_factory=dict)
+    present: set[str] = field(default_factory=set)
 
 
 def standing(events: Iterable[Event]) -> Standing:
@@ -118,7 +121,13 @@ def standing(events: Iterable[Event]) -> Standing:
         previous = _text(entry, "previous")
         if kind in (PUBLISHED, ACTIVATED, ROLLED_BACK):
             known.used[release] = number
-        if kind == ACTIVATED:
+        if kind == PUBLISHED:
+            known.present.add(release)
+        elif kind in (PRUNED, REMOVED):
+            known.present.discard(release)
+        elif kind == ACTIVATING:
+            known.unfinished[link] = entry
+        elif kind == ACTIVATED:
             activations = known.activations.setdefault(link, [])
             if previous and activations[-1:] != [previous]:  # by hand
                 activations.append(previous)

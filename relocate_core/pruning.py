@@ -74,20 +74,19 @@ def prune(
     root = Root(folder, job)
     found = _plan(root, keep)
     found.dry_run = dry_run
-    if dry_run or not found.removed:
+    if dry_run or not (found.removed or _is_left(root)):
         return found
     with root.locked("pruning", wait):
         found = _plan(root, keep)
         for name in list(found.removed):
             try:
-                left = root.discard(name)
+                left = root.discard(name, history.PRUNED)
             except OSError as error:
                 found.removed.remove(name)
                 found.failed[name] = (error.strerror or str(error)).lower()
                 continue
             if left is not None:
                 found.failed[name] = left
-            root.note(history.PRUNED, name)
             tell("pruned", {"release": name})
     return found
 
@@ -116,21 +115,25 @@ def remove(
     """
     folder, name = name_of(path)
     root = Root(folder, job)
-    if not os.path.lexists(os.path.join(root.path, name)):
-        return False
-    _require_unused(root, name)
-    if dry_run:
-        return True
+    there = os.path.lexists(os.path.join(root.path, name))
+    if there:
+        _require_unused(root, name)
+    if dry_run or not (there or _is_left(root)):
+        return there
     with root.locked(f"removing {name}", wait):
         if not os.path.lexists(os.path.join(root.path, name)):
             return False
         _require_unused(root, name)
-        left = root.discard(name)
-        root.note(history.REMOVED, name)
+        left = root.discard(name, history.REMOVED)
         tell("removed", {"path": path})
     if left is not None:
         raise TreeError(f"{path} is gone, but not all of it: {left}; see to it and remove that")
     return True
+
+
+def _is_left(root: Root) -> bool:
+    """Whether a killed run has left something to finish, in a root that is one."""
+    return os.path.isdir(root.records) and not root.is_tidy()
 
 
 def _is_count(value: object) -> bool:

@@ -13,7 +13,7 @@ from .errors import CannotRun, InvalidPath, NotARelease
 from .interpreter import named
 from .reinitialization import reinitialize
 from .releases import WAIT, Root, Tell, name_of, silent
-from .relocation import relocate
+from .relocation import has_leftovers, relocate
 from .smoke import smoke
 from .unpacking import Limits, unpack
 
@@ -102,6 +102,9 @@ def publish(
     if python is not None:
         named(python)
     if _stands(root, name, path, digests):
+        if not dry_run and not root.is_tidy():
+            with root.locked(f"deploying {name}", wait):
+                pass  # which is all that a killed run needs
         return _kept_running(root, name, path, python, dry_run, tell, wait)
     if dry_run:
         return Publication(path, changed=True, dry_run=True)
@@ -145,9 +148,10 @@ def _kept_running(
     root: Root, name: str, path: str, python: str | None, dry_run: bool, tell: Tell, wait: float
 ) -> Publication:
     """Put a release onto another Python where its own is gone, as after an upgrade of the host."""
-    if os.access(os.path.join(path, "bin", "python"), os.X_OK):
+    runs = os.access(os.path.join(path, "bin", "python"), os.X_OK)
+    if runs and (dry_run or not has_leftovers(path)):
         return Publication(path)
-    done = Publication(path, changed=True, dry_run=dry_run, repaired=True)
+    done = Publication(path, changed=not runs, dry_run=dry_run, repaired=not runs)
     if not dry_run:
         with root.locked(f"repairing {name}", wait):
             done.python = reinitialize(path, python).python

@@ -129,7 +129,7 @@ class Root:
             raise TreeError.of(os.path.join(path, RECORD), error, "read") from error
         if not isinstance(known, dict) or known.get("format") != _RECORD_FORMAT:
             return None
-        return known
+        return known if known.get("name") == name else None  # else it was copied or moved by hand
 
     def require(self, name: str) -> dict[str, Any]:
         """The record of a release.
@@ -185,6 +185,23 @@ class Root:
             if name not in seen and name not in known.bad and self.record(name) is not None:
                 yield name
             seen.add(name)
+
+    def is_tidy(self) -> bool:
+        """Whether no killed run has left anything to finish."""
+        try:
+            left = os.listdir(os.path.join(self.records, STAGING))
+        except OSError:  # not there, or somebody else's to tidy up
+            left = []
+        known = history.standing(self.events())
+        return not (left or self.unfinished(known)) and known.present == set(self.names())
+
+    def unfinished(self, known: history.Standing) -> dict[str, history.Event]:
+        """The switches to finish: every rollback, and an activation of which only the end lacks."""
+        return {
+            link: begun
+            for link, begun in known.unfinished.items()
+            if begun["event"] == history.ROLLING_BACK or self.active(link) == begun["release"]
+        }
 
     def releases(self) -> list[Release]:
         """All complete releases, the last published one first."""
@@ -265,40 +282,56 @@ class Root:
         return folder
 
     def _recover(self) -> None:
-        """Finish what a killed run has left."""
-        shutil.rmtree(os.path.join(self.records, STAGING), ignore_errors=True)
+        """Finish what a killed run has left, and write down what it had no time to."""
+        known = history.standing(self.events())
+        staging = os.path.join(self.records, STAGING)
+        for event, name in _taken_away(staging):
+            if name in known.present:
+                known.present.discard(name)
+                self.note(event, name)
+        shutil.rmtree(staging, ignore_errors=True)
         os.close(self._own_folder(self._records, STAGING, 0o700))
-        for link, begun in history.standing(self.events()).unfinished.items():
-            if self._finish_going_back(link, begun):
+        there = self.names()
+        for name in sorted(known.present.difference(there)):
+            self.note(history.REMOVED, name, reason="by hand")
+        for name in there:
+            if name not in known.present:
+                record = self.record(name) or {}
+                facts = {"source": record.get("source"), "job": record.get("job")}
+                history.append(self._records, history.PUBLISHED, name, **facts)
+        for link, begun in self.unfinished(known).items():
+            if self._finish_switch(link, begun):
                 self.recovered[link] = begun
 
-    def go_back(self, link: str, name: str, *, previous: str, bad: bool, reason: str) -> None:
-        """Let a link lead to an earlier release, told before and after it is done.
+    def switch(self, event: str, link: str, name: str, **facts: Any) -> None:
+        """Let a link lead to another release; the history is told before and after it is done.
 
         Args:
+            event: ACTIVATING or ROLLING_BACK.
             link: the link's name.
-            name: the release to go to.
-            previous: the release that it leaves.
-            bad: whether that one is marked bad by it.
-            reason: why.
+            name: the release that it shall lead to.
+            facts: what else belongs to it.
         """
-        facts = {"previous": previous, "link": link, "bad": bad or None, "reason": reason}
-        facts["job"] = self.job
-        begun = history.append(self._records, history.ROLLING_BACK, name, **facts)
-        self._finish_going_back(link, begun)
+        begun = history.append(self._records, event, name, link=link, job=self.job, **facts)
+        if self.active(link) != name:
+            self._relink(link, name)
+        self._finish_switch(link, begun)
 
-    def _finish_going_back(self, link: str, begun: history.Event) -> bool:
-        """Relink, and say that it is done; False where something has changed in between."""
-        name, previous = begun["release"], begun.get("previous", "")
-        if self.record(name) is not None and self.active(link) in (previous, None):
-            self.relink(link, name)
+    def _finish_switch(self, link: str, begun: history.Event) -> bool:
+        """Write down what has become of a switch; one to an earlier release is done first."""
+        name, back = begun["release"], begun["event"] == history.ROLLING_BACK
+        left = self.active(link) in (begun.get("previous"), None)
+        if back and left and self.record(name) is not None:
+            self._relink(link, name)
         done = bool(self.active(link) == name)
         facts = {key: value for key, value in begun.items() if key not in ("time", "event")}
-        event = history.ROLLED_BACK if done else history.GAVE_UP
-        history.append(self._records, event, facts.pop("release"), **facts)
+        event = history.ROLLED_BACK if back else history.ACTIVATED
+        history.append(
+            self._records, event if done else history.GAVE_UP, facts.pop("release"), **facts
+        )
         return done
 
-    def relink(self, link: str, name: str) -> None:
+    def _relink(self, link: str, name: str) -> None:
         """Let a link lead to a release: a new link, renamed over, so that there is always one."""
         aside = f"{STAGING}/{link}"
         os.symlink(name, aside, dir_fd=self._records)
@@ -351,15 +384,21 @@ class Root:
         os.rename(staged, name, dst_dir_fd=self._folder)
         os.fsync(self._folder)
 
-    def discard(self, name: str) -> str | None:
+    def discard(self, name: str, event: str) -> str | None:
         """Remove a release: its name first, at once, then what is in it.
+
+        Args:
+            name: the release's name.
+            event: PRUNED or REMOVED.
 
         Returns:
             Why something of it is left on the disk; None where nothing is.
         """
-        aside = os.path.join(self.records, STAGING, f"removed-{os.urandom(8).hex()}")
-        os.rename(name, aside, src_dir_fd=self._folder)
+        aside = os.path.join(self.records, STAGING, f"{event}-{os.urandom(8).hex()}")
+        os.mkdir(aside, 0o700)
+        os.rename(name, os.path.join(aside, name), src_dir_fd=self._folder)
         os.fsync(self._folder)
+        self.note(event, name)
         try:
             shutil.rmtree(aside)
         except OSError as error:
@@ -380,6 +419,16 @@ def name_of(path: str, what: str = "the release") -> tuple[str, str]:
     if name[0] == "." or name == CURRENT:
         raise InvalidPath(f"no release can be called {name}: choose another name than {path}")
     return root, name
+
+
+def _taken_away(staging: str) -> Iterator[tuple[str, str]]:
+    """The releases that were being removed: by what event, and their names."""
+    with suppress(OSError):
+        for aside in os.listdir(staging):
+            event = aside.partition("-")[0]
+            if event in (history.PRUNED, history.REMOVED):
+                for name in os.listdir(os.path.join(staging, aside)):
+                    yield event, name
 
 
 def _make_folders(above: str, path: str) -> None:

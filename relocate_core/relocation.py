@@ -128,7 +128,7 @@ def relocate(
             environment = inspect(path)  # what another run has done meanwhile counts
             old = [p for p in dict.fromkeys((*given, *environment.old_prefixes)) if p != new]
             if not old:
-                if not dry_run and _has_leftovers(path):
+                if not dry_run and has_leftovers(path):
                     files.clear_leftovers(root)
                 return _nothing_to_do(environment, new)
             recorded = recorded_prefixes(root, environment.site_packages)
@@ -154,7 +154,7 @@ def _standing_at(path: str) -> str:
     return path
 
 
-def _has_leftovers(path: str) -> bool:
+def has_leftovers(path: str) -> bool:
     """Whether a run was killed while it removed the old contents: the last one is in `bin`."""
     return any(
         name.startswith(files.TEMPORARY)

@@ -75,18 +75,19 @@ def activate(
         return Switch(looked.link, name, name, False)
     with root.locked(f"activating {name}", wait):
         found = _look(root, name, link, False)
-        if found.changed:
-            root.relink(link, name)
-        root.note(history.ACTIVATED, name, previous=found.previous, link=link)
+        if found.changed or not _is_done(root, name, link):
+            previous = found.previous if found.changed else None
+            root.switch(history.ACTIVATING, link, name, previous=previous)
         tell("activated", {"release": name, "previous": found.previous})
     return found
 
 
 def _is_done(root: Root, name: str, link: str) -> bool:
     """Whether the link leads there, and the history says so."""
-    events = root.events()
-    recorded = history.standing(events).activations.get(link, [])
-    return root.active(link) == name and recorded[-1:] == [name]
+    known = history.standing(root.events())
+    recorded = known.activations.get(link, [])
+    told = recorded[-1:] == [name] and link not in root.unfinished(known)
+    return told and root.active(link) == name
 
 
 def _look(root: Root, name: str, link: str, dry_run: bool) -> Switch:
@@ -156,8 +157,9 @@ def rollback(
             path = os.path.join(root.path, link)
             return Switch(path, begun["release"], begun.get("previous"), True, bad)
         found = _look_back(root, to, link, leaving, mark, reason)
-        if found.changed and found.previous is not None:
-            root.go_back(link, found.release, previous=found.previous, bad=mark, reason=reason)
+        if found.changed:
+            facts = {"previous": found.previous, "bad": mark or None, "reason": reason}
+            root.switch(history.ROLLING_BACK, link, found.release, **facts)
             tell("rolled back", {"release": found.release, "previous": found.previous})
     return found
 
@@ -232,6 +234,8 @@ def prove(path: str, link: str | None = None, *, job: str = "", wait: float = WA
     if root.active(link) != name or root.standing().proven.get(link) == name:
         return False
     with root.locked(f"noting that {name} is healthy", wait):
+        if root.active(link) != name:
+            return False
         root.note(history.HEALTHY, name, link=link)
     return True
 

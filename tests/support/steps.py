@@ -83,17 +83,32 @@ class Steps:
     Args:
         kill: after which call the process ends.
         fail: (name of a function, which of its calls, errno) that fails instead.
+        fail_at: (which of all calls, errno) that fails instead.
+        full_at: from which call on all that need room fail, as on a full disk.
     """
 
     CHANGING = (
         *("open", "write", "rename", "link", "symlink", "unlink", "utime", "fchmod", "fchown"),
-        *("chown", "setxattr", "removexattr"),
+        *("chown", "setxattr", "removexattr", "mkdir", "rmdir", "chmod", "replace", "fsync"),
+        *("ftruncate", "pwrite", "posix_fallocate"),
     )
+    NEED_ROOM = ("open", "write", "pwrite", "link", "symlink", "mkdir", "posix_fallocate")
 
-    def __init__(self, kill: int = 0, fail: tuple[str, int, int] | None = None) -> None:
+    def __init__(
+        self,
+        kill: int = 0,
+        fail: tuple[str, int, int] | None = None,
+        *,
+        fail_at: tuple[int, int] | None = None,
+        full_at: int | None = None,
+    ) -> None:
         self.kill = kill
         self.fail = fail
-        self.done = 0
+        self.fail_at = fail_at
+        self.full_at = full_at
+        self.done = self.begun = 0
+        self.failed: str | None = None
+        """The first function that was made to fail."""
         self.calls = dict.fromkeys(self.CHANGING, 0)
 
     def install(self, put: Callable[[Any, str, Any], None] = setattr) -> None:
@@ -107,8 +122,12 @@ class Steps:
             if name == "open" and not arguments[1] & os.O_CREAT:
                 return real(*arguments, **options)
             self.calls[name] += 1
-            if self.fail and self.fail[:2] == (name, self.calls[name]):
-                raise OSError(self.fail[2], os.strerror(self.fail[2]))
+            self.begun += 1
+            number = self._errno(name)
+            if number is not None:
+                self.failed = self.failed or name
+                named = next((part for part in arguments if isinstance(part, str)), None)
+                raise OSError(number, os.strerror(number), named)
             result = real(*arguments, **options)
             self.done += 1
             if self.done == self.kill:
@@ -116,6 +135,16 @@ class Steps:
             return result
 
         return wrapper
+
+    def _errno(self, name: str) -> int | None:
+        """What this call has to fail with; None where it may go on."""
+        if self.fail and self.fail[:2] == (name, self.calls[name]):
+            return self.fail[2]
+        if self.fail_at and self.fail_at[0] == self.begun:
+            return self.fail_at[1]
+        if self.full_at and self.begun >= self.full_at and name in self.NEED_ROOM:
+            return errno.ENOSPC
+        return None
 
 
 def in_child(function: Callable[[], object], steps: Steps) -> int:
