@@ -277,9 +277,9 @@ def unpack(
         ``test`` option says.
 
     Returns a dictionary: ``path``, ``changed``, ``dry_run``, ``repaired`` (whether it stood, on a
-    Python that was gone, and was put onto another one), ``python``, ``old_prefixes``, ``rewritten``
-    (how many files of which kind), ``files``, ``size`` (bytes) and ``problems`` (a list of ``file``
-    and ``reason``).
+    Python that was gone, and was put onto another one), ``python``, ``old_python`` (what it was on
+    before a repair), ``old_prefixes``, ``rewritten`` (how many files of which kind), ``files``,
+    ``size`` (bytes) and ``problems`` (a list of ``file`` and ``reason``).
 
     Raises ``CommandExecutionError`` for whatever goes wrong; nothing stands at ``path`` then.
 

@@ -51,6 +51,7 @@ from typing import Any
 
 from salt.exceptions import CommandExecutionError, SaltException, SaltInvocationError
 from salt.state import STATE_INTERNAL_KEYWORDS
+from salt.utils.args import get_function_argspec
 
 log = logging.getLogger(__name__)
 
@@ -184,6 +185,7 @@ def managed(
         if looked["repaired"]:
             return _repaired(ret, name, looked, options)
         if __opts__["test"]:
+            _require_one(sources)
             ret["changes"] = {"release": {"old": None, "new": name}}
             return _with(ret, None, f"{name} would be deployed, out of {' or '.join(sources)}.")
         chosen, chosen_hash = _chosen(source, source_hash)
@@ -475,11 +477,12 @@ def _repaired(
     ret: dict[str, Any], name: str, looked: dict[str, Any], options: dict[str, Any]
 ) -> dict[str, Any]:
     """Put a release that stands onto another Python, as its own is gone."""
-    ret["changes"] = {"python": {"old": None, "new": options["python"] or "one that fits"}}
+    old = looked["old_python"]
+    ret["changes"] = {"python": {"old": old, "new": options["python"] or "one that fits"}}
     if __opts__["test"]:
         return _with(ret, None, f"{name} stands without its Python, and would be put onto another.")
     done = __salt__["virtualenv_tools.unpack"](looked["path"], name, **options)
-    ret["changes"] = {"python": {"old": None, "new": done["python"]}}
+    ret["changes"] = {"python": {"old": done["old_python"], "new": done["python"]}}
     return _with(ret, True, f"{name} stood without its Python; now it is on {done['python']}.")
 
 
@@ -546,6 +549,13 @@ def _chosen(source: Any, source_hash: Any) -> tuple[str, Any]:
     return chosen, known
 
 
+def _require_one(sources: list[str]) -> None:
+    """Refuse sources that are all on this machine, and none is there."""
+    places = [_local(source) for source in sources]
+    if all(place.startswith("/") and not os.path.exists(place) for place in places):
+        raise CommandExecutionError(f"there is no {' and no '.join(places)}")
+
+
 def _digest(
     source: str,
     source_hash: Any,
@@ -556,20 +566,35 @@ def _digest(
     """What the archive has to hash to, as `algorithm=hex`."""
     if not source_hash:
         return None
-    known = __salt__["file.get_source_sum"](
+    function = __salt__["file.get_source_sum"]
+    known = function(
         source=source,
         source_hash=source_hash,
         source_hash_name=source_hash_name,
         saltenv=__env__,
-        **_given(signatures, sig_backend),
+        **_hash_signatures(function, signatures, sig_backend),
     )
     return f"{known['hash_type']}={known['hsum']}"
 
 
-def _given(signatures: dict[str, Any], sig_backend: str) -> dict[str, Any]:
-    """The arguments about signatures that were given: Salt before 3007 knows none."""
-    given = {key: value for key, value in signatures.items() if value is not None}
-    return {**given, "sig_backend": sig_backend} if "source_hash_sig" in given else {}
+def _hash_signatures(function: Any, signatures: dict[str, Any], sig_backend: str) -> dict[str, Any]:
+    """What a function of Salt's is to be told of the signature of a file of hashes."""
+    if signatures["source_hash_sig"] is None:
+        return {}
+    backend = None if sig_backend == "gpg" else sig_backend
+    return _given(function, {**signatures, "sig_backend": backend})
+
+
+def _given(function: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that were given; refuses those that this minion's Salt is too old for."""
+    given = {key: value for key, value in arguments.items() if value is not None}
+    unknown = set(given).difference(get_function_argspec(function).args)
+    if unknown:
+        raise CommandExecutionError(
+            f"cannot verify a signature by {', '.join(sorted(unknown))} on this minion: that needs "
+            "Salt 3007, or for sig_backend 3008"
+        )
+    return given
 
 
 def _local(source: str) -> str:
@@ -587,13 +612,14 @@ def _fetched(
     """The archive as a file on this machine, fetched as Salt's own states do it."""
     if _local(source).startswith("/"):
         return _local(source)
-    cached = __states__["file.cached"](
+    function = __states__["file.cached"]
+    cached = function(
         source,
         source_hash=source_hash or "",
         source_hash_name=source_hash_name,
         skip_verify=skip_verify,
         saltenv=__env__,
-        **_given(signatures, sig_backend),
+        **_hash_signatures(function, signatures, sig_backend),
     )
     file = cached["result"] and __salt__["cp.is_cached"](source, saltenv=__env__)
     if not file:
@@ -616,11 +642,7 @@ def _require_signature(
     found = [__salt__["cp.cache_file"](place, __env__) for place in places]
     if not all(place and os.path.isfile(place) for place in found):
         raise CommandExecutionError(f"cannot fetch the signature {', '.join(places)}")
-    given = {
-        key: value
-        for key, value in signatures.items()
-        if value is not None and key != "source_hash_sig"
-    }
+    given = _given(__salt__[verify], {**signatures, "source_hash_sig": None})
     seen = __salt__[verify](
         filename=file, signature=found[0] if isinstance(signature, str) else found, **given
     )

@@ -33,6 +33,7 @@ class Publication:
         old_prefixes: the paths that the archive's files named.
         rewritten: how many files were rewritten, by kind.
         python: the executable that it runs on.
+        old_python: where `bin/python` led before, if it stood there and was repaired.
         files: how many members the archive had.
         size: bytes in its files.
         problems: {"file", "reason"} of what is not perfect, but does not keep it from running.
@@ -45,6 +46,7 @@ class Publication:
     old_prefixes: list[str] = field(default_factory=list)
     rewritten: dict[str, int] = field(default_factory=dict)
     python: str | None = None
+    old_python: str | None = None
     files: int = 0
     size: int = 0
     problems: list[dict[str, str]] = field(default_factory=list)
@@ -148,10 +150,12 @@ def _kept_running(
     root: Root, name: str, path: str, python: str | None, dry_run: bool, tell: Tell, wait: float
 ) -> Publication:
     """Put a release onto another Python where its own is gone, as after an upgrade of the host."""
-    runs = os.access(os.path.join(path, "bin", "python"), os.X_OK)
+    program = os.path.join(path, "bin", "python")
+    runs = os.access(program, os.X_OK)
     if runs and (dry_run or not has_leftovers(path)):
         return Publication(path)
     done = Publication(path, changed=not runs, dry_run=dry_run, repaired=not runs)
+    done.old_python = None if runs else os.path.realpath(program)
     if not dry_run:
         with root.locked(f"repairing {name}", wait):
             done.python = reinitialize(path, python).python

@@ -64,7 +64,7 @@ class Release:
         marks = {"bad": self.bad} if self.bad is not None else {}
         pin = {"pinned": True} if self.pinned else {}
         kept = ("published", "source", "python_version", "files", "size", "job")
-        facts = {key: self.record[key] for key in kept if self.record.get(key) is not None}
+        facts = {key: self.record[key] for key in kept if self.record.get(key) not in (None, "")}
         return {**seen, **marks, **pin, **facts}
 
 

@@ -154,9 +154,8 @@ def test_bad_input_is_one_sentence(
 
 def test_every_function_has_an_example(functions: Any) -> None:
     documented = functions["sys.doc"]("virtualenv_tools")
-    assert sorted(documented) == [
-        f"virtualenv_tools.{name}" for name in ("check", "info", "reinitialize", "update_path")
-    ]
+    relocation = ("check", "info", "reinitialize", "update_path")
+    assert {f"virtualenv_tools.{name}" for name in relocation} <= set(documented)
     for name, text in documented.items():
         assert "CLI Example:" in text, name
         assert f"salt '*' {name}" in text, name

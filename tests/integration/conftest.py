@@ -80,10 +80,9 @@ def minion(master: Any) -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def salt(master: Any, minion: Any) -> Any:
-    """The command `salt`, for that minion."""
-    cli = master.salt_cli()
+    """The command `salt`, for that minion; several threads may call it at once."""
 
     def call(function: str, *arguments: Any, **options: Any) -> Any:
-        return cli.run(function, *arguments, minion_tgt=minion.id, **options)
+        return master.salt_cli().run(function, *arguments, minion_tgt=minion.id, **options)
 
     return call
