@@ -553,7 +553,11 @@ def _require_one(sources: list[str]) -> None:
     """Refuse sources that are all on this machine, and none is there."""
     places = [_local(source) for source in sources]
     if all(place.startswith("/") and not os.path.exists(place) for place in places):
-        raise CommandExecutionError(f"there is no {' and no '.join(places)}")
+        if len(places) > 1:
+            raise CommandExecutionError("none of the sources is there")
+        raise CommandExecutionError(
+            f"cannot unpack {places[0]}: no such file or directory; name a readable file"
+        )
 
 
 def _digest(
