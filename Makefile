@@ -48,8 +48,9 @@ format: $(READY) ## let ruff mend and format what it can
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-bench: | python ## our speed and memory beside virtualenv-tools3 and grep, on a large tree
-	@$(PYTHON) bench/relocate.py
+bench: $(READY) ## our speed and memory beside other tools and Salt's own states, on a large tree
+	@$(BIN)/python bench/relocate.py
+	@$(BIN)/python bench/deploy.py
 
 clean: ## remove all that these targets made
 	@echo 'clean: $(VENV), .bench, caches'

@@ -104,15 +104,14 @@ def publish(
     if python is not None:
         named(python)
     if _stands(root, name, path, digests):
-        if not dry_run and not root.is_tidy():
-            with root.locked(f"deploying {name}", wait):
-                pass  # which is all that a killed run needs
-        return _kept_running(root, name, path, python, dry_run, tell, wait)
-    if dry_run:
+        runs = _runs(path)
+        if dry_run or (runs and root.is_tidy() and not has_leftovers(path)):
+            return _standing(path, runs, dry_run)
+    elif dry_run:
         return Publication(path, changed=True, dry_run=True)
     with root.locked(f"deploying {name}", wait, create=True):
-        if _stands(root, name, path, digests):  # another run has just done it
-            return Publication(path)
+        if _stands(root, name, path, digests):  # another run has just done it, or it needs repair
+            return _repaired(path, python, tell)
         with root.staged() as staging:
             staged = os.path.join(staging, name)
             done, record = _prepare(archive, staged, path, python, owner, bounds, digests, tell)
@@ -146,19 +145,24 @@ def _stands(root: Root, name: str, path: str, digests: Mapping[str, str] | None)
     return True
 
 
-def _kept_running(
-    root: Root, name: str, path: str, python: str | None, dry_run: bool, tell: Tell, wait: float
-) -> Publication:
-    """Put a release onto another Python where its own is gone, as after an upgrade of the host."""
-    program = os.path.join(path, "bin", "python")
-    runs = os.access(program, os.X_OK)
-    if runs and (dry_run or not has_leftovers(path)):
-        return Publication(path)
+def _runs(path: str) -> bool:
+    return os.access(os.path.join(path, "bin", "python"), os.X_OK)
+
+
+def _standing(path: str, runs: bool, dry_run: bool = False) -> Publication:
+    """A release that stands, and what its Python was where that is gone."""
     done = Publication(path, changed=not runs, dry_run=dry_run, repaired=not runs)
-    done.old_python = None if runs else os.path.realpath(program)
-    if not dry_run:
-        with root.locked(f"repairing {name}", wait):
-            done.python = reinitialize(path, python).python
+    if not runs:
+        done.old_python = os.path.realpath(os.path.join(path, "bin", "python"))
+    return done
+
+
+def _repaired(path: str, python: str | None, tell: Tell) -> Publication:
+    """Put a release onto another Python where its own is gone, as after an upgrade of the host."""
+    runs = _runs(path)
+    done = _standing(path, runs)
+    if not runs or has_leftovers(path):
+        done.python = reinitialize(path, python).python
         tell("repaired", {"python": done.python})
     return done
 

@@ -103,7 +103,7 @@ def relocate(
         progress: called now and then.
         wait: seconds to wait for another run on the same virtualenv.
         staged: whether nobody relies on the tree yet: it is then not synced, as whoever publishes
-            it syncs all of it.
+            it syncs all of it, nor put back after a failure.
 
     Returns:
         What was done. Nothing is done where all files name the new path already.
@@ -186,6 +186,7 @@ class _Run:
         staged: bool,
     ) -> None:
         self.root = root
+        self.staged = staged
         self.environment = environment
         self.report = Relocation(environment.path, new, old, dry_run)
         self.progress = progress
@@ -214,7 +215,8 @@ class _Run:
                     self.staging.commit(_rank, _IDENTITY)
                 except BaseException as error:
                     release()
-                    self._put_back(error)
+                    if not self.staged:
+                        self._put_back(error)
                     raise
         self.report.files.sort()
         self.report.problems.sort()
@@ -226,6 +228,8 @@ class _Run:
             self.staging.put_back()
             self._rewrite_back()
         except OSError as second:
+            if isinstance(error, OSError):
+                error = TreeError.of(self.environment.path, error)
             raise TreeError(
                 f"{error}; putting back what was done failed as well "
                 f"({(second.strerror or str(second)).lower()}): see to it and run the same again"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -223,7 +224,9 @@ class State:
             tuple(sorted(standing.bad.items())),
             tuple(sorted(standing.pinned)),
             # What was only begun may stand there twice: it is begun anew after a kill.
-            tuple(_line(event) for event in shape(root) if event["event"] != history.ACTIVATING),
+            tuple(
+                _in_order(event for event in shape(root) if event["event"] != history.ACTIVATING)
+            ),
         )
 
     def differs(self, other: State) -> list[str]:
@@ -238,6 +241,13 @@ class State:
                     f"{name}: lost {lost}, more {more}" if lost or more else f"{name}: {ours}"
                 )
         return found
+
+
+def _in_order(events: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Events as lines; those of one pruning, in which no release comes before another, sorted."""
+    for is_pruned, run in itertools.groupby(events, lambda one: one["event"] == history.PRUNED):
+        lines = [_line(event) for event in run]
+        yield from sorted(lines) if is_pruned else lines
 
 
 def _line(event: Mapping[str, Any]) -> str:

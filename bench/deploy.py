@@ -1,0 +1,340 @@
+"""A deploy by our states beside Salt's own way and a bare tar, of the same archive, in one run.
+
+    make bench
+    python3 bench/deploy.py --rounds 3
+
+The archive is a `.tar.gz` of the virtualenv that `relocate.py` measures, made once and kept beside
+it. Three ways lead from there to a release, each into a fresh folder, in memory where there is
+room; removing the one before is not timed. The contenders take turns in going first.
+
+Ours is one `state.apply` of `virtualenv_relocated.managed` and `active`. Salt's own way is one of
+`archive.extracted` with the tar program, virtualenv-tools3 by `cmd.run`, and `file.symlink`. As
+Salt's start is inside both, what the states took by themselves stands beside it. Then each of the
+two is applied again, with nothing to do. `tar -xzf` neither checks nor relocates anything, and is
+there because nothing can deploy an archive without unpacking it.
+
+Modules are synced and everything is applied once before, so that all bytecode is there. A run
+waits for other programs to rest, a minute at most; those that were disturbed all the same are
+counted below the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import statistics
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from support import (
+    CHECKOUT,
+    NAME,
+    BenchError,
+    Times,
+    Tree,
+    at_home,
+    build_tree,
+    call,
+    disturbance,
+    failures,
+    goal_table,
+    install_tools,
+    last_line,
+    parser,
+    peak_memory,
+    run,
+    say,
+    setting,
+    start,
+    work_folder,
+)
+
+OURS, SALTS, TAR = "virtualenv_relocated", "Salt's own states", "tar -xzf"
+IDLE = "nothing to do"
+# The last Python that virtualenv-tools3 works on.
+PEERS_LAST_PYTHON = (3, 11)
+IDLE_SECONDS = 0.05
+
+Sls = dict[str, dict[str, list[dict[str, Any]]]]
+
+
+@dataclass(frozen=True)
+class Contender:
+    name: str
+    command: tuple[str, ...]
+    states: bool = True
+    """Whether the command applies states, which can be done twice."""
+    relocates: bool = True
+
+
+@dataclass
+class Applied(Times):
+    states: list[dict[str, float]] = field(default_factory=list)
+    """Of each run, the seconds that each state took by itself, by its function."""
+
+    @property
+    def by_state(self) -> dict[str, float]:
+        """The median of each state."""
+        names = self.states[0] if self.states else {}
+        return {name: statistics.median(one.get(name, 0) for one in self.states) for name in names}
+
+    @property
+    def all_states(self) -> float:
+        """The median of what all states took together."""
+        return statistics.median(sum(one.values()) for one in self.states)
+
+
+@dataclass(frozen=True)
+class Minion:
+    """A minion without a master, all of it below one folder."""
+
+    folder: Path
+    program: str
+
+    @property
+    def answer(self) -> Path:
+        """What the last run has returned, in JSON."""
+        return self.folder / "answer.json"
+
+    def command(self, *call: str) -> tuple[str, ...]:
+        output = ("--retcode-passthrough", "--out=json", f"--out-file={self.answer}")
+        return (self.program, "--local", "-c", str(self.folder / "etc"), *output, *call)
+
+    def set_up(self, **sls: Sls) -> None:
+        """Give it the checkout's modules, and what to apply."""
+        root = self.folder / "file_root"
+        root.mkdir(parents=True)
+        for modules in ("_modules", "_states", "_utils"):
+            (root / modules).symlink_to(CHECKOUT / modules)
+        for name, states in sls.items():
+            (root / f"{name}.sls").write_text(json.dumps(states, indent=1))  # which is YAML
+        options = {
+            "id": "bench",
+            "file_client": "local",
+            "file_roots": {"base": [str(root)]},
+            "root_dir": str(self.folder / "root"),
+            "pki_dir": str(self.folder / "root/pki"),
+            "log_file": str(self.folder / "log"),
+            "log_level": "error",
+            "enable_fqdns_grains": False,
+        }
+        etc = self.folder / "etc"
+        etc.mkdir()
+        (etc / "minion").write_text(json.dumps(options, indent=1))
+        call(*self.command("saltutil.sync_all"))
+
+
+def find_salt_call() -> str:
+    beside = Path(sys.executable).parent / "salt-call"
+    found = str(beside) if os.access(beside, os.X_OK) else shutil.which("salt-call")
+    if found is None:
+        raise BenchError(
+            f"salt-call is neither beside {sys.executable} nor on the PATH: run `make bench`, "
+            "which brings its own"
+        )
+    return found
+
+
+def pack(cache: Path, tree: Tree) -> tuple[Path, str]:
+    """The archive of the virtualenv, named by what is known of that, and its SHA-256."""
+    facts = json.dumps([tree.old, tree.files, tree.pycs, tree.size]).encode()
+    archive = cache / f"tree-{hashlib.sha256(facts).hexdigest()[:12]}.tar.gz"
+    if not archive.exists():
+        say("bench: packing the virtualenv, once")
+        for stale in cache.glob("tree-*.tar.gz*"):
+            stale.unlink()
+        unfinished = archive.with_name(f"{archive.name}.part")
+        call("tar", "-czf", unfinished, "-C", tree.path, ".")
+        unfinished.rename(archive)
+    digest = hashlib.sha256()
+    with archive.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return archive, digest.hexdigest()
+
+
+def our_states(archive: Path, sha256: str, release: Path) -> Sls:
+    managed = [{"source": str(archive)}, {"source_hash": f"sha256={sha256}"}]
+    active = [{"target": str(release)}, {"require": [{"virtualenv_relocated": str(release)}]}]
+    return {
+        str(release): {"virtualenv_relocated.managed": managed},
+        str(release.parent / "current"): {"virtualenv_relocated.active": active},
+    }
+
+
+def salts_states(archive: Path, sha256: str, release: Path, relocator: Path | None) -> Sls:
+    extracted = [
+        {"source": str(archive)},
+        {"source_hash": f"sha256={sha256}"},
+        {"options": "z"},
+        {"enforce_toplevel": False},
+        {"trim_output": True},  # else all names are in the answer, which takes longer
+    ]
+    onchanges = {"onchanges": [{"archive": str(release)}]}
+    path = str(release)
+    relocated = {
+        shlex.join([str(relocator), "--update-path", path, path]): {"cmd.run": [onchanges]}
+    }
+    return {
+        path: {"archive.extracted": extracted},
+        **(relocated if relocator else {}),
+        str(release.parent / "current"): {"file.symlink": [{"target": path}]},
+    }
+
+
+def fresh(contender: Contender, release: Path) -> None:
+    """Let nothing be there but an empty root; states make the release's folder, tar does not."""
+    shutil.rmtree(release.parent, ignore_errors=True)
+    (release.parent if contender.states else release).mkdir(parents=True)
+    os.sync()
+
+
+def apply(contender: Contender, minion: Minion, release: Path, took: Applied, idle: bool) -> str:
+    """Time one run; what it did not do as it should, or nothing."""
+    log = minion.folder / "output"
+    minion.answer.unlink(missing_ok=True)
+    code = run(contender.command, log, took)
+    if contender.states and (problem := note(minion.answer, took, idle)):
+        return problem
+    if code:
+        return f"exit code {code}: {last_line(log)}"
+    if contender.relocates and not idle and not at_home(release):
+        return "bin/pip does not run out of the release afterwards"
+    return ""
+
+
+def note(answer: Path, took: Applied, idle: bool) -> str:
+    """Take down how long each state took; what is wrong with one of them, or nothing."""
+    took.states.append({})
+    found: Any = None
+    with suppress(OSError, ValueError):
+        found = json.loads(answer.read_text())["local"]
+    if not isinstance(found, dict):  # one of errors, or none at all
+        return f"no state was applied: {found}"
+    for key, state in found.items():
+        kind, *_, function = key.split("_|-")
+        name = f"{kind}.{function}"
+        took.states[-1][name] = float(state.get("duration", 0)) / 1000
+        if not state["result"]:
+            return f"{name}: {state['comment']}"
+        if idle and state["changes"]:
+            return f"{name} changed something the second time"
+    return ""
+
+
+def compare(
+    field_of: Sequence[Contender], minion: Minion, release: Path, rounds: int
+) -> tuple[dict[str, Applied], dict[str, Applied]]:
+    """Times of all contenders, and of those that apply states with nothing left to do."""
+    times = {contender.name: Applied() for contender in field_of}
+    idle = {contender.name: Applied() for contender in field_of if contender.states}
+    unused = Applied()
+    for contender in field_of[: len(idle)]:
+        say(f"bench: once before all: {contender.name}")
+        fresh(contender, release)
+        problem = apply(contender, minion, release, unused, idle=False)
+        problem = problem or apply(contender, minion, release, unused, idle=True)
+        if problem and contender.name == OURS:
+            raise BenchError(f"{OURS} does not work here: {problem}")
+    for number in range(rounds):
+        turn = number % len(field_of)
+        for contender in (*field_of[turn:], *field_of[:turn]):
+            fresh(contender, release)
+            took = times[contender.name]
+            took.problem = apply(contender, minion, release, took, False) or took.problem
+            told = f"{took.runs[-1]:.2f} s"
+            if contender.states:
+                second = idle[contender.name]
+                second.problem = apply(contender, minion, release, second, True) or second.problem
+                told += f", {IDLE} {second.runs[-1]:.2f} s"
+            say(f"bench: round {number + 1} of {rounds}: {contender.name} {told}")
+    return times, idle
+
+
+def memory(ours: Contender, minion: Minion, release: Path) -> str:
+    """The most that ours holds, and that Salt does with nothing to do, as one sentence."""
+    fresh(ours, release)
+    output = minion.folder / "output"
+    deploying, idle = (
+        f"{split / 1e6:.0f} MB ({resident / 1e6:.0f} MB with what forks share counted in each)"
+        for resident, split in (peak_memory(ours.command, output) for _ in range(2))
+    )
+    return f"Memory of ours at its peak, all processes: {deploying}; with {IDLE}: {idle}."
+
+
+def table(times: dict[str, Applied], idle: dict[str, Applied]) -> list[str]:
+    """All times in Markdown."""
+    ours, salts, tar = times[OURS].median, times[SALTS].median, times[TAR].median
+    rows = [
+        "| contender | median | min | max | its states alone | of Salt's | of tar |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    every = {**times, **{f"{name}, {IDLE}": one for name, one in idle.items()}}
+    for name, one in every.items():
+        states = f"{one.all_states:.2f} s" if one.states else ""
+        rows.append(
+            f"| {name} | {one.median:.2f} s | {min(one.runs):.2f} s | {max(one.runs):.2f} s "
+            f"| {states} | {one.median / salts:.2f} | {one.median / tar:.2f} |"
+        )
+    rows += ["", f"| state | deploying | {IDLE} |", "|---|---:|---:|"]
+    for name, one in idle.items():
+        second = one.by_state
+        rows += [
+            f"| {state} | {seconds:.3f} s | {second.get(state, 0):.3f} s |"
+            for state, seconds in times[name].by_state.items()
+        ]
+    goals = [
+        ("of Salt's own states' time", f"{ours / salts:.2f}", "0.33", ours / salts <= 1 / 3),
+        ("of tar's time", f"{ours / tar:.2f}", "1.60", ours / tar <= 1.6),
+    ]
+    goals += [
+        (f"{state}, {IDLE}", f"{seconds:.3f} s", f"{IDLE_SECONDS:.3f} s", seconds < IDLE_SECONDS)
+        for state, seconds in idle[OURS].by_state.items()
+    ]
+    return [*rows, *disturbance(every.values()), *goal_table(goals), *failures(every)]
+
+
+def bench(cache: Path, options: argparse.Namespace) -> str:
+    """Measure everything; the report."""
+    salt_call = find_salt_call()
+    tools = install_tools(cache, with_ours=False)
+    tree = build_tree(cache, tools, options.packages.split(), options.least_pycs)
+    kept, sha256 = pack(cache, tree)
+    size = kept.stat().st_size
+    relocator = tools / "virtualenv-tools3" if sys.version_info[:2] <= PEERS_LAST_PYTHON else None
+    with work_folder(cache, tree.size + size) as work:
+        heading = setting(tree, work, options.rounds)
+        archive = Path(shutil.copy(kept, work))
+        minion = Minion(work / "minion", salt_call)
+        release = work / "app" / NAME
+        minion.set_up(
+            ours=our_states(archive, sha256, release),
+            salts=salts_states(archive, sha256, release, relocator),
+        )
+        ours = Contender(OURS, minion.command("state.apply", "ours"))
+        salts = Contender(SALTS, minion.command("state.apply", "salts"), relocates=bool(relocator))
+        tar = ("tar", "-xzf", str(archive), "-C", str(release))
+        field_of = [ours, salts, Contender(TAR, tar, states=False, relocates=False)]
+        rows = table(*compare(field_of, minion, release, options.rounds))
+        rows += ["", memory(ours, minion, release)]
+    if relocator is None:
+        last = ".".join(map(str, PEERS_LAST_PYTHON))
+        remark = f"virtualenv-tools3 works up to Python {last}: {SALTS} go without relocating here."
+        rows += ["", remark]
+    return "\n".join([f"A .tar.gz of {size / 1e6:,.0f} MB, deployed: {heading}", "", *rows])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return start(bench, parser(__doc__).parse_args(argv), "deploy.md")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
