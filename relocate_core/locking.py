@@ -63,13 +63,15 @@ def held(records: int, path: str, doing: str, wait: float) -> Iterator[None]:
                 "wait for that run to end and run again"
             )
         holder = {"pid": os.getpid(), "doing": doing.strip(), "since": now()}
-        os.fchmod(file, 0o644)  # whatever the umask
-        os.ftruncate(file, 0)
-        os.pwrite(file, json.dumps(holder).encode() + b"\n", 0)
+        with suppress(OSError):  # a full disk: the lock holds without its label
+            os.fchmod(file, 0o644)  # whatever the umask
+            os.ftruncate(file, 0)
+            os.pwrite(file, json.dumps(holder).encode() + b"\n", 0)
         try:
             yield
         finally:
-            os.ftruncate(file, 0)
+            with suppress(OSError):
+                os.ftruncate(file, 0)
             _release(file)
     finally:
         os.close(file)
