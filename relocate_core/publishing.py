@@ -101,14 +101,15 @@ def publish(
     root = Root(folder, job)
     path = os.path.join(root.path, name)
     bounds = Limits.of(limits)
-    if python is not None:
-        named(python)
     if _stands(root, name, path, digests):
         runs = _runs(path)
         if dry_run or (runs and root.is_tidy() and not has_leftovers(path)):
             return _standing(path, runs, dry_run)
-    elif dry_run:
-        return Publication(path, changed=True, dry_run=True)
+    else:
+        if python is not None:
+            named(python)  # a wrong one is refused before anything is unpacked
+        if dry_run:
+            return Publication(path, changed=True, dry_run=True)
     with root.locked(f"deploying {name}", wait, create=True):
         if _stands(root, name, path, digests):  # another run has just done it, or it needs repair
             return _repaired(path, python, tell)
