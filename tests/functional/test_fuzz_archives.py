@@ -40,7 +40,7 @@ from tests.support.archives import (
 )
 
 LIMITS = Limits(files=3000, size=8 << 20, ratio=200)
-SECONDS = 4  # that one archive may take, on a busy machine
+SECONDS = 30  # that one archive may take, on a busy machine
 
 NAMES = (
     *(b"a", b"a/b", b"a/b/c", b"A", b"a/B", b"..", b"../a", b"a/..", b"/", b"/a", b".", b"./", b""),

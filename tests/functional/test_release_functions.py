@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -703,11 +702,3 @@ def test_every_function_has_an_example(minion: Masterless) -> None:
         assert "Returns " in text, name
         for argument in function.args.args:
             assert re.search(rf"(?m)^(.*, )?{argument.arg}(,|$)", text), (name, argument.arg)
-
-
-def test_a_deploy_is_quick_to_be_asked_again(two: Site) -> None:
-    begin = time.monotonic()
-    for _ in range(20):
-        two("unpack", two.archive("1"), two.path("1"))
-        two("activate", two.path("2"))
-    assert time.monotonic() - begin < 5

@@ -41,6 +41,7 @@ from relocate_core.errors import (
     RelocateError,
     UnsafeFolder,
 )
+from relocate_core.processes import using
 from relocate_core.releases import CURRENT, RECORD, RECORDS
 from tests.support import roots
 from tests.support.environments import digest
@@ -410,13 +411,13 @@ def test_what_a_smoke_test_leaves_running_does_not_matter(
     site: Site, scripted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server in the background: the test ends with its shell, and the server with it."""
-    monkeypatch.setattr(smoke, "SECONDS", 20.0)
+    monkeypatch.setattr(smoke, "SECONDS", 120.0)
     note = Path(site.archives["A"]).parent / "pid"
     begin = time.monotonic()
-    command = f"sleep 60 & echo $! > {note}; fine"
+    command = f"sleep 600 & echo $! > {note}; fine"
     assert publish(scripted, site.path("S"), smoke_tests=[command]).changed
-    assert time.monotonic() - begin < 10
-    until = time.monotonic() + 5
+    assert time.monotonic() - begin < 60
+    until = time.monotonic() + 30
     while os.path.exists(f"/proc/{note.read_text().strip()}") and time.monotonic() < until:
         time.sleep(0.05)
     state = Path(f"/proc/{note.read_text().strip()}/status")
@@ -852,8 +853,9 @@ def test_what_a_process_uses_is_spared(how: str, site: Site) -> None:
         }[how]
     cwd = site.path("A/lib") if how == "cwd" else "/"
     with running(*command, cwd=cwd) as pid:
-        if how in ("open file", "through current"):
-            time.sleep(0.3)
+        until = time.monotonic() + 30
+        while not using([site.path("A")]) and time.monotonic() < until:
+            time.sleep(0.05)  # it is still starting
         by_hand(site, "D")
         done = prune(site.root, 1)
         assert done.kept["A"] == f"used by process {pid}"

@@ -167,13 +167,13 @@ def test_a_highstate(app: App, event_listener: Any, master: Any, minion: Any) ->
     assert Path(app.root, "../log").read_text() == "restarted\n"
 
     pattern = (master.id, "virtualenv_tools/activated")
-    event_listener.wait_for_events([pattern], after_time=begin, timeout=10)
+    event_listener.wait_for_events([pattern], after_time=begin, timeout=60)
     (event,) = event_listener.get_events([pattern], after_time=begin)
     facts = event.data["data"]
     assert facts["path"] == f"{app.root}/1"
     assert (facts["release"], facts["previous"]) == ("1", None)
     returned = (master.id, f"salt/job/{facts['job']}/ret/{minion.id}")
-    event_listener.wait_for_events([returned], after_time=begin, timeout=10)
+    event_listener.wait_for_events([returned], after_time=begin, timeout=60)
     (job,) = event_listener.get_events([returned], after_time=begin)
     assert (job.data["fun"], job.data["fun_args"]) == ("state.apply", [deployed])
 
@@ -203,7 +203,7 @@ def test_a_bad_release(app: App, event_listener: Any, master: Any) -> None:
     switch = app.call("rollback", app.root, "reason=prices are wrong")
     assert (switch["previous"], switch["release"], app.current()) == ("3", "1", "1")
     pattern = (master.id, "virtualenv_tools/rolled_back")
-    event_listener.wait_for_events([pattern], after_time=begin, timeout=10)
+    event_listener.wait_for_events([pattern], after_time=begin, timeout=60)
     (event,) = event_listener.get_events([pattern], after_time=begin)
     assert event.data["data"]["previous"] == "3"
 
