@@ -304,9 +304,11 @@ def unpack(
     with _core() as core:
         known = _digests(source_hash)
         looked = core.publish(archive, _absolute(path), **options, digests=known, dry_run=True)
-        if _is_test(test) or not looked.changed:
+        if _is_test(test):
             return _printable(looked.as_dict())
-        file, digests = _fetched(archive, source_hash, saltenv)
+        file, digests = archive, known
+        if looked.changed and not looked.repaired:
+            file, digests = _fetched(archive, source_hash, saltenv)
         with _telling(path) as (job, tell):
             done = core.publish(file, path, **options, digests=digests, job=job, tell=tell)
     return _printable(done.as_dict())

@@ -181,6 +181,10 @@ def managed(
             sources[0], name, source_hash=source_hash, test=True, **options
         )
         if not looked["changed"]:
+            if not __opts__["test"]:  # a killed run may have left something to write down
+                __salt__["virtualenv_tools.unpack"](
+                    sources[0], name, source_hash=source_hash, test=False, **options
+                )
             return _with(ret, True, f"{name} stands.")
         if looked["repaired"]:
             return _repaired(ret, name, looked, options)

@@ -101,15 +101,15 @@ def publish(
     root = Root(folder, job)
     path = os.path.join(root.path, name)
     bounds = Limits.of(limits)
-    if _stands(root, name, path, digests):
-        runs = _runs(path)
+    stands = _stands(root, name, path, digests)
+    runs = stands and _runs(path)
+    if python is not None and not runs:
+        named(python)  # a wrong one is refused before anything is done
+    if stands:
         if dry_run or (runs and root.is_tidy() and not has_leftovers(path)):
             return _standing(path, runs, dry_run)
-    else:
-        if python is not None:
-            named(python)  # a wrong one is refused before anything is unpacked
-        if dry_run:
-            return Publication(path, changed=True, dry_run=True)
+    elif dry_run:
+        return Publication(path, changed=True, dry_run=True)
     with root.locked(f"deploying {name}", wait, create=True):
         if _stands(root, name, path, digests):  # another run has just done it, or it needs repair
             return _repaired(path, python, tell)
