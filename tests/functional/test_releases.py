@@ -841,7 +841,8 @@ def test_what_a_process_uses_is_spared(how: str, site: Site) -> None:
         # the scripts of a release name the release itself.
         command = [site.path("A/bin/omega-sleep")]
         script = Path(command[0])
-        script.write_text(f"#!{site.path('A/bin/python')} -B\n{SLEEP}\n")
+        up = Path(site.archives["A"]).parent / "up"
+        script.write_text(f"#!{site.path('A/bin/python')} -B\nopen({str(up)!r}, 'w')\n{SLEEP}\n")
         script.chmod(0o755)
         by_hand(site, "A")
         command = [site.path("current/bin/omega-sleep")]
@@ -854,7 +855,9 @@ def test_what_a_process_uses_is_spared(how: str, site: Site) -> None:
     cwd = site.path("A/lib") if how == "cwd" else "/"
     with running(*command, cwd=cwd) as pid:
         until = time.monotonic() + 30
-        while not using([site.path("A")]) and time.monotonic() < until:
+        while time.monotonic() < until and not (
+            up.exists() if how == "through current" else using([site.path("A")])
+        ):
             time.sleep(0.05)  # it is still starting
         by_hand(site, "D")
         done = prune(site.root, 1)
