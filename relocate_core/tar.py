@@ -112,6 +112,8 @@ def members(source: Source) -> Iterator[Member]:
             break
         kind = _check(header)
         if kind in (b"x", b"g", b"L", b"K"):
+            for field in (header[100:108], header[136:148]):
+                _number(field, "mode or time", None)
             if kind in (b"x", b"g"):
                 records = _pax(source, _size(header, "an extended header"), is_global=kind == b"g")
             else:
@@ -137,6 +139,8 @@ def _check(header: bytes) -> bytes:
     wanted = _number(header[148:156], "checksum", None)
     if wanted != _sum(header[:148] + b"        " + header[156:]):  # its own field counts as spaces
         raise Refused("a header's checksum is wrong", advice=DAMAGED)
+    for field in (header[108:116], header[116:124]):  # whom nothing is given to
+        _number(field, "owner or group", None)
     kind = header[156:157]
     magic = header[257:263]
     if magic not in (b"ustar\0", b"ustar ") and (magic != b"\0\0\0\0\0\0" or kind > b"2"):

@@ -330,8 +330,8 @@ def in_tarfile(data: bytes) -> dict[str, str] | None:
         data = gzip.decompress(data)
     blocks = [data[at : at + BLOCK] for at in range(0, len(data), BLOCK)]
     for number in headers(blocks):
-        # Nobody's owners are taken over here, while tarfile takes an impossible one for the end.
-        for field in ("uid", "gid", "devmajor", "devminor"):
+        # No device is taken here, while tarfile takes an impossible number for the end.
+        for field in ("devmajor", "devminor"):
             blocks[number] = set_field(blocks[number], field, b"0")
     data = b"".join(blocks)
     found = {}
