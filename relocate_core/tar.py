@@ -163,7 +163,11 @@ def _member(
     name = extended.get("path")
     if name is None:
         name = _text(header[:100])
-        if header[257:263] == b"ustar\0" and header[345]:
+        if header[345]:
+            if (
+                header[257:263] != b"ustar\0"
+            ):  # where GNU's have times, of incremental archives only
+                raise Refused("has two names, as one program reads it and as another", name)
             name = f"{_text(header[345:500])}/{name}"
     meaning = _KINDS.get(kind)
     if meaning is None:

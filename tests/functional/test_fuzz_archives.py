@@ -308,7 +308,7 @@ def unpacked(sandbox: Sandbox, data: bytes, where: str) -> bool:
     if theirs is not None:
         ours = {path: kind for path, (kind, _) in entries.items()}
         for path in list(theirs):  # folders that are only implied
-            while path := posixpath.dirname(path):
+            while (path := posixpath.dirname(path)) not in ("", "/"):
                 theirs.setdefault(path, "folder")
         assert ours == theirs, where
     return True
