@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from .tar import printable
+
 # As many links as the kernel follows for one path (path_resolution(7)).
 _MOST_HOPS = 40
 _PROGRAM = re.compile(r"bin/(?:python|pypy)[\w.]*\Z")
@@ -68,10 +70,10 @@ def fault(
         if target.startswith("/"):
             if is_base(link, target):
                 further = any(part not in ("", ".") for part in ahead)
-                return f"leads on from the interpreter {link}" if further else None
+                return f"leads on from the interpreter {printable(link)}" if further else None
             inside = below(target, prefixes)
             if inside is None:
-                return f"leads to {target}, out of the virtualenv"
+                return f"leads to {printable(target)}, out of the virtualenv"
             at, target = [], inside
         ahead += reversed(target.split("/"))
         work.left -= len(ahead)
@@ -81,7 +83,7 @@ def fault(
             part = ahead.pop()
             if part == "..":
                 if not at:
-                    return f"leads to {links[path]}, out of the virtualenv"
+                    return f"leads to {printable(links[path])}, out of the virtualenv"
                 at.pop()
             elif part not in ("", "."):
                 at.append(part)
