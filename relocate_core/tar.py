@@ -160,20 +160,21 @@ def _sum(block: bytes) -> int:
 def _member(
     header: bytes, kind: bytes, extended: dict[str, str], source: Source
 ) -> Iterator[Member]:
-    name = extended.get("path")
-    if name is None:
-        name = _text(header[:100])
-        if header[345]:
-            if (
-                header[257:263] != b"ustar\0"
-            ):  # where GNU's have times, of incremental archives only
-                raise Refused("has two names, as one program reads it and as another", name)
-            name = f"{_text(header[345:500])}/{name}"
+    told = name = _text(header[:100])
+    if "path" in extended:
+        name = extended["path"]
+    elif header[345]:
+        # A name's beginning; in GNU's headers the times that only incremental archives have.
+        if header[257:263] != b"ustar\0":
+            raise Refused("has two names, as one program reads it and as another", name)
+        name = f"{_text(header[345:500])}/{name}"
     meaning = _KINDS.get(kind)
     if meaning is None:
         what = _REFUSED.get(kind, f"a member of the unknown type {kind!r}")
         raise Refused(f"is {what}", name)
-    if name[-1:] == "/" and kind == b"\0":
+    if kind == b"\0" and "/" in (name[-1:], told[-1:]):
+        if name[-1:] != told[-1:]:
+            raise Refused("is a folder as one program reads it, and a file as another", name)
         meaning = FOLDER  # as tars before 1988 wrote them
     plain = plain_name(name, folder=meaning == FOLDER)
     size = _number(header[124:136], "size", name)
