@@ -143,7 +143,7 @@ def _dynamic(data: bytes) -> _Dynamic | None:
         return None
     try:
         return _read_dynamic(data)
-    except (struct.error, ValueError, KeyError):
+    except (struct.error, ValueError, KeyError, OverflowError):
         return None
 
 

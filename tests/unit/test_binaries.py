@@ -209,6 +209,13 @@ def test_a_library_cut_anywhere_never_raises(new: bytes) -> None:
         binaries.longer_runpath(data[:size], prefixes)
 
 
+def test_an_offset_that_no_file_has() -> None:
+    """The table of segments beyond what even an address can be."""
+    data = bytearray(library())
+    data[39] = 128
+    assert len(rewrite("lib/x.so", bytes(data), Prefixes((OLD,), SHORTER)).data) == len(data)
+
+
 @settings(deadline=None, max_examples=300, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_a_damaged_library_never_raises(draws: st.DataObject) -> None:
