@@ -224,4 +224,4 @@ def interpreter_of(head: bytes) -> bytes | None:
         return words[env.end() :].split(None, 1)[0] if words[env.end() :].strip() else None
     # A path with a space in it does not run, but still says where it was made.
     python = re.match(rb'(/.*?/bin/(?:python|pypy)[\w.]*)(?:["\s]|\Z)', words)
-    return python[1] if python else (words.split(None, 1)[0] if words else None)
+    return python[1] if python else next(iter(words.split(None, 1)), None)
