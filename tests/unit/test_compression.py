@@ -1,0 +1,281 @@
+"""What is packed is read by everybody, and is the same whatever the cores and the pieces."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import random
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from relocate_core import compression
+from relocate_core.compression import Packed, form_of, require
+from relocate_core.decompression import Stream
+from relocate_core.errors import InvalidPath, TreeError
+
+BLOCK = compression._BLOCK
+
+
+def some(size: int) -> bytes:
+    """Data that compresses about as well as a virtualenv does."""
+    words = random.Random(1)
+    text = [
+        b"%d self.%x = None\n" % (words.randrange(99), words.getrandbits(40)) for _ in range(999)
+    ]
+    data = b"".join(words.choices(text, k=size // 20 + 1))
+    return (data * (1 + size // max(1, len(data))))[:size]
+
+
+def packed(
+    data: bytes, form: str, level: int | None = None, cores: int = 2, piece: int = 1 << 20
+) -> bytes:
+    file = io.BytesIO()
+    with Packed(file, form, level, cores) as packing:
+        for at in range(0, len(data), piece):
+            packing.write(data[at : at + piece])
+    return file.getvalue()
+
+
+def pack_blocks(
+    file: compression.Sink, form: str, count: int, error: BaseException | None = None
+) -> None:
+    with Packed(file, form) as packing:
+        for _ in range(count):
+            packing.write(some(BLOCK))
+        if error is not None:
+            raise error
+
+
+def unpacked(data: bytes) -> bytes:
+    file = os.memfd_create("archive")
+    try:
+        os.write(file, data)
+        os.lseek(file, 0, 0)
+        with Stream(file, {}, 1 << 40, 1 << 20) as stream:
+            return b"".join(stream.rest())
+    finally:
+        os.close(file)
+
+
+@pytest.fixture(params=["library", "program"])
+def zstd(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each way to pack with zstd that this machine has."""
+    if request.param == "library":
+        if compression._library() is None:
+            pytest.skip("this Python has no package for zstd")
+        return
+    program_only(monkeypatch)
+
+
+def program_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    if shutil.which("zstd") is None:
+        pytest.skip("the program zstd is not on this machine")
+    monkeypatch.setattr(compression, "_library", lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("a.tar", "tar"),
+        ("a.tar.gz", "gzip"),
+        ("/b.c/a.tgz", "gzip"),
+        ("a.tar.zst", "zstd"),
+        ("a.tzst", "zstd"),
+    ],
+)
+def test_the_name_tells_the_form(name: str, form: str) -> None:
+    assert form_of(name) == form
+
+
+@pytest.mark.parametrize("name", ["a", "a.gz", "a.zst", "a.tar.xz", "a.tar.GZ", "tar", ""])
+def test_another_ending_is_refused(name: str) -> None:
+    with pytest.raises(InvalidPath, match=r"\.tar, \.tar\.gz"):
+        form_of(name)
+
+
+@pytest.mark.parametrize(
+    ("form", "level"), [("gzip", 0), ("gzip", 10), ("zstd", 0), ("zstd", 20), ("tar", 1)]
+)
+def test_a_level_that_the_form_has_not_is_refused(form: str, level: int) -> None:
+    with pytest.raises(InvalidPath, match="level"):
+        Packed(io.BytesIO(), form, level)
+
+
+SIZES = [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, 5 * BLOCK + 17]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_gzip_is_read_by_python_and_by_the_program(size: int) -> None:
+    data = some(size)
+    made = packed(data, "gzip")
+    assert gzip.decompress(made) == data
+    assert subprocess.run(["gzip", "-dc"], input=made, capture_output=True).stdout == data
+
+
+@pytest.mark.parametrize("level", [1, 6, 9])
+def test_gzip_is_the_same_whatever_the_cores_and_the_pieces(level: int) -> None:
+    data = some(4 * BLOCK + 5)
+    once = packed(data, "gzip", level, 1)
+    assert packed(data, "gzip", level, 7, piece=4097) == once
+    assert packed(data, "gzip", level, 3, piece=len(data)) == once
+
+
+def test_gzip_says_nothing_of_when_and_where() -> None:
+    assert packed(b"x", "gzip")[:10] == b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
+
+
+def test_a_block_knows_the_end_of_the_one_before() -> None:
+    noise = random.Random(2).randbytes(20 << 10)
+    data = some(BLOCK - len(noise)) + noise + noise
+    assert len(packed(data, "gzip")) < len(packed(data[: -len(noise)], "gzip")) + 1000
+
+
+def test_several_streams_in_a_row_are_one(tmp_path: Path) -> None:
+    inner = io.BytesIO()
+    with tarfile.open(fileobj=inner, mode="w") as tar:
+        member = tarfile.TarInfo("a")
+        member.size = 3 * BLOCK
+        tar.addfile(member, io.BytesIO(some(3 * BLOCK)))
+    data = inner.getvalue()
+    for form, ending in (("gzip", "gz"), ("zstd", "zst")):
+        if form == "zstd" and not (compression._library() or shutil.which("zstd")):
+            continue
+        archive = tmp_path / f"a.tar.{ending}"
+        with open(archive, "wb") as file:
+            for at in range(0, len(data), BLOCK + 512):
+                with Packed(file, form) as packing:
+                    packing.write(data[at : at + BLOCK + 512])
+        assert unpacked(archive.read_bytes()) == data
+        if form == "gzip":
+            subprocess.run(["tar", "-xzf", archive, "-C", tmp_path], check=True)
+            assert (tmp_path / "a").read_bytes() == some(3 * BLOCK)
+
+
+def test_small_data_takes_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(compression, "ThreadPoolExecutor")
+    assert gzip.decompress(packed(some(BLOCK), "gzip")) == some(BLOCK)
+
+
+def test_only_a_few_blocks_are_held() -> None:
+    taken = 0
+
+    class Counting:
+        def write(self, data: bytes) -> None:
+            nonlocal taken
+            taken += 1
+
+    with Packed(Counting(), "gzip", cores=2) as packing:
+        for number in range(1, 21):
+            packing.write(some(BLOCK))
+            assert number - taken <= 2 + 2 + 1
+
+
+def test_a_tar_is_written_as_it_is() -> None:
+    assert packed(some(99), "tar", piece=7) == some(99)
+
+
+@pytest.mark.parametrize("form", ["tar", "gzip"])
+def test_a_full_disk_is_told(form: str) -> None:
+    threads = len(os.listdir("/proc/self/task"))
+    with open("/dev/full", "wb", 0) as file, pytest.raises(OSError, match="No space"):
+        pack_blocks(file, form, 20)
+    assert len(os.listdir("/proc/self/task")) <= threads
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.binary(max_size=300), max_size=30), st.integers(1, 5), st.integers(1, 9))
+def test_whatever_goes_in_comes_out(pieces: list[bytes], cores: int, level: int) -> None:
+    block, compression._BLOCK = compression._BLOCK, 100
+    try:
+        file = io.BytesIO()
+        with Packed(file, "gzip", level, cores) as packing:
+            for piece in pieces:
+                packing.write(piece)
+    finally:
+        compression._BLOCK = block
+    assert gzip.decompress(file.getvalue()) == b"".join(pieces)
+
+
+# --- zstd -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("zstd")
+@pytest.mark.parametrize("size", [0, 1, BLOCK, 9 * BLOCK + 17])
+def test_zstd_is_read_by_the_program(size: int) -> None:
+    if shutil.which("zstd") is None:
+        pytest.skip("the program zstd is not on this machine")
+    made = packed(some(size), "zstd") + packed(b"more", "zstd")
+    done = subprocess.run(["zstd", "-dc"], input=made, capture_output=True)
+    assert done.stdout == some(size) + b"more"
+
+
+@pytest.mark.usefixtures("zstd")
+def test_zstd_is_the_same_whatever_the_cores_and_the_pieces() -> None:
+    data = some(40 * BLOCK)
+    once = hashlib.sha256(packed(data, "zstd", 3, 1)).digest()
+    assert hashlib.sha256(packed(data, "zstd", 3, 4, piece=70001)).digest() == once
+
+
+def test_without_zstd_it_is_said_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compression, "_library", lambda: None)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(InvalidPath, match="install the program zstd"):
+        require("zstd", None)
+
+
+def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Put a program named zstd in front of all others."""
+    program = folder / "zstd"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(compression, "_library", lambda: None)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("echo zstd: no luck today >&2; exit 3", "no luck today"),
+        ("kill -9 $$", "signal 9"),
+        ("exit 0", "it ended too soon"),
+        ("head -c 100000 >/dev/null; exit 7", "code 7"),
+        ("exec <&-; yes no | head -c 200000 >&2; exit 1", "no"),
+    ],
+)
+def test_a_program_that_fails_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, said: str
+) -> None:
+    stand_in(tmp_path, monkeypatch, script)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(TreeError, match=said) as caught:
+        pack_blocks(io.BytesIO(), "zstd", 8)
+    assert "\n" not in str(caught.value)
+    assert len(os.listdir("/proc/self/fd")) == before
+    require_no_children()
+
+
+def test_a_full_disk_ends_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    program_only(monkeypatch)
+    with open("/dev/full", "wb", 0) as file, pytest.raises(OSError, match="No space"):
+        pack_blocks(file, "zstd", 64)
+    require_no_children()
+
+
+def test_giving_up_ends_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    program_only(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        pack_blocks(io.BytesIO(), "zstd", 4, KeyboardInterrupt())
+    require_no_children()
+
+
+def require_no_children() -> None:
+    with open(f"/proc/{os.getpid()}/task/{os.getpid()}/children") as file:
+        assert file.read() == ""
