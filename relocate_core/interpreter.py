@@ -13,11 +13,10 @@ import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from .errors import InterpreterMismatch, InterpreterNotFound, InvalidPath
 from .survey import broken_modules
-from .virtualenv import Virtualenv
 
 _QUESTION = """
 import json, os, sys
@@ -27,6 +26,15 @@ try:
 except ImportError:
     import imp
     suffixes = [s for s, _, kind in imp.get_suffixes() if kind == imp.C_EXTENSION]
+try:
+    from _frozen_importlib_external import MAGIC_NUMBER
+    magic = ''.join('%02x' % byte for byte in MAGIC_NUMBER)
+except ImportError:
+    magic = ''
+try:
+    libc = os.confstr('CS_GNU_LIBC_VERSION') or ''
+except (AttributeError, ValueError, OSError):
+    libc = ''
 pypy = hasattr(sys, 'pypy_version_info')
 print(json.dumps({
     'version': list(sys.version_info[:3]),
@@ -37,6 +45,9 @@ print(json.dumps({
     'executable': sys.executable,
     'base_executable': getattr(sys, '_base_executable', None),
     'machine': os.uname()[4],
+    'cache_tag': getattr(getattr(sys, 'implementation', None), 'cache_tag', None),
+    'magic': magic,
+    'libc': libc,
 }))
 """
 _NAME = re.compile(r"(?:python|pypy)[\d.]*t?\Z")
@@ -56,6 +67,9 @@ class Interpreter:
         prefix: its `sys.prefix`.
         base_prefix: where its standard library lives.
         machine: the processor's architecture.
+        cache_tag: what its bytecode's names have in them; None where it is kept beside the source.
+        magic: what its bytecode begins with; empty before Python 3.
+        libc: its C library and that one's version, such as `glibc 2.36`; "" where it is no glibc.
     """
 
     executable: str
@@ -65,6 +79,9 @@ class Interpreter:
     prefix: str
     base_prefix: str
     machine: str
+    cache_tag: str | None = None
+    magic: bytes = b""
+    libc: str = ""
 
     @property
     def short_version(self) -> str:
@@ -97,6 +114,9 @@ def ask(executable: str) -> Interpreter:
         prefix=answer["prefix"],
         base_prefix=answer["base_prefix"],
         machine=answer["machine"],
+        cache_tag=answer["cache_tag"],
+        magic=bytes.fromhex(answer["magic"]),
+        libc=answer["libc"],
     )
 
 
@@ -165,7 +185,20 @@ def _folders() -> list[str]:
     return [folder for folder in dict.fromkeys(folders) if folder.startswith("/")]
 
 
-def _candidates(environment: Virtualenv) -> Iterator[str]:
+class Wanted(Protocol):
+    """What a Python is looked for: a virtualenv, or a bundle of one."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def python(self) -> str: ...
+    @property
+    def implementation(self) -> str: ...
+    @property
+    def home(self) -> str | None: ...
+
+
+def _candidates(environment: Wanted) -> Iterator[str]:
     """Where a Python of the right version may be, the one that the virtualenv names first."""
     kind = "pypy" if environment.implementation == "pypy" else "python"
     names = (f"{kind}{environment.python}", f"{kind}{environment.python[0]}", kind)
@@ -178,7 +211,7 @@ def _candidates(environment: Virtualenv) -> Iterator[str]:
                 yield executable
 
 
-def fitting(environment: Virtualenv, compiled: dict[str, set[str]]) -> Interpreter:
+def fitting(environment: Wanted, compiled: dict[str, set[str]]) -> Interpreter:
     """The first Python on this machine that the virtualenv can run on.
 
     Args:
@@ -216,7 +249,7 @@ def fitting(environment: Virtualenv, compiled: dict[str, set[str]]) -> Interpret
 
 
 def require_fit(
-    environment: Virtualenv, interpreter: Interpreter, compiled: dict[str, set[str]]
+    environment: Wanted, interpreter: Interpreter, compiled: dict[str, set[str]]
 ) -> None:
     """Refuse a Python that would not run the virtualenv.
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from urllib.parse import unquote
 
 from .virtualenv import Virtualenv
 
@@ -33,9 +36,33 @@ class Survey:
     outside: list[tuple[str, str]] = field(default_factory=list)
 
 
-def survey(environment: Virtualenv) -> Survey:
-    """Walk the tree of a virtualenv; nothing in it is run."""
-    result = Survey()
+def survey(
+    environment: Virtualenv,
+    compiled: dict[str, set[str]] | None = None,
+    links: Mapping[str, str] | None = None,
+) -> Survey:
+    """Walk the tree of a virtualenv; nothing in it is run.
+
+    Args:
+        environment: the virtualenv.
+        compiled: its compiled modules, where they are known.
+        links: its links and what they name; with both there is no walk.
+    """
+    result = Survey(compiled or {})
+    top = environment.path
+    if compiled is not None and links is not None:
+        for name, target in links.items():
+            _look_at_link(result, environment, os.path.join(top, name), name, target)
+    else:
+        _walk(result, environment)
+    for site_packages in environment.site_packages:
+        _look_at_metadata(result, environment, site_packages)
+    result.dangling.sort()
+    result.leading_out.sort()
+    return result
+
+
+def _walk(result: Survey, environment: Virtualenv) -> None:
     top = environment.path
     ahead = [""]
     while ahead:
@@ -43,19 +70,23 @@ def survey(environment: Virtualenv) -> Survey:
         with os.scandir(os.path.join(top, relative)) as entries:
             for entry in entries:
                 if entry.is_symlink():
-                    _look_at_link(result, environment, entry.path, relative + entry.name)
+                    target = os.readlink(entry.path)
+                    _look_at_link(result, environment, entry.path, relative + entry.name, target)
                 elif entry.is_dir():
                     ahead.append(f"{relative}{entry.name}/")
                 elif entry.name.endswith(".so"):
-                    match = _TAGGED.match(entry.name)
-                    if match:
-                        module = _dotted(environment, relative + match[1])
-                        result.compiled.setdefault(module, set()).add(match[2])
-    for site_packages in environment.site_packages:
-        _look_at_metadata(result, environment, site_packages)
-    result.dangling.sort()
-    result.leading_out.sort()
-    return result
+                    module = compiled_module(environment, relative + entry.name)
+                    if module is not None:
+                        result.compiled.setdefault(module[0], set()).add(module[1])
+
+
+def compiled_module(environment: Virtualenv, path: str) -> tuple[str, str] | None:
+    """The dotted name and the file name's ending of a compiled module; None for other files."""
+    folder, _, name = path.rpartition("/")
+    match = _TAGGED.match(name)
+    if match is None:
+        return None
+    return _dotted(environment, f"{folder}/{match[1]}" if folder else match[1]), match[2]
 
 
 def _dotted(environment: Virtualenv, path: str) -> str:
@@ -64,8 +95,9 @@ def _dotted(environment: Virtualenv, path: str) -> str:
     return path.replace("/", ".")
 
 
-def _look_at_link(result: Survey, environment: Virtualenv, path: str, name: str) -> None:
-    target = os.readlink(path)
+def _look_at_link(
+    result: Survey, environment: Virtualenv, path: str, name: str, target: str
+) -> None:
     if not os.path.exists(path):
         result.dangling.append((name, target))
     is_interpreter = name.startswith("bin/") and _INTERPRETER.match(name[len("bin/") :])
@@ -87,6 +119,25 @@ def _look_at_metadata(result: Survey, environment: Virtualenv, site_packages: st
                 outside = not any(line == home or line.startswith(home + "/") for home in homes)
                 if line.startswith("/") and outside:
                     result.outside.append((f"{site_packages}/{name}", line))
+
+
+def editables(environment: Virtualenv) -> Iterator[tuple[str, str]]:
+    """The file and the place of each editable install of a project outside (PEP 610)."""
+    homes = (*environment.old_prefixes, os.path.abspath(environment.path))
+    for site_packages in environment.site_packages:
+        folder = os.path.join(environment.path, site_packages)
+        for name in sorted(os.listdir(folder)):
+            file = os.path.join(folder, name, "direct_url.json")
+            try:
+                with open(file, encoding="utf-8") as stream:
+                    known = json.load(stream)
+                url = str(known["url"])
+                is_editable = known["dir_info"]["editable"] is True
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+            place = unquote(url[len("file://") :])
+            if is_editable and not any((place + "/").startswith(home + "/") for home in homes):
+                yield f"{site_packages}/{name}/direct_url.json", place
 
 
 def broken_modules(compiled: dict[str, set[str]], suffixes: list[str]) -> list[str]:
