@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from . import interpreter
+from . import files, interpreter, ledger, manifest
 from .artefacts import metadata, scripts
 from .errors import InterpreterNotFound, RelocateError, TreeError
+from .manifest import RECORD, Manifest, Row
 from .relocation import relocate
 from .survey import Survey, broken_modules, survey
+from .tar import FILE, FOLDER, LINK, Refused
 from .virtualenv import Virtualenv, inspect
 
 
@@ -21,7 +25,7 @@ class Problem:
     """One thing that is wrong.
 
     Attributes:
-        kind: `interpreter`, `script`, `link`, `reference`, `path` or `record`.
+        kind: `interpreter`, `script`, `link`, `reference`, `path`, `manifest` or `record`.
         file: what is concerned, relative to the virtualenv.
         reason: what is wrong with it, and what to do where that is known.
     """
@@ -63,13 +67,23 @@ class Verdict:
         }
 
 
-def check(path: str, deep: bool = False, *, home: str | None = None) -> Verdict:
+def check(
+    path: str,
+    deep: bool = False,
+    *,
+    home: str | None = None,
+    compiled: dict[str, set[str]] | None = None,
+    links: Mapping[str, str] | None = None,
+) -> Verdict:
     """Tell whether the virtualenv at `path` can run here. Nothing is changed.
 
     Args:
         path: its folder.
-        deep: compare every file with the hash in its RECORD as well.
+        deep: compare every file as well: with the manifest where it came as a bundle, so that
+            whatever was changed, removed or added is found; else with the hash in its RECORD.
         home: the path that it is going to be renamed to, where it does not stand there yet.
+        compiled: its compiled modules, and
+        links: its links, where both are known; see `survey`.
 
     Returns:
         The verdict, with every problem that was found.
@@ -80,7 +94,7 @@ def check(path: str, deep: bool = False, *, home: str | None = None) -> Verdict:
     """
     environment = inspect(path)
     try:
-        surveyed = survey(environment)
+        surveyed = survey(environment, compiled, links)
         version, problems = _interpreter(environment, surveyed)
         place = _Place(path, home)
         problems += _scripts(environment, place)
@@ -92,7 +106,7 @@ def check(path: str, deep: bool = False, *, home: str | None = None) -> Verdict:
             if not os.path.exists(place.now(line))
         ]
         if deep:
-            problems += _records(environment)
+            problems += _contents(environment)
     except OSError as error:
         where = error.filename if isinstance(error.filename, str) else path
         raise TreeError.of(where, error) from error
@@ -181,6 +195,101 @@ def _references(environment: Virtualenv, home: str | None) -> Iterator[Problem]:
     count = sum(found.rewritten.values())
     names = ", ".join(strangers)
     yield Problem("reference", "", f"{count} files name {names}: update the path to {here}")
+
+
+def _contents(environment: Virtualenv) -> Iterator[Problem]:
+    """Files that are not what they were when the virtualenv was deployed or its packages installed.
+
+    As `rpm -V` tells for packages.
+    """
+    root = files.open_root(environment.path)
+    try:
+        known = manifest.of_tree(root)
+        if known is None:
+            yield from _records(environment)
+            return
+        with known:
+            yield from _deviations(root, known)
+    finally:
+        os.close(root)
+
+
+def _deviations(root: int, known: Manifest) -> Iterator[Problem]:
+    """What is not as the manifest of a bundle says, but for what the ledger accounts for."""
+    rewritten = ledger.read(root)
+    paths = set()
+    try:
+        known.require_digest()
+        for row in known.rows():
+            paths.add(row.path)
+            reason = _deviation(root, row, rewritten.get(row.path))
+            if reason is not None:
+                yield Problem("manifest", row.path, reason)
+    except Refused as refusal:
+        yield Problem("manifest", manifest.NAME, f"{refusal}: deploy it anew")
+        return
+    for path in _all_paths(root):
+        if path not in paths:
+            yield Problem("manifest", path, "it is not in the manifest: added after it was packed")
+
+
+def _deviation(root: int, row: Row, now: str | None) -> str | None:
+    """How a file differs from its row, or from what the ledger has in its place."""
+    parent, _, name = row.path.rpartition("/")
+    try:
+        folder = files.open_folder(root, parent)
+    except (FileNotFoundError, NotADirectoryError):
+        return "it is in the manifest, but not on disk"
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return "a link leads to where it was"
+        raise
+    try:
+        try:
+            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        except FileNotFoundError:
+            return "it is in the manifest, but not on disk"
+        what = stat.S_IFMT(status.st_mode)
+        if what != _TYPES[LINK if now and now.startswith("link:") else row.kind]:
+            return f"it is no {row.kind} any more"
+        if what == stat.S_IFLNK:
+            wanted = now[len("link:") :] if now else row.target
+            target = os.readlink(name, dir_fd=folder)
+            return None if target == wanted else f"it leads to {target}, and not to {wanted}"
+        if stat.S_IMODE(status.st_mode) != row.mode:
+            return f"its mode is {stat.S_IMODE(status.st_mode):04o}, and not {row.mode:04o}"
+        if what == stat.S_IFDIR:
+            return None
+        wanted = now[len("sha256:") :] if now else row.sha256
+        same = now is not None or status.st_size == row.size
+        return None if same and _sha256(folder, name) == wanted else "its content was changed"
+    finally:
+        os.close(folder)
+
+
+_TYPES = {FILE: stat.S_IFREG, FOLDER: stat.S_IFDIR, LINK: stat.S_IFLNK}
+
+
+def _sha256(folder: int, name: str) -> str:
+    file = files.open_file(folder, name)
+    try:
+        digest = hashlib.sha256()
+        while piece := os.read(file, 1 << 20):
+            digest.update(piece)
+        return digest.hexdigest()
+    finally:
+        os.close(file)
+
+
+def _all_paths(root: int) -> Iterator[str]:
+    """Everything in a virtualenv but what belongs to the manifest and to the release."""
+    for folder, folders, names, _ in os.fwalk(".", dir_fd=root):
+        base = folder[2:] + "/" if folder != "." else ""
+        if not base:
+            folders[:] = [name for name in folders if name != manifest.PLACE]
+            names = [name for name in names if name != RECORD]
+        folders.sort()
+        yield from (base + name for name in sorted((*folders, *names)))
 
 
 def _records(environment: Virtualenv) -> Iterator[Problem]:

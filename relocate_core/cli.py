@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from .artefacts.bytecode import MODES
 from .errors import InvalidPath, NotAVirtualenv, RelocateError
 from .relocation import Relocation
 
@@ -23,6 +24,7 @@ examples:
   virtualenv-tools --update-path /srv/app/4f2a9c1 build    ... or where it is going to stand
   virtualenv-tools --reinitialize --update-path auto .     and put it onto this machine's Python
   virtualenv-tools --check /srv/app/current                can it run here?
+  virtualenv-tools --pack app-4f2a9c1.tar.gz build         pack it into a bundle
 """
 
 
@@ -37,14 +39,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     options = parser.parse_args(argv)
-    if not (options.update_path or options.reinitialize or options.check or options.info):
-        parser.error("nothing to do: give --update-path, --reinitialize, --check or --info")
+    wanted = (options.update_path, options.reinitialize, options.check, options.info, options.pack)
+    if not any(wanted):
+        parser.error("nothing to do: give --update-path, --reinitialize, --check, --info or --pack")
     if options.old_path and not options.update_path:
         parser.error("--old-path goes with --update-path")
     if options.python and not options.reinitialize:
         parser.error("--python goes with --reinitialize")
     if options.deep and not options.check:
         parser.error("--deep goes with --check")
+    if options.pack and len(options.paths) > 1:
+        parser.error("--pack takes one virtualenv")
+    for name in ("against", "exclude", "prefix", "bytecode", "level"):
+        if getattr(options, name) is not None and not options.pack:
+            parser.error(f"--{name} goes with --pack")
     for stream in (sys.stdout, sys.stderr):  # names that are no UTF-8 are printed as they are
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")
@@ -78,8 +86,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--python", metavar="EXE", help="the Python for --reinitialize: a path, name or X.Y")
     add("--check", action="store_true", help="tell whether it can run here")
-    add("--deep", action="store_true", help="with --check: compare every file with its RECORD")
+    add("--deep", action="store_true", help="with --check: compare every file's content as well")
     add("--info", action="store_true", help="tell what it is")
+    add("--pack", metavar="FILE", help="pack it into a bundle: .tar.gz, .tar.zst or .tar")
+    add("--against", metavar="BUNDLE", help="with --pack: leave out what that earlier bundle has")
+    add("--exclude", metavar="PATTERN", action="append", help="with --pack: leave out such files")
+    add("--prefix", metavar="PATH", help="with --pack: as if it had been built there")
+    add("--bytecode", choices=MODES, help="with --pack: how it knows its source (timestamp)")
+    add("--level", type=int, help="with --pack: of the compression")
     add("--dry-run", action="store_true", help="tell what would be done, and do nothing")
     add("--json", action="store_true", help="one JSON object a virtualenv and action")
     add("--verbose", action="store_true", help="name the files")
@@ -96,6 +110,8 @@ def _work_on(path: str, options: argparse.Namespace) -> bool:
             _update_path(path, options)
         if options.info:
             _info(path, options)
+        if options.pack:
+            _pack(path, options)
         return not options.check or _check(path, options)
     except RelocateError as error:
         if options.json:
@@ -192,6 +208,41 @@ def _plain(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value)) or "none"
     return "none" if value is None else str(value)
+
+
+def _pack(path: str, options: argparse.Namespace) -> None:
+    from .packing import pack
+
+    report = pack(
+        path,
+        options.pack,
+        against=options.against,
+        exclude=options.exclude or (),
+        prefix=options.prefix,
+        bytecode=options.bytecode or MODES[0],
+        level=options.level,
+        dry_run=options.dry_run,
+    )
+    if options.json:
+        _print_json({"action": "pack", "path": path, **report.as_dict()})
+        return
+    for warning in report.warnings:
+        print(
+            f"warning: {os.path.join(path, warning['file'])}: {warning['reason']}", file=sys.stderr
+        )
+    if report.dry_run:
+        print(f"Would pack: {path} ({report.files:,} members)")
+        return
+    carried = f", {report.carried:,} of them carried" if report.base else ""
+    print(
+        f"Packed: {path} ({report.files:,} members{carried}, "
+        f"{_bytes(report.size)}, as {_bytes(report.packed_size)})"
+    )
+
+
+def _bytes(size: int) -> str:
+    """A size as people read it."""
+    return f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.1f} kB"
 
 
 def _check(path: str, options: argparse.Namespace) -> bool:

@@ -66,6 +66,14 @@ class MarkedBad(RelocateError):
     """A release that was found bad before."""
 
 
+class CannotTravel(RelocateError):
+    """Something in a virtualenv would not work on another machine, so it is not packed."""
+
+
+class NoBase(RelocateError):
+    """The release that a bundle was packed against is not there, or not as it was deployed."""
+
+
 class CannotRun(RelocateError):
     """A release that does not run here, or failed its smoke test."""
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from . import history
 from .checking import check
-from .errors import CannotRun, InvalidPath, NotARelease
-from .interpreter import named
+from .earlier import Earlier
+from .errors import CannotRun, InvalidPath, NoBase, NotARelease
+from .fitting import require_fit
+from .interpreter import Interpreter, named
+from .manifest import RECORD
 from .reinitialization import reinitialize
 from .releases import WAIT, Root, Tell, name_of, silent
 from .relocation import has_leftovers, relocate
@@ -36,6 +40,7 @@ class Publication:
         old_python: where `bin/python` led before, if it stood there and was repaired.
         files: how many members the archive had.
         size: bytes in its files.
+        reused: how many of them an earlier release gave.
         problems: {"file", "reason"} of what is not perfect, but does not keep it from running.
     """
 
@@ -49,6 +54,7 @@ class Publication:
     old_python: str | None = None
     files: int = 0
     size: int = 0
+    reused: int = 0
     problems: list[dict[str, str]] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
@@ -66,6 +72,7 @@ def publish(
     smoke_tests: Sequence[str] = (),
     limits: Mapping[str, object] | None = None,
     digests: Mapping[str, str] | None = None,
+    hard_links: bool = False,
     source: str | None = None,
     job: str = "",
     dry_run: bool = False,
@@ -73,6 +80,9 @@ def publish(
     wait: float = WAIT,
 ) -> Publication:
     """Deploy an archive of a virtualenv as the release `path`.
+
+    A bundle is refused before anything is unpacked where this machine cannot run it, and needs no
+    search for what is to be relocated.
 
     Nothing stands at `path` before all is done; after a failure or a kill the same call does it.
 
@@ -85,6 +95,7 @@ def publish(
         smoke_tests: commands that have to succeed in it before it counts.
         limits: what to refuse as too much: files, size (bytes), ratio.
         digests: what the archive has to hash to, by algorithm.
+        hard_links: whether a bundle's files may be second links to those of another release.
         source: what the archive is called in the records, if not by its path.
         job: what this is done for, Salt's job id for one.
         dry_run: look, and change nothing.
@@ -115,7 +126,10 @@ def publish(
             return _repaired(path, python, tell)
         with root.staged() as staging:
             staged = os.path.join(staging, name)
-            done, record = _prepare(archive, staged, path, python, owner, bounds, digests, tell)
+            bases = _Bases(root, hard_links)
+            done, record = _prepare(
+                archive, staged, path, python, owner, bounds, digests, bases, tell
+            )
             smoke(staged, path, smoke_tests, owner)
             if smoke_tests:
                 tell("tried", {"commands": len(smoke_tests)})
@@ -168,6 +182,25 @@ def _repaired(path: str, python: str | None, tell: Tell) -> Publication:
     return done
 
 
+class _Bases:
+    """The releases in a root that may give their files to a new one."""
+
+    def __init__(self, root: Root, hard_links: bool) -> None:
+        self.root = root
+        self.hard_links = hard_links
+
+    def find(self, manifest: str | None) -> Earlier | None:
+        """The release with a manifest of that digest; for None the likeliest to have the same."""
+        active = set(self.root.links().values())
+        known = [one for one in self.root.releases() if one.record.get("manifest")]
+        known.sort(key=lambda one: one.name not in active)  # of which nothing but the order changes
+        for release in known:
+            if manifest in (None, release.record["manifest"]):
+                with suppress(NoBase):
+                    return Earlier(release.path, RECORD, self.hard_links)
+        return None
+
+
 def _prepare(
     archive: str,
     staged: str,
@@ -176,12 +209,14 @@ def _prepare(
     owner: tuple[int, int] | None,
     limits: Limits,
     digests: Mapping[str, str] | None,
+    bases: _Bases,
     tell: Tell,
 ) -> tuple[Publication, dict[str, Any]]:
     """Unpack the archive into the staging folder, as `staged`, and make it at home for `path`."""
     folder = os.path.join(os.path.dirname(staged), "unpacked")
     os.mkdir(folder, 0o700)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fitting: list[Interpreter] = []
     try:
         unpacked = unpack(
             archive,
@@ -190,19 +225,28 @@ def _prepare(
             digests=digests,
             owner=owner,
             progress=lambda files, size: tell("unpacking", {"files": files, "size": size}),
+            accept=lambda head: fitting.append(require_fit(head, path, python)),
+            find=bases.find,
         )
         if owner is not None:
             os.fchown(descriptor, *owner)
     finally:
         os.close(descriptor)
-    tell("unpacked", {"files": unpacked.files, "size": unpacked.size})
+    tell(
+        "unpacked",
+        {"files": unpacked.files, "size": unpacked.size, "reused": unpacked.reused or None},
+    )
     # Directly into a folder that is ours alone: its own files may belong to somebody else.
     os.rename(os.path.join(folder, unpacked.top) if unpacked.top else folder, staged)
-    moved = relocate(staged, path, staged=True)
+    moved = relocate(staged, path, staged=True, as_packed=unpacked.bundle is not None)
     tell("relocated", {"files": sum(moved.rewritten.values())})
-    swapped = reinitialize(staged, python, staged=True)
+    compiled = links = None
+    if unpacked.bundle is not None:
+        python, links = fitting[0].executable, unpacked.links
+        compiled = {module: set(endings) for endings, module in unpacked.bundle.compiled}
+    swapped = reinitialize(staged, python, staged=True, compiled=compiled)
     tell("reinitialized", {"python": swapped.python})
-    verdict = check(staged, home=path)
+    verdict = check(staged, home=path, compiled=compiled, links=links)
     fatal = [problem for problem in verdict.problems if problem.kind in _FATAL]
     if fatal:
         more = f" and {len(fatal) - 1} more problems" if len(fatal) > 1 else ""
@@ -221,10 +265,12 @@ def _prepare(
         python=swapped.python,
         files=unpacked.files,
         size=unpacked.size,
+        reused=unpacked.reused,
         problems=problems,
     )
     record = {
-        "digests": unpacked.digests,
+        # Others know a release by its full archive; this one may be only what another one lacked.
+        "digests": {} if unpacked.base else unpacked.digests,
         "python": swapped.python,
         "python_version": swapped.version,
         "old_prefixes": moved.old_prefixes,
@@ -232,4 +278,6 @@ def _prepare(
         "files": unpacked.files,
         "size": unpacked.size,
     }
+    if unpacked.manifest:
+        record["manifest"] = unpacked.manifest
     return done, record

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 
 from . import files
@@ -47,14 +47,20 @@ class Records:
             finally:
                 os.close(folder)
 
-    def update(self, staging: Staging) -> Iterator[tuple[str, bool]]:
+    def update(
+        self, staging: Staging, listed: Collection[str] | None = None
+    ) -> Iterator[tuple[str, bool]]:
         """Stage every RECORD that lists a rewritten file, with that file's new hash and size.
+
+        Args:
+            staging: what was rewritten.
+            listed: the RECORDs to look at; by default all.
 
         Yields:
             The RECORD's path, and whether it was staged already.
         """
         marks = {_mark(path) for path in staging.items} | {_HASHED_BYTECODE}
-        for record, data in self:
+        for record, data in self if listed is None else self._read(listed):
             changed: dict[bytes, Callable[[str], Digests]] = {}
             for row, line in metadata.record_rows(data, marks):
                 path = _path(record, row)
@@ -70,6 +76,11 @@ class Records:
                 if new != old:
                     staging.write(record, metadata.KIND, new, status)
                     yield record, known
+
+    def _read(self, paths: Collection[str]) -> Iterator[tuple[str, bytes]]:
+        for path in paths:
+            with files.folder_of(self.root, path) as (folder, name):
+                yield path, files.read(folder, name)[0]
 
     def _bytecode_digests(self, path: str, line: bytes, algorithm: str) -> Digests:
         """What a RECORD says of bytecode, which was rewritten before anybody looked at the RECORD.

@@ -12,7 +12,7 @@ import stat
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from . import files
+from . import files, ledger
 from .errors import InterpreterMismatch, TreeError
 from .interpreter import Interpreter, ask, fitting, named, require_fit
 from .locking import locked
@@ -60,6 +60,7 @@ def reinitialize(
     dry_run: bool = False,
     wait: float = 30.0,
     staged: bool = False,
+    compiled: dict[str, set[str]] | None = None,
 ) -> Reinitialization:
     """Put the virtualenv at `path` onto a Python of this machine.
 
@@ -73,6 +74,7 @@ def reinitialize(
         dry_run: look, and change nothing.
         wait: seconds to wait for another run on the same virtualenv.
         staged: whether nobody relies on the tree yet; see `relocate`.
+        compiled: the file name endings of its compiled modules, where they are known; see `survey`.
 
     Returns:
         What was done. Nothing is done where it is on that Python already.
@@ -85,7 +87,8 @@ def reinitialize(
     try:
         with locked(root, path, wait):
             environment = inspect(path)
-            compiled = survey(environment).compiled
+            if compiled is None:
+                compiled = survey(environment).compiled
             if python is None:
                 interpreter = fitting(environment, compiled)
             else:
@@ -237,6 +240,7 @@ class _Swap:
                 staging.write(path, "copy", iter(lambda: file.read(1 << 20), b""))
         for path, data in self.texts.items():
             staging.write(path, "config", data)
+        ledger.update(self.root, staging)
 
     def _prove(self) -> None:
         """Run the virtualenv's Python: it has to be the wanted one."""

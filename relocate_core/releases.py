@@ -19,11 +19,11 @@ from typing import Any
 
 from . import files, history, locking
 from .errors import InvalidPath, NotARelease, TreeError
+from .manifest import RECORD
 from .trust import require_trusted
 from .virtualenv import absolute_prefix
 
 RECORDS = ".releases"
-RECORD = ".release.json"
 STAGING = "staging"
 CURRENT = "current"
 # Long enough for another deploy to end.
@@ -65,7 +65,8 @@ class Release:
         pin = {"pinned": True} if self.pinned else {}
         kept = ("published", "source", "python_version", "files", "size", "job")
         facts = {key: self.record[key] for key in kept if self.record.get(key) not in (None, "")}
-        return {**seen, **marks, **pin, **facts}
+        bundle = {"bundle": True} if self.record.get("manifest") else {}
+        return {**seen, **marks, **pin, **facts, **bundle}
 
 
 class Root:

@@ -16,16 +16,18 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+import stat
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import files, pool
+from . import files, ledger, manifest, pool
 from .artefacts import binaries, bytecode, metadata
 from .artefacts.kinds import rewrite
 from .errors import InvalidPath, RelocateError, TreeChanged, TreeError, UnknownPrefix
 from .large import LargeFile
 from .locking import locked
+from .manifest import Head
 from .prefix import Prefixes
 from .records import Records
 from .scanning import WHOLE, Findings, Scanner
@@ -91,8 +93,12 @@ def relocate(
     progress: Progress | None = None,
     wait: float = 30.0,
     staged: bool = False,
+    as_packed: bool = False,
 ) -> Relocation:
     """Make the virtualenv at `path` at home under `new_path`.
+
+    Of an unpacked bundle only the files are looked at that its manifest names, unless something was
+    installed into it since.
 
     Args:
         path: the virtualenv's folder, as it stands on this machine.
@@ -104,6 +110,7 @@ def relocate(
         wait: seconds to wait for another run on the same virtualenv.
         staged: whether nobody relies on the tree yet: it is then not synced, as whoever publishes
             it syncs all of it, nor put back after a failure.
+        as_packed: whether the tree is known to be just what its manifest says.
 
     Returns:
         What was done. Nothing is done where all files name the new path already.
@@ -131,14 +138,48 @@ def relocate(
                 if not dry_run and has_leftovers(path):
                     files.clear_leftovers(root)
                 return _nothing_to_do(environment, new)
-            recorded = recorded_prefixes(root, environment.site_packages)
+            head = _manifest(root, environment, as_packed)
+            if head is None:
+                recorded: Iterable[str] = recorded_prefixes(root, environment.site_packages)
+            else:
+                recorded = head.prefixes if head.prefix in old else ()
             old += [prefix for prefix in recorded if prefix != new and prefix not in old]
-            run = _Run(root, environment, old, new, dry_run, progress, staged)
+            run = _Run(root, environment, old, new, dry_run, progress, staged, head)
             return run.relocate()
     except OSError as error:
         raise TreeError.of(path, error) from error
     finally:
         os.close(root)
+
+
+def _manifest(root: int, environment: Virtualenv, as_packed: bool) -> Head | None:
+    """What the manifest of an unpacked bundle says; None where it may not be true any more.
+
+    Whatever is installed or removed changes the folder of programs or that of packages, whose times
+    are those of the bundle as long as nobody but `staging` has worked on them.
+    """
+    known = manifest.of_tree(root)
+    if known is None:
+        return None
+    with known:
+        head = known.head
+        untouched = as_packed or not any(
+            _mtime(root, folder) != head.time for folder in ("bin", *environment.site_packages)
+        )
+        there = all(_exists(root, path) for path in head.references)
+        return head if untouched and there else None
+
+
+def _mtime(root: int, path: str) -> int:
+    return int(os.stat(path, dir_fd=root).st_mtime)
+
+
+def _exists(root: int, path: str) -> bool:
+    try:
+        os.stat(path, dir_fd=root, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _standing_at(path: str) -> str:
@@ -184,9 +225,11 @@ class _Run:
         dry_run: bool,
         progress: Progress | None,
         staged: bool,
+        head: Head | None,
     ) -> None:
         self.root = root
         self.staged = staged
+        self.head = head
         self.environment = environment
         self.report = Relocation(environment.path, new, old, dry_run)
         self.progress = progress
@@ -249,7 +292,10 @@ class _Run:
     # --- finding --------------------------------------------------------------------------------
 
     def _scan(self) -> None:
-        """Walk the tree; bytecode is rewritten on the way, other hits are collected."""
+        """Find what names a prefix; where that needs a walk, bytecode is rewritten on the way."""
+        if self.head is not None:
+            self._take_listed(self.head)
+            return
         scanner = Scanner(self.root, self.prefixes, write=not self.report.dry_run)
         pool.scan(scanner, self.walk.folders(), self._take)
         if self.failure is not None:
@@ -257,6 +303,14 @@ class _Run:
         self.report.problems += [(path, "it is another file system") for path in self.walk.foreign]
         if self.bytecode:
             self.report.rewritten[bytecode.KIND] = len(self.bytecode)
+
+    def _take_listed(self, head: Head) -> None:
+        """Take for found what the manifest of a bundle names."""
+        for path in head.references:
+            status = os.stat(path, dir_fd=self.root, follow_symlinks=False)
+            (self.walk.links if stat.S_ISLNK(status.st_mode) else self.hits).append(path)
+        self.report.problems += head.uneditable
+        self.report.seen = head.files
 
     def _take(self, findings: Findings) -> None:
         self.report.seen += findings.seen
@@ -295,9 +349,13 @@ class _Run:
         for path in sources:
             self._stage_bytecode_of(path)
         records = Records(self.root, self.environment.site_packages, self.prefixes)
-        for record, known in records.update(self.staging):
+        listed = None
+        if self.head is not None:
+            listed = [path for path in self.head.references if path.endswith("/RECORD")]
+        for record, known in records.update(self.staging, listed):
             if not known:
                 self._count(record, metadata.KIND)
+        ledger.update(self.root, self.staging, self.bytecode)
 
     def _count(self, path: str, kind: str) -> None:
         self.report.rewritten[kind] = self.report.rewritten.get(kind, 0) + 1
@@ -415,7 +473,7 @@ _IDENTITY = 3
 
 def _rank(item: Staged) -> int:
     """The order of the renames; see the module's first lines."""
-    if item.path.endswith(".dist-info/RECORD"):
+    if item.path.endswith(".dist-info/RECORD") or item.kind == ledger.KIND:
         return 0
     if item.kind == bytecode.KIND:
         return 1

@@ -23,7 +23,7 @@ from .prefix import Prefixes
 WHOLE = 8 << 20
 _BUFFER = 1 << 18
 # What compressed files and UTF-16 begin with, and how much of one is inflated at the most.
-_HIDDEN_FIRST = frozenset(b"P\x1fB\xfd\xff\xfe")
+HIDDEN_FIRST = frozenset(b"P\x1fB\xfd\xff\xfe")
 _INFLATED = 256 << 20
 
 Folder = tuple[str, list[str]]
@@ -86,7 +86,7 @@ class Scanner:
                     file = os.open(name, files.FILE, dir_fd=folder)
                     try:
                         size = os.readv(file, buffers)
-                        if simple and 0 < size < _BUFFER and buffer[0] not in _HIDDEN_FIRST:
+                        if simple and 0 < size < _BUFFER and buffer[0] not in HIDDEN_FIRST:
                             if find(first, 0, size) >= 0:
                                 self._hit(folder, file, path, name, size, findings)
                         elif size:
@@ -108,7 +108,7 @@ class Scanner:
         """Look through a file of any size, of which the first `size` bytes are in the buffer."""
         if self._search(file, size):
             self._hit(folder, file, parent, name, size, findings)
-        elif self.buffer[0] in _HIDDEN_FIRST:
+        elif self.buffer[0] in HIDDEN_FIRST:
             reason = hidden_reference(bytes(self.buffer[:8]), file, self.needles)
             if reason:
                 findings.hidden.append((_join(parent, name), reason))

@@ -45,6 +45,7 @@ class Staging:
         self.name = name
         self.durable = durable
         self.items: dict[str, Staged] = {}
+        self._times: dict[str, tuple[int, int]] = {}
 
     def read(self, path: str) -> tuple[bytes, os.stat_result]:
         """A file's content as it will be, and what the old one was like when it was read."""
@@ -70,6 +71,7 @@ class Staging:
         """
         pieces = (data,) if isinstance(data, bytes) else data
         with files.folder_of(self.root, path) as (folder, name):
+            self._note_time(path, folder)
             original = files.open_file(folder, name)
             try:
                 status = status or os.fstat(original)
@@ -81,9 +83,17 @@ class Staging:
     def link(self, path: str, target: str, status: os.stat_result | None = None) -> Staged:
         """Make the link that shall stand at `path`."""
         with files.folder_of(self.root, path) as (folder, name):
+            self._note_time(path, folder)
             status = status or os.stat(name, dir_fd=folder, follow_symlinks=False)
             temporary = files.link_aside(folder, status, target)
         return self._add(path, LINK, status, temporary)
+
+    def _note_time(self, path: str, folder: int) -> None:
+        """Remember a folder's times: its names stay, so nobody shall take it for changed."""
+        parent = path.rpartition("/")[0]
+        if parent not in self._times:
+            status = os.fstat(folder)
+            self._times[parent] = (status.st_atime_ns, status.st_mtime_ns)
 
     def _add(self, path: str, kind: str, status: os.stat_result, temporary: str) -> Staged:
         self.drop(path)
@@ -148,9 +158,10 @@ class Staging:
             self.clean()
 
     def clean(self) -> None:
-        """Remove the second links to the old contents."""
+        """Remove the second links to the old contents; give folders their times again."""
         for item in self.items.values():
             self._remove(item.path, item.backup)
+        self._settle()
 
     def put_back(self) -> None:
         """Give every path its old content again, and remove what is not in place.
@@ -166,6 +177,16 @@ class Staging:
                     with suppress(FileNotFoundError):
                         os.unlink(item.backup, dir_fd=folder)
             self._remove(item.path, item.temporary)
+        self._settle()
+
+    def _settle(self) -> None:
+        for parent, times in self._times.items():
+            with suppress(OSError):  # somebody else's folder, where this user may write
+                folder = files.open_folder(self.root, parent)
+                try:
+                    os.utime(folder, ns=times)
+                finally:
+                    os.close(folder)
 
     def _remove(self, path: str, name: str | None) -> None:
         if name is not None:

@@ -8,16 +8,21 @@ special bits are not taken over.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import unicodedata
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 
-from . import files, linking, tar
+from . import files, linking, manifest, tar
+from .bundle import Accept, Bundle, Find
 from .decompression import Stream, expected_size
-from .errors import BadArchive, InvalidPath, NoRoom, RelocateError, TreeError
+from .earlier import Earlier
+from .errors import BadArchive, InvalidPath, NoBase, NoRoom, RelocateError, TreeError
+from .manifest import Head, Row
 from .tar import FILE, FOLDER, HARD_LINK, LINK, Member, Refused, printable
 from .virtualenv import inspect
 
@@ -78,17 +83,22 @@ class Unpacked:
         files: how many members there were.
         size: bytes in all files.
         digests: the archive's own hashes in hexadecimal, sha256 among them.
+        bundle: what its manifest says; None where it has none.
+        manifest: the manifest's digest; "" where there is none.
+        base: the digest of the manifest that it was packed against; "" where it stands alone.
+        reused: how many files an earlier release gave.
+        links: all symbolic links and what they name, relative to where it was unpacked.
     """
 
     top: str
     files: int
     size: int
     digests: dict[str, str]
-
-    @property
-    def sha256(self) -> str:
-        """The archive's own SHA-256 in hexadecimal."""
-        return self.digests["sha256"]
+    bundle: Head | None = None
+    manifest: str = ""
+    base: str = ""
+    reused: int = 0
+    links: Mapping[str, str] = field(default_factory=dict)
 
 
 def unpack(
@@ -99,8 +109,13 @@ def unpack(
     digests: Mapping[str, str] | None = None,
     owner: tuple[int, int] | None = None,
     progress: Progress | None = None,
+    accept: Accept | None = None,
+    find: Find | None = None,
 ) -> Unpacked:
     """Unpack a tar of a virtualenv, plain or packed with gzip, bzip2, xz or zstd.
+
+    Of a bundle, which begins with its manifest, everything has to be as that says: compared name by
+    name, and content by content where `digests` does not vouch for all of it.
 
     Args:
         archive: path of the file.
@@ -109,11 +124,16 @@ def unpack(
         digests: what the file has to hash to, by algorithm; it is checked while it is read.
         owner: user and group that everything shall belong to; by default whoever runs this.
         progress: called now and then.
+        accept: called with the head of a bundle's manifest, before anything is unpacked; raises
+            where it is not wanted.
+        find: the release to take files from: that with a manifest of the given digest, or any where
+            None is asked for.
 
     Returns:
         What was unpacked, links and all. Nothing but `folder` was touched.
 
     Raises:
+        NoBase: what the bundle was packed against is not there, or was changed.
         BadArchive: it is damaged, too large, of another hash, or holds what does not belong there.
         NoRoom: the disk has too little space.
         TreeError: the operating system refused.
@@ -132,16 +152,40 @@ def unpack(
         most = limits.size + limits.files * 4 * tar.BLOCK
         with Stream(file, digests or {}, most, limits.ratio) as stream:
             writer = _Writer(folder, stream, limits, owner, progress)
+            bundle = None
             try:
-                for member in tar.members(stream):
-                    writer.add(member)
+                members = tar.members(stream)
+                first = next(members, None)
+                if first is not None and first.name == manifest.NAME:
+                    bundle = Bundle(writer, stream, first, accept, find, not digests)
+                    bundle.take(members)
+                else:
+                    for member in chain(() if first is None else (first,), members):
+                        writer.add(member)
                 found = stream.require_digests()
                 top = writer.finish()
             finally:
+                if bundle is not None:
+                    bundle.close()
                 writer.close()
-        return Unpacked(top, writer.count, writer.size, found)
+        if bundle is None:
+            return Unpacked(top, writer.count, writer.size, found)
+        head = bundle.head
+        return Unpacked(
+            top,
+            head.files,
+            head.size,
+            found,
+            head,
+            bundle.digest,
+            bundle.base,
+            bundle.reused,
+            writer.links,
+        )
     except Refused as refusal:
         raise BadArchive(f"cannot unpack {archive}: {refusal}; {refusal.advice}") from refusal
+    except NoBase as error:
+        raise NoBase(f"cannot unpack {archive}: {error}") from error
     except _Full as full:
         raise NoRoom(f"cannot unpack {archive}: {full}; free some space and run again") from full
     except OSError as error:
@@ -206,8 +250,13 @@ class _Writer:
 
     # --- one member after the other -------------------------------------------------------------
 
-    def add(self, member: Member) -> None:
-        """Write a file, make a folder, or remember a link."""
+    def add(self, member: Member, sha256: str = "") -> None:
+        """Write a file, make a folder, or remember a link.
+
+        Args:
+            member: the member; its content is taken from the stream.
+            sha256: what the content has to hash to; not looked at where empty.
+        """
         self.count += 1
         if self.count > self.limits.files:
             raise Refused(f"it holds more than {self.limits.files:,} members")
@@ -220,11 +269,28 @@ class _Writer:
             self._enter(parent, name)
         self._claim(name, base, kind)
         if kind == FILE:
-            self._write(base, member)
+            self._write(base, member, sha256)
         elif kind == LINK:
             self.links[name] = member.target
         else:
             self.hard_links.append((name, self._linked(name, member.target)))
+        if self.progress is not None and not self.count & 0xFF:
+            self.progress(self.count, self.size)
+
+    def put(self, row: Row, earlier: Earlier, mtime: int) -> None:
+        """Let an earlier release give a file."""
+        self.count += 1
+        self.size += row.size
+        if self.count > self.limits.files:
+            raise Refused(f"it holds more than {self.limits.files:,} members")
+        if self.size > self.limits.size:
+            raise Refused(f"brings its files to more than {self.limits.size:,} bytes", row.path)
+        parent, _, base = row.path.rpartition("/")
+        if parent != self.parent:
+            self._enter(parent, row.path)
+        self._claim(row.path, base, FILE)
+        earlier.give(row, self.descriptor, base, self.owner, mtime)
+        self._look_at_room(0 if earlier.link else row.size)
         if self.progress is not None and not self.count & 0xFF:
             self.progress(self.count, self.size)
 
@@ -277,7 +343,8 @@ class _Writer:
         if len(self.names) > self.limits.files:
             raise Refused(f"it holds more than {self.limits.files:,} files and folders")
 
-    def _write(self, base: str, member: Member) -> None:
+    def _write(self, base: str, member: Member, sha256: str) -> None:
+        digest = hashlib.sha256() if sha256 else None
         size = member.size
         self.size += size
         if base == "pyvenv.cfg" and size > _LONGEST_CONFIG:
@@ -292,8 +359,12 @@ class _Writer:
                 while written < len(piece):
                     piece = piece[written:]
                     written = os.write(file, piece)
+                if digest is not None:
+                    digest.update(piece)
                 if size > _LOOK_AT_ROOM:
                     self._look_at_room(len(piece))
+            if digest is not None and digest.hexdigest() != sha256:
+                raise Refused("is not what its manifest says", member.name, advice=tar.DAMAGED)
             if self.owner is not None:
                 os.fchown(file, *self.owner)
             if not self.exact:
@@ -302,6 +373,13 @@ class _Writer:
         finally:
             os.close(file)
         self._look_at_room(size)
+
+    def require_room(self, size: int) -> None:
+        """Stop before anything is written, where the disk has not so many bytes left."""
+        status = os.fstatvfs(self.root)
+        free = status.f_bavail * status.f_frsize
+        if size + _LEFT_FREE > free:
+            raise _Full(f"{_mega(size)} are needed and {_mega(free)} are free")
 
     def _look_at_room(self, written: int) -> None:
         """Stop before the disk is full: other programs on it would stop as well."""

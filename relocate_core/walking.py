@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from . import files
 from .errors import TreeError
+from .manifest import PLACE
 from .scanning import Folder
 
 _DEEPEST = 200
@@ -79,7 +80,8 @@ class Walk:
                 if is_file and name[0] != ".":  # nearly all of them
                     names.append(name)
                 elif entry.is_dir(follow_symlinks=False):
-                    folders.append(name)
+                    if path or name != PLACE:  # what it says of the past shall stay
+                        folders.append(name)
                 elif name.startswith(files.TEMPORARY):
                     if self.clear:  # under the lock, nobody is using it any more
                         os.unlink(name, dir_fd=folder)

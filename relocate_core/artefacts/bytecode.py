@@ -16,6 +16,8 @@ from typing import NamedTuple
 from ..prefix import Prefixes
 
 KIND = "bytecode"
+MODES = ("timestamp", "checked-hash", "unchecked-hash")
+"""How bytecode may know whether it fits its source, as `py_compile` calls it."""
 
 
 class Unreadable(ValueError):
@@ -101,7 +103,9 @@ def rewrite(path: str, data: bytes, prefixes: Prefixes) -> bytes:
     return b"".join((*pieces, data[end:])) if pieces else data
 
 
-def _rewrite_filenames(path: str, data: bytes, prefixes: Prefixes, layout: Layout) -> bytes | None:
+def _rewrite_filenames(
+    path: str, data: bytes, prefixes: Prefixes, layout: Layout, cut: int = 0
+) -> bytes | None:
     """The usual case, without a walk: every occurrence is a source's name, whole and well formed.
 
     Nearly all of a virtualenv's bytecode names nothing but its own source, and a walk costs a
@@ -110,6 +114,7 @@ def _rewrite_filenames(path: str, data: bytes, prefixes: Prefixes, layout: Layou
 
     The type byte has to carry the mark of a shared object, as CPython's and PyPy's compilers give
     it to every file name: with it, a type byte is no text in UTF-8, so no constant can look so.
+    Of what follows the prefix the first `cut` bytes are left out.
     """
     new = prefixes.new
     old = next((old for old in prefixes.old if old in data), None)
@@ -143,7 +148,7 @@ def _rewrite_filenames(path: str, data: bytes, prefixes: Prefixes, layout: Layou
             or data.find(old, at + 1, stop) >= 0
         ):
             return None
-        name = new + data[at + size : stop]
+        name = new + data[at + size + cut : stop]
         if kind & 0x7F in _SHORT_STRINGS and plain and len(name) < 256 and name.isascii():
             pieces += [data[end : at - 1], bytes((len(name),)), name]
         else:
@@ -244,6 +249,60 @@ def _strings(data: bytes, layout: Layout) -> Iterator[tuple[int, int, int]]:
 
 def _number(data: bytes, at: int) -> int:
     return int(struct.unpack_from("<i", data, at)[0])
+
+
+# --- bytecode that travels ------------------------------------------------------------------------
+
+
+def portable(path: str, data: bytes, old: tuple[bytes, ...]) -> bytes:
+    """`data` with its source's name relative to the virtualenv.
+
+    Python puts the name right when it imports the file together with its source (`_fix_co_filename`
+    in importlib), so nothing is to be done for it at the place where it arrives.
+
+    Args:
+        path: relative to the virtualenv.
+        data: the file.
+        old: the prefixes that it may name.
+
+    Returns:
+        The new content; the old one where a prefix stands in anything else than such a name.
+
+    Raises:
+        Unreadable: it has no header, or that of an unknown Python.
+    """
+    if not any(prefix in data for prefix in old):
+        return data
+    moved = _rewrite_filenames(path, data, Prefixes(old, b""), layout_of(data), cut=1)
+    return data if moved is None else moved
+
+
+def fits(data: bytes, magic: bytes, mtime: int, size: int) -> bool:
+    """Whether bytecode is for a Python, and by its time and size for a source.
+
+    Args:
+        data: the file.
+        magic: what that Python's bytecode begins with.
+        mtime: the source's modification time in whole seconds.
+        size: the source's size in bytes.
+
+    Raises:
+        Unreadable: it has no header, or that of an unknown Python.
+    """
+    header = layout_of(data).header
+    return data[:header] == stamped(data[:header], mtime, size) and data.startswith(magic)
+
+
+def stamped(data: bytes, mtime: int, size: int) -> bytes:
+    """`data` with the header of a source of that time and size.
+
+    Raises:
+        Unreadable: it has no header, or that of an unknown Python.
+    """
+    header = layout_of(data).header
+    flags = bytes(4) if header == 16 else b""
+    source = struct.pack("<II", mtime & 0xFFFFFFFF, size & 0xFFFFFFFF)
+    return data[:4] + flags + source[: header - 4 - len(flags)] + data[header:]
 
 
 # --- which source a file belongs to ---------------------------------------------------------------

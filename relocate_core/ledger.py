@@ -1,0 +1,103 @@
+"""What of an unpacked bundle was rewritten since it was packed, so that the rest can be proved.
+
+Relocation and `reinitialize` write some files anew, which then are no longer what the manifest
+says. `.relocation/ledger.json` has what they are instead, and `.relocation/originals` their old
+content by its digest, which a later release may want. Both are brought up to date before the files
+are, as a RECORD is: a killed run leaves nothing that is not accounted for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from base64 import urlsafe_b64decode
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+from . import files
+from .manifest import PLACE
+from .staging import LINK, Rehearsal, Staging
+
+NAME = f"{PLACE}/ledger.json"
+ORIGINALS = f"{PLACE}/originals"
+EMPTY = b"{}\n"
+"""What a bundle is packed with."""
+KIND = "ledger"
+
+
+def read(root: int) -> dict[str, str]:
+    """What each file that was rewritten is now: its SHA-256, or what the link names.
+
+    Args:
+        root: descriptor of the virtualenv.
+
+    Returns:
+        Digests as `sha256:...` and targets as `link:...`, by path; empty where there is no ledger.
+    """
+    try:
+        with files.folder_of(root, NAME) as (folder, name):
+            data, _ = files.read(folder, name)
+        known = json.loads(data)
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(known, dict):
+        return {}
+    return {path: value for path, value in known.items() if isinstance(value, str)}
+
+
+def update(root: int, staging: Staging, rewritten: Iterable[str] = ()) -> None:
+    """Stage the ledger with all that is staged so far; keep the old contents.
+
+    Args:
+        root: descriptor of the virtualenv; nothing is done where it has no ledger.
+        staging: what is about to be put in place.
+        rewritten: files that were rewritten already.
+    """
+    if not (staging.items or rewritten) or isinstance(staging, Rehearsal):
+        return
+    try:
+        status = _status(root)
+    except OSError:
+        return
+    known = read(root)
+    for path, item in sorted(staging.items.items()):
+        if item.kind == LINK:
+            known[path] = f"link:{_target(root, path, item.temporary)}"
+            continue
+        digests = staging.digests(path, "sha256")
+        if path not in known:
+            _keep(root, path, _plain(digests.old))
+        known[path] = f"sha256:{_plain(digests.new)}"
+    for path in rewritten:
+        with files.folder_of(root, path) as (folder, name):
+            content, _ = files.read(folder, name)
+        known[path] = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    data = json.dumps(known, indent=0, sort_keys=True).encode() + b"\n"
+    staging.write(NAME, KIND, data, status)
+
+
+def _plain(digest: bytes) -> str:
+    """A digest in hexadecimal, of what RECORD spells in base64."""
+    return urlsafe_b64decode(digest + b"=" * (-len(digest) % 4)).hex()
+
+
+def _status(root: int) -> Any:
+    with files.folder_of(root, NAME) as (folder, name):
+        return os.stat(name, dir_fd=folder, follow_symlinks=False)
+
+
+def _target(root: int, path: str, temporary: str) -> str:
+    with files.folder_of(root, path) as (folder, _):
+        return os.readlink(temporary, dir_fd=folder)
+
+
+def _keep(root: int, path: str, digest: str) -> None:
+    """Give a file's old content a second name, by its digest."""
+    with suppress(FileExistsError):
+        os.mkdir(ORIGINALS, 0o755, dir_fd=root)
+    place, parent = files.folder_of(root, f"{ORIGINALS}/{digest}"), files.folder_of(root, path)
+    with place as (folder, name), parent as (old_folder, old), suppress(OSError):
+        # A file system without hard links does without: the release then gives that file to none.
+        os.link(old, name, src_dir_fd=old_folder, dst_dir_fd=folder, follow_symlinks=False)

@@ -1,0 +1,730 @@
+"""Packing a virtualenv into a bundle: once on the build machine, so that servers have little to do.
+
+All that depends on the build alone is done here. Bytecode is compiled where it lacks, and made
+portable: it names its sources relative to the virtualenv, which Python puts right when it imports
+them, and its time is that which the bundle gives them. What names the prefix is found and listed.
+What cannot travel is refused.
+
+The same input gives the same bytes: members are sorted, have no owner, and times that follow from
+the input. The manifest is the first member, and only known when all others are: so these are
+compressed aside, and appended behind it as a second part, which every reader of gzip and zstd
+takes for one whole.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import stat
+import tarfile
+import tempfile
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, BinaryIO, NamedTuple
+
+from . import files, ledger, linking, manifest
+from .artefacts import bytecode, metadata
+from .artefacts.bytecode import MODES
+from .artefacts.needs import Needs, needs
+from .compiling import Compiler, Job
+from .compression import Packed, form_of, require
+from .errors import BadArchive, Busy, CannotTravel, InvalidPath, TreeChanged, TreeError
+from .interpreter import ask
+from .locking import locked
+from .manifest import PLACE, RECORD, Base, Head, Row
+from .releases import Tell, silent
+from .relocation import relocate
+from .scanning import HIDDEN_FIRST, WHOLE, hidden_reference, needles
+from .survey import compiled_module, editables, survey
+from .tar import BLOCK, FILE, FOLDER, LINK
+from .virtualenv import absolute_prefix, inspect, recorded_prefixes
+
+BYTECODE = "bytecode"
+_ELF = b"\x7fELF"
+_PIECE = 1 << 20
+_MOST_FACTS = 100
+
+
+@dataclass
+class Packing:
+    """What was packed.
+
+    Attributes:
+        archive: the bundle's path.
+        changed: whether it was (in a dry run: would be) written.
+        dry_run: whether it was only looked at.
+        files: how many files, folders and links it has.
+        size: bytes in its files.
+        packed_size: bytes of the archive.
+        sha256: the archive's digest.
+        manifest: the digest of its manifest, or of that of the whole.
+        base: the digest of the manifest that it was packed against.
+        carried: how many files it carries; all, if it was packed against none.
+        references: how many files are to be relocated.
+        compiled: how many bytecode files were compiled for it.
+        warnings: {"file", "reason"} of what may not work elsewhere.
+    """
+
+    archive: str
+    changed: bool = True
+    dry_run: bool = False
+    files: int = 0
+    size: int = 0
+    packed_size: int = 0
+    sha256: str = ""
+    manifest: str = ""
+    base: str | None = None
+    carried: int = 0
+    references: int = 0
+    compiled: int = 0
+    warnings: list[dict[str, str]] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as plain values, for JSON and Salt."""
+        return asdict(self)
+
+
+def pack(
+    path: str,
+    archive: str,
+    *,
+    against: str | None = None,
+    exclude: Sequence[str] = (),
+    prefix: str | None = None,
+    bytecode: str = "timestamp",
+    level: int | None = None,
+    facts: Mapping[str, str] | None = None,
+    dry_run: bool = False,
+    tell: Tell = silent,
+) -> Packing:
+    """Pack the virtualenv at `path` into a bundle. Nothing in it is changed.
+
+    Args:
+        path: the virtualenv's folder.
+        archive: the bundle; its ending tells the form: `.tar`, `.tar.gz` or `.tar.zst`. Its SHA-256
+            is written beside it, as `<archive>.sha256`.
+        against: an earlier bundle; what that has is left out.
+        exclude: patterns of what is left out, of a path in the virtualenv or of a name.
+        prefix: pack it as if it had been built there.
+        bytecode: how it knows whether it fits its source: one of MODES.
+        level: of the compression; by default a good one.
+        facts: what the build says of itself, for the manifest.
+        dry_run: look, and write nothing.
+        tell: called after each step.
+
+    Returns:
+        What was packed.
+
+    Raises:
+        CannotTravel: something in it would not work on another machine.
+        RelocateError: another of its subclasses, in one sentence; an earlier archive then stands
+            as it was.
+    """
+    form = form_of(archive)
+    level = require(form, level)
+    if bytecode not in MODES:
+        raise InvalidPath(f"bytecode must be one of {', '.join(MODES)}: {bytecode}")
+    known = _checked_facts(facts or {})
+    archive = os.path.abspath(archive)
+    inspect(path)  # what is no virtualenv is refused before anything is done
+    require_apart(path, archive)
+    earlier = _rows_of(against) if against is not None else None
+    if prefix is not None:
+        prefix = absolute_prefix(prefix, "the prefix")
+    try:
+        with _at_home(path, prefix) as place:
+            root = files.open_root(place)
+            try:
+                with locked(root, place, 30.0):
+                    packer = _Packer(root, place, path, exclude, bytecode, tell)
+                    return packer.pack(archive, form, level, known, earlier, dry_run)
+            finally:
+                os.close(root)
+    except OSError as error:
+        where = error.filename if isinstance(error.filename, str) else path
+        raise TreeError.of(where, error, "pack") from error
+
+
+def require_apart(path: str, archive: str) -> None:
+    """Refuse an archive that would be a part of what it packs, or has no folder to stand in."""
+    top = os.path.realpath(path)
+    folder = os.path.dirname(archive)
+    if not os.path.isdir(folder):
+        raise InvalidPath(f"there is no folder {folder} to write the archive into: create it")
+    if os.path.isdir(archive):
+        raise InvalidPath(f"{archive} is a folder: name a file to write")
+    if (os.path.realpath(folder) + "/").startswith(top + "/"):
+        raise InvalidPath(f"{archive} is inside of what it would pack: name a file outside {path}")
+
+
+def _checked_facts(facts: Any) -> dict[str, str]:
+    given = facts.items() if isinstance(facts, Mapping) else [(None, None)]
+    if len(given) > _MOST_FACTS or not all(isinstance(one, str) for pair in given for one in pair):
+        raise InvalidPath(f"facts must be at most {_MOST_FACTS} names and texts: {facts!r}")
+    return dict(sorted(facts.items()))
+
+
+def _rows_of(archive: str) -> tuple[str, dict[str, Row], str]:
+    """The digest of an earlier bundle's manifest, its rows by path, and its name."""
+    with manifest.of_archive(archive) as known:
+        if known.head.base is not None:
+            raise BadArchive(
+                f"cannot pack against {archive}: it was packed against another one itself; "
+                "name the full bundle of that release"
+            )
+        return known.digest, {row.path: row for row in known.rows()}, archive
+
+
+@contextmanager
+def _at_home(path: str, prefix: str | None) -> Iterator[str]:
+    """The tree to pack: itself, or a copy that is at home at `prefix`.
+
+    The copy has second links to the files: relocation never writes into a file.
+    """
+    if prefix is None or inspect(path).old_prefixes == (prefix,):
+        yield path
+        return
+    source = os.path.realpath(path)
+    with tempfile.TemporaryDirectory(prefix=".packing-", dir=os.path.dirname(source)) as folder:
+        copy = os.path.join(folder, "tree")
+        shutil.copytree(source, copy, symlinks=True, copy_function=_link)
+        relocate(copy, prefix, staged=True)
+        yield copy
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+class _Entry(NamedTuple):
+    """Something to pack."""
+
+    path: str
+    kind: str
+    """FILE, FOLDER, LINK or BYTECODE."""
+    mode: int
+    source: str = ""
+    """The source that bytecode is of."""
+    kept: bool = False
+    """Whether the bytecode that is there can be taken."""
+
+
+class _Packer:
+    """Packs one tree."""
+
+    def __init__(
+        self, root: int, path: str, name: str, exclude: Sequence[str], mode: str, tell: Tell
+    ) -> None:
+        self.root = root
+        self.path = path
+        self.name = name
+        """The path as messages have it."""
+        self.exclude = tuple(exclude)
+        self.mode = mode
+        self.tell = tell
+        self.environment = inspect(path)
+        self.interpreter = ask(os.path.join(os.path.abspath(path), "bin", "python"))
+        self.prefixes = self._find_prefixes()
+        self.old = tuple(map(os.fsencode, self.prefixes))
+        self.needles = needles(self.old) if self.old else ()
+        self.descent = files.Descent(root)
+        self.newest = 0
+        self.rows: list[Row] = []
+        self.references: list[str] = []
+        self.uneditable: list[tuple[str, str]] = []
+        self.warnings: list[dict[str, str]] = []
+        self.compiled: dict[str, set[str]] = {}
+        self.needs: list[Needs] = []
+        self.carried = self.built = 0
+
+    def _find_prefixes(self) -> tuple[str, ...]:
+        environment = self.environment
+        known = list(environment.old_prefixes)
+        recorded = recorded_prefixes(self.root, environment.site_packages)
+        return tuple(dict.fromkeys((*known, *recorded)))
+
+    def pack(
+        self,
+        archive: str,
+        form: str,
+        level: int | None,
+        facts: dict[str, str],
+        earlier: tuple[str, dict[str, Row], str] | None,
+        dry_run: bool,
+    ) -> Packing:
+        """Write the bundle."""
+        entries = list(self._entries())
+        self._require_travel(entries)
+        self.tell("looked", {"files": len(entries)})
+        report = Packing(archive, dry_run=dry_run, warnings=self.warnings, files=len(entries))
+        if dry_run:
+            return report
+        time = _time(self.newest)
+        base = earlier[1] if earlier else {}
+        there = {row.sha256 for row in base.values() if row.kind == FILE}
+        with _Output(archive) as output:
+            with tempfile.TemporaryFile(dir=os.path.dirname(archive)) as body:
+                packed = Packed(body, form, level)
+                for row, pieces in self._members(entries):
+                    self.rows.append(row)
+                    if base.get(row.path) != row and row.sha256 not in there:
+                        self.carried += row.kind == FILE
+                        _put(packed, row, row.mtime(time), pieces)
+                    report.size += row.size
+                    if not len(self.rows) & 0xFF:
+                        self.tell("packing", {"files": len(self.rows), "size": report.size})
+                packed.write(bytes(2 * BLOCK))
+                packed.finish()
+                self._add_records()
+                head = self._head(facts, time, report.size)
+                text, report.manifest = manifest.document(head, self.rows)
+                if earlier is not None:
+                    text = self._against(earlier, head, report)
+                first = Packed(output.file, form, level)
+                for name, data in ((manifest.NAME, text), (ledger.NAME, ledger.EMPTY)):
+                    _put(first, Row(name, FILE, 0o644, len(data)), time, iter((data,)))
+                first.finish()
+                body.seek(0)
+                shutil.copyfileobj(body, output.file, _PIECE)
+            report.packed_size, report.sha256 = output.commit()
+        report.files = len(self.rows)
+        report.carried, report.compiled = self.carried, self.built
+        report.references = len(self.references)
+        self.tell("packed", {"path": archive, "size": report.packed_size})
+        return report
+
+    def _against(
+        self, earlier: tuple[str, dict[str, Row], str], head: Head, report: Packing
+    ) -> bytes:
+        """The manifest of a bundle that has only what an earlier one lacks."""
+        digest, base, _ = earlier
+        if digest == report.manifest:
+            raise InvalidPath(
+                f"cannot pack {self.name} against {earlier[2]}: nothing differs between them; "
+                "deploy that one"
+            )
+        report.base = digest
+        paths = {row.path for row in self.rows}
+        removed = tuple(path for path in base if path not in paths)
+        rows = manifest.difference(base, self.rows)
+        known = {**head.__dict__, "base": Base(digest, removed, report.manifest)}
+        return manifest.document(Head(**known), rows)[0]
+
+    def _head(self, facts: dict[str, str], time: int, size: int) -> Head:
+        # Some packages bring programs for other processors along.
+        own = [one for one in self.needs if one.machine == self.interpreter.machine]
+        version = max((one.version for one in own), default=())
+        endings = {tuple(sorted(found)): module for module, found in self.compiled.items()}
+        return Head(
+            prefix=self.environment.prefix or "",
+            prefixes=self.prefixes,
+            python=self.environment.python,
+            version=self.interpreter.long_version,
+            implementation=self.environment.implementation,
+            home=self.environment.home or "",
+            compiled=tuple(sorted(endings.items())),
+            machine=own[0].machine if own else "",
+            libc=next((one.libc for one in own if one.libc), ""),
+            libc_version=".".join(map(str, version)),
+            time=time,
+            files=len(self.rows),
+            size=size,
+            references=tuple(self.references),
+            uneditable=tuple(self.uneditable),
+            facts=facts,
+        )
+
+    # --- what there is --------------------------------------------------------------------------
+
+    def _entries(self) -> Iterator[_Entry]:
+        """Everything to pack, in the order of the manifest."""
+        yield from self._below("", False)
+
+    def _below(self, folder: str, in_packages: bool) -> Iterator[_Entry]:
+        """What is in a folder; in site-packages with the bytecode that its sources shall have."""
+        statuses = dict(self._listed(folder))
+        base = f"{folder}/" if folder else ""
+        in_packages = in_packages or folder in self.environment.site_packages
+        wanted: list[_Entry] = []
+        if in_packages and self.interpreter.cache_tag:
+            wanted = list(self._bytecode(base, statuses))
+            if wanted:
+                statuses.setdefault("__pycache__", _FOLDER)
+        for name, status in sorted(statuses.items()):
+            path = base + name
+            mode = status.st_mode
+            if name == "__pycache__" and wanted:
+                yield _Entry(path, FOLDER, 0o755)
+                yield from wanted
+            elif name == "__pycache__" and self.interpreter.cache_tag and stat.S_ISDIR(mode):
+                continue  # all of it is of other Pythons, or of sources that are gone
+            elif stat.S_ISDIR(mode):
+                yield _Entry(path, FOLDER, _mode(mode) | 0o700)
+                yield from self._below(path, in_packages)
+            elif stat.S_ISLNK(mode):
+                yield _Entry(path, LINK, 0)
+            elif stat.S_ISREG(mode):
+                if not name.endswith((".py", ".pyc")):
+                    self.newest = max(self.newest, int(status.st_mtime))
+                yield self._beside(path, statuses) or _Entry(path, FILE, _mode(mode))
+            else:
+                raise CannotTravel(
+                    f"cannot pack {os.path.join(self.name, path)}: it is a socket, pipe or device; "
+                    "remove it, or exclude it"
+                )
+
+    def _beside(self, path: str, statuses: dict[str, os.stat_result]) -> _Entry | None:
+        """Bytecode beside its source, as Python 2 has it; it is not compiled anew."""
+        if self.interpreter.cache_tag or not path.endswith((".pyc", ".pyo")):
+            return None
+        source = statuses.get(path[:-1].rpartition("/")[2])
+        if source is None or not self._fits(path, path[:-1], source):
+            return None
+        return _Entry(path, BYTECODE, _mode(source.st_mode) & 0o644, path[:-1], True)
+
+    def _listed(self, folder: str) -> Iterator[tuple[str, os.stat_result]]:
+        """The names in a folder that are to be packed, and what they are."""
+        base = f"{folder}/" if folder else ""
+        with os.scandir(self.descent.open(folder)) as entries:
+            for entry in entries:
+                name = entry.name
+                own = not folder and name in (PLACE, RECORD)
+                if not (own or name.startswith(files.TEMPORARY) or self._excluded(base + name)):
+                    yield name, entry.stat(follow_symlinks=False)
+
+    def _excluded(self, path: str) -> bool:
+        name = path.rpartition("/")[2]
+        return any(fnmatchcase(path, one) or fnmatchcase(name, one) for one in self.exclude)
+
+    def _bytecode(self, base: str, statuses: dict[str, os.stat_result]) -> Iterator[_Entry]:
+        """The bytecode that the sources in a folder shall have, in order."""
+        tag = self.interpreter.cache_tag
+        folder = f"{base}__pycache__"
+        there = dict(self._listed(folder)) if "__pycache__" in statuses else {}
+        for name in sorted(name for name in statuses if name.endswith(".py")):
+            source = base + name
+            if not stat.S_ISREG(statuses[name].st_mode) or self._excluded(f"{folder}/{name}c"):
+                continue
+            stem = f"{name[:-3]}.{tag}"
+            for ending in (".opt-1.pyc", ".opt-2.pyc", ".pyc"):
+                path = f"{folder}/{stem}{ending}"
+                fits = f"{stem}{ending}" in there and self._fits(path, source, statuses[name])
+                if fits or ending == ".pyc":
+                    mode = _mode(statuses[name].st_mode) & 0o644
+                    yield _Entry(path, BYTECODE, mode, source, fits)
+
+    def _fits(self, path: str, source: str, status: os.stat_result) -> bool:
+        """Whether bytecode that is there is of its source as it is, and can be made portable."""
+        try:
+            data = self._read(path)[0]
+            return (
+                bytecode.fits(data, self.interpreter.magic, int(status.st_mtime), status.st_size)
+                and not self._names_prefix(self._read(source)[0])
+                and not self._names_prefix(self._portable(path, data))
+            )
+        except (OSError, bytecode.Unreadable):
+            return False
+
+    def _require_travel(self, entries: list[_Entry]) -> None:
+        """Refuse what would not work on another machine; warn of what may not."""
+        packed = {entry.path for entry in entries}
+        surveyed = survey(self.environment)
+        for file, line in (*surveyed.outside, *editables(self.environment)):
+            if file in packed:
+                raise CannotTravel(
+                    f"cannot pack {self.name}: {file} names {line}, which is outside of it; "
+                    "install that without --editable, or exclude the file"
+                )
+        links = {entry.path: self._target(entry.path) for entry in entries if entry.kind == LINK}
+        work = linking.Work()
+        for path, target in links.items():
+            fault = linking.fault(path, links, (), work)
+            if fault is not None:
+                raise CannotTravel(
+                    f"cannot pack {self.name}: {path} {fault}; remove the link, or exclude it"
+                )
+            home = target.startswith(("/home/", "/root/", os.path.expanduser("~") + "/"))
+            if home and path == "bin/python":
+                self._warn(path, f"it leads to {target}, in a home folder: reinitialize it there")
+        if self.environment.system_site_packages:
+            self._warn("pyvenv.cfg", "it sees the base Python's packages, which are not packed")
+        if not ("pyvenv.cfg" in packed or "bin/activate" in packed):
+            raise CannotTravel(
+                f"cannot pack {self.name} without pyvenv.cfg and bin/activate: nobody would take "
+                "it for a virtualenv; exclude less"
+            )
+
+    def _warn(self, file: str, reason: str) -> None:
+        self.warnings.append({"file": file, "reason": reason})
+
+    def _target(self, path: str) -> str:
+        """What a link names; the virtualenv's own place is named relative to it."""
+        with files.folder_of(self.root, path) as (folder, name):
+            target = os.readlink(name, dir_fd=folder)
+        if linking.is_base(path, target):
+            return target
+        inside = linking.below(target, self.prefixes) if target.startswith("/") else None
+        if inside is None:
+            return target
+        return "../" * path.count("/") + (inside.lstrip("/") or ".")
+
+    # --- what becomes of it ---------------------------------------------------------------------
+
+    def _members(self, entries: list[_Entry]) -> Iterator[tuple[Row, Iterator[bytes]]]:
+        """The row of each entry, and its content in pieces."""
+        with closing(self._made(entries)) as made:
+            for entry in entries:
+                if entry.kind == FOLDER:
+                    yield Row(entry.path, FOLDER, entry.mode), iter(())
+                elif entry.kind == LINK:
+                    yield Row(entry.path, LINK, target=self._target(entry.path)), iter(())
+                elif entry.kind == FILE:
+                    yield self._file(entry)
+                else:
+                    data = self._kept(entry) if self._is_kept(entry) else next(made)
+                    self.built += not entry.kept and data is not None
+                    if data is not None:  # else it is no source that this Python understands
+                        yield self._whole(entry, data)
+
+    def _made(self, entries: list[_Entry]) -> Generator[bytes | None, None, None]:
+        """What the virtualenv's Python makes of the jobs; it is started for the first one."""
+        python = os.path.join(os.path.abspath(self.path), "bin", "python")
+        with Compiler(python) as compiler:
+            yield from compiler.compile(self._jobs(entries))
+
+    def _is_kept(self, entry: _Entry) -> bool:
+        """Whether bytecode needs nothing of the virtualenv's Python."""
+        return entry.kept and (self.mode == "timestamp" or not self.interpreter.cache_tag)
+
+    def _jobs(self, entries: list[_Entry]) -> Iterator[Job]:
+        """What the virtualenv's Python has to do, in the order of the entries."""
+        descent = files.Descent(self.root)
+        try:
+            for entry in entries:
+                if entry.kind == BYTECODE and not self._is_kept(entry):
+                    source = self._read(entry.source, descent)[0]
+                    code = None
+                    if entry.kept:
+                        data = self._portable(entry.path, self._read(entry.path, descent)[0])
+                        code = data[bytecode.layout_of(data).header :]
+                    optimization = 0
+                    if ".opt-" in entry.path:
+                        optimization = int(entry.path[-len("1.pyc")])
+                    yield Job(
+                        source, entry.source, optimization, self.mode, manifest.SOURCE_TIME, code
+                    )
+        finally:
+            descent.close()
+
+    def _kept(self, entry: _Entry) -> bytes:
+        data = self._portable(entry.path, self._read(entry.path)[0])
+        parent, _, name = entry.source.rpartition("/")
+        source = os.stat(name, dir_fd=self.descent.open(parent), follow_symlinks=False)
+        return bytecode.stamped(data, manifest.SOURCE_TIME, source.st_size)
+
+    def _portable(self, path: str, data: bytes) -> bytes:
+        return bytecode.portable(path, data, self.old)
+
+    def _file(self, entry: _Entry) -> tuple[Row, Iterator[bytes]]:
+        parent, _, name = entry.path.rpartition("/")
+        file = files.open_file(self.descent.open(parent), name)
+        try:
+            status = os.fstat(file)
+            if status.st_size > WHOLE:
+                return self._large(entry, file)
+            data = files.read_whole(file)
+            if data.startswith(_ELF):
+                self._look_at_compiled(entry.path, file)
+            if not self._names_prefix(data):
+                self._look_inside(entry.path, data[:8], file)
+            return self._whole(entry, data)
+        finally:
+            os.close(file)
+
+    def _whole(self, entry: _Entry, data: bytes) -> tuple[Row, Iterator[bytes]]:
+        if self._names_prefix(data):
+            self.references.append(entry.path)
+        digest = hashlib.sha256(data).hexdigest()
+        return Row(entry.path, FILE, entry.mode, len(data), digest), iter((data,))
+
+    def _large(self, entry: _Entry, file: int) -> tuple[Row, Iterator[bytes]]:
+        """A file that is not held in memory: read once to be known, and once more to be packed."""
+        digest, size, found, tail = hashlib.sha256(), 0, False, b""
+        keep = max(map(len, self.needles), default=1) - 1
+        head = os.pread(file, 8, 0)
+        for piece in _pieces(file):
+            digest.update(piece)
+            size += len(piece)
+            found = found or self._names_prefix(tail + piece)
+            tail = piece[-keep:] if keep else b""
+        if head.startswith(_ELF):
+            self._look_at_compiled(entry.path, file)
+        if found:
+            self.references.append(entry.path)
+        else:
+            self._look_inside(entry.path, head, file)
+        row = Row(entry.path, FILE, entry.mode, size, digest.hexdigest())
+        return row, self._again(row)
+
+    def _again(self, row: Row) -> Iterator[bytes]:
+        found = hashlib.sha256()
+        with files.folder_of(self.root, row.path) as (folder, name):
+            file = files.open_file(folder, name)
+        try:
+            for piece in _pieces(file):
+                found.update(piece)
+                yield piece
+        finally:
+            os.close(file)
+        if found.hexdigest() != row.sha256:
+            raise TreeChanged(
+                f"cannot pack {os.path.join(self.name, row.path)}: it changed meanwhile; "
+                "stop what writes into the virtualenv and run again"
+            )
+
+    def _names_prefix(self, data: bytes) -> bool:
+        return any(needle in data for needle in self.needles)
+
+    def _look_inside(self, path: str, head: bytes, file: int) -> None:
+        """Note a reference that nobody can edit, in a compressed file for one."""
+        if not (self.needles and head and head[0] in HIDDEN_FIRST):
+            return
+        reason = hidden_reference(head, file, self.needles)
+        if reason:
+            self.uneditable.append((path, reason))
+            self._warn(path, f"it names the place where it was built, and {reason}")
+
+    def _look_at_compiled(self, path: str, file: int) -> None:
+        found = needs(file)
+        if found is not None:
+            self.needs.append(found)
+        module = compiled_module(self.environment, path)
+        if module is not None:
+            self.compiled.setdefault(module[0], set()).add(module[1])
+
+    def _read(self, path: str, descent: files.Descent | None = None) -> tuple[bytes, Any]:
+        parent, _, name = path.rpartition("/")
+        return files.read((descent or self.descent).open(parent), name)
+
+    def _add_records(self) -> None:
+        """Add the RECORDs that list a file which is to be relocated: they change with it."""
+        listed = set(self.references)
+        marks = {b"/bin/"} | {
+            os.fsencode(path.rpartition("/")[2])
+            for path in listed
+            if not path.startswith("bin/")
+        }  # fmt: skip
+        for row in self.rows:
+            if row.path.endswith(".dist-info/RECORD") and row.path not in listed:
+                base = os.path.dirname(os.path.dirname(row.path))
+                for named, _ in metadata.record_rows(self._read(row.path)[0], marks):
+                    if os.path.normpath(os.path.join(base, os.fsdecode(named))) in listed:
+                        self.references.append(row.path)
+                        break
+        self.references.sort(key=manifest.order)
+
+
+_FOLDER = os.stat_result((stat.S_IFDIR | 0o755, *(0,) * 9))
+
+
+def _mode(mode: int) -> int:
+    """A mode as unpacking gives it: writable by nobody else, readable by its owner."""
+    return mode & 0o755 | 0o400
+
+
+def _time(newest: int) -> int:
+    """The time of everything that is no source.
+
+    `SOURCE_DATE_EPOCH`, as reproducible-builds.org defines it, else the newest file's.
+    """
+    given = os.environ.get("SOURCE_DATE_EPOCH", "")
+    if not given:
+        return max(newest, manifest.SOURCE_TIME)
+    if not (given.isascii() and given.isdigit() and len(given) < 12):
+        raise InvalidPath(f"SOURCE_DATE_EPOCH must be a number of seconds since 1970: {given!r}")
+    return int(given)
+
+
+def _pieces(file: int) -> Iterator[bytes]:
+    """The whole of an open file."""
+    os.lseek(file, 0, os.SEEK_SET)
+    while piece := os.read(file, _PIECE):
+        yield piece
+
+
+def _put(packed: Packed, row: Row, mtime: int, pieces: Iterator[bytes]) -> None:
+    """Write a member of a tar."""
+    info = tarfile.TarInfo(row.path)
+    info.mtime, info.mode, info.size = mtime, row.mode, row.size
+    if row.kind == FOLDER:
+        info.type = tarfile.DIRTYPE
+    elif row.kind == LINK:
+        info.type, info.linkname, info.mode = tarfile.SYMTYPE, row.target, 0o777
+    packed.write(info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape"))
+    size = 0
+    for piece in pieces:
+        size += len(piece)
+        packed.write(piece)
+    packed.write(bytes(-size % BLOCK))
+
+
+class _Output:
+    """The archive and its digest: written aside, put in place together."""
+
+    def __init__(self, archive: str) -> None:
+        self.archive = archive
+        folder, name = os.path.split(archive)
+        self.temporary = os.path.join(folder, f".{name}.packing")
+        # Of a fixed name, so that the next run takes what a killed one has left.
+        self.file: BinaryIO = open(self.temporary, "ab")  # noqa: SIM115 - closed by __exit__
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.file.close()
+            raise Busy(
+                f"cannot write {archive}: another run is writing it; wait for that to end"
+            ) from None
+        self.file.truncate(0)
+
+    def __enter__(self) -> _Output:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+        for suffix in ("", ".sha256"):
+            with suppress(FileNotFoundError):
+                os.unlink(self.temporary + suffix)
+
+    def commit(self) -> tuple[int, str]:
+        """Put both in place; the archive's size and digest.
+
+        The digest comes first: whoever is killed in between has an archive that is refused, and
+        not one that a later run takes for done.
+        """
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        size = self.file.tell()
+        found = hashlib.sha256()
+        with open(self.temporary, "rb") as packed:
+            while piece := packed.read(_PIECE):
+                found.update(piece)
+        digest = found.hexdigest()
+        with open(self.temporary + ".sha256", "w") as beside:
+            beside.write(f"{digest}  {os.path.basename(self.archive)}\n")
+            beside.flush()
+            os.fsync(beside.fileno())
+        os.rename(self.temporary + ".sha256", self.archive + ".sha256")
+        os.rename(self.temporary, self.archive)
+        folder = os.open(os.path.dirname(self.archive), os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+        return size, digest
