@@ -86,6 +86,7 @@ need() {
 SECONDS=0
 need "$PYTHON"
 need salt-call
+need virtualenv-tools
 cd "$SCRATCH"
 echo "In $SCRATCH, with Python $("$PYTHON" -c 'import platform; print(platform.python_version())')" \
     "and $(salt-call --version)."
@@ -114,7 +115,7 @@ run "$BUILD_PYTHON" -m venv build/shop
 run build/shop/bin/pip install --quiet django gunicorn
 run build/shop/bin/django-admin startproject shop build/shop
 
-commit() { # TITLE [LINE]: change the site, and pack the virtualenv under the name of its content
+commit() { # TITLE [LINE]: change the site
     cat >build/shop/shop/urls.py <<END
 import os
 import sys
@@ -130,19 +131,28 @@ def home(request):
 
 urlpatterns = [path("", home)]
 END
-    tar czf build/shop.tar.gz -C build/shop .
     HASH=$("$PYTHON" -c 'import hashlib, sys
-print(hashlib.sha1(open(sys.argv[1], "rb").read()).hexdigest()[:10])' build/shop.tar.gz)
-    mv build/shop.tar.gz "file_root/shop/$HASH.tar.gz"
+print(hashlib.sha1(open(sys.argv[1], "rb").read()).hexdigest()[:10])' build/shop/shop/urls.py)
 }
 
-step 'Three commits, three archives; the third one has a bug. Then the build is taken away'
+step 'The first commit is packed with tar: any tarball of a virtualenv will do'
 commit 'The shop opens'
 FIRST=$HASH
+run tar -czf "file_root/shop/$FIRST.tar.gz" -C build/shop .
+
+step 'The second one becomes a bundle, which knows what it holds: servers have less to do'
 commit 'The shop sells'
 SECOND=$HASH
+show "salt-call --local -c etc saltutil.sync_all"
+salt-call --local -c etc saltutil.sync_all >log/sync
+salt virtualenv_tools.pack "$SCRATCH/build/shop" "$SCRATCH/file_root/shop/$SECOND.tar.gz"
+
+step 'The third one has a bug. It is packed twice: whole, and with only what the second one lacks'
 commit 'The shop crashes' 'raise RuntimeError("out of stock")'
 THIRD=$HASH
+PACK="virtualenv-tools --pack file_root/shop/$THIRD"
+run $PACK.tar.gz build/shop
+run $PACK.from-$SECOND.tar.gz --against "file_root/shop/$SECOND.tar.gz" build/shop
 run rm -rf build
 run ls -s --block-size=1 file_root/shop
 
@@ -212,8 +222,6 @@ the shop answers:
       - virtualenv_relocated: the shop answers
 END
 run cat file_root/shop/init.sls
-show "salt-call --local -c etc saltutil.sync_all"
-salt-call --local -c etc saltutil.sync_all >log/sync
 
 fetch() { # the page, as a visitor sees it; it has to begin with these words
     show "curl http://127.0.0.1:$PORT/"
@@ -233,11 +241,11 @@ fetch "The shop opens, release $FIRST"
 step 'Once more: nothing to do'
 salt state.apply shop "pillar={release: $FIRST}"
 
-step 'The second release: a switch'
+step 'The second release, out of a bundle: a switch'
 salt state.apply shop "pillar={release: $SECOND}"
 fetch "The shop sells, release $SECOND"
 
-step 'The third release is broken: the highstate fails, and has gone back by itself'
+step 'The third release takes over what did not change. It is broken: the highstate goes back itself'
 fails state.apply shop "pillar={release: $THIRD}"
 fetch "The shop sells, release $SECOND"
 
