@@ -185,7 +185,9 @@ def check(path: str, deep: bool = False) -> dict[str, Any]:
         The virtualenv's folder on the minion, as an absolute path.
 
     deep
-        ``True`` compares every installed file with the hash in its package's ``RECORD`` as well.
+        ``True`` compares every file as well. What came as a bundle is compared with its manifest,
+        which tells of everything that was changed, removed or added since; all else with the hash
+        in its package's ``RECORD``.
 
     Returns a dictionary: ``path``, ``ok``, ``python`` (the version X.Y.Z that it runs on, or
     ``None``), ``deep`` and ``problems`` (a list of ``kind``, ``file`` and ``reason``).
@@ -219,6 +221,7 @@ def unpack(
     mode: str | None = None,
     smoke: list[str] | None = None,
     limits: dict[str, int] | None = None,
+    hard_links: bool = False,
     source: str | None = None,
     saltenv: str = "base",
     wait: float = 300,
@@ -231,6 +234,9 @@ def unpack(
     The archive is unpacked aside, relocated for its final path, put onto this machine's Python,
     checked, tried, written to the disk, and only then given its name. An archive with anything in
     it that no virtualenv has is refused. Nothing is done, or fetched, where the release stands.
+
+    Of a bundle (see :py:func:`pack`) nothing becomes a release that its manifest does not name, and
+    what an earlier release has of it is shared with that one where the file system can.
 
     archive
         A tar, plain or packed with gzip, bzip2, xz or zstd: a path on the minion, or a URL that
@@ -263,6 +269,11 @@ def unpack(
         What to refuse as too much: ``files`` (500000), ``size`` (20 GiB, in bytes) and ``ratio``
         (unpacked to packed, 200).
 
+    hard_links
+        ``True`` lets a bundle's files be second links to the same files of an earlier release,
+        where these belong to the user of the minion. That saves room and time, and whoever edits
+        one edits both.
+
     source
         What to call the archive in the records, if not by ``archive``.
 
@@ -279,7 +290,8 @@ def unpack(
     Returns a dictionary: ``path``, ``changed``, ``dry_run``, ``repaired`` (whether it stood, on a
     Python that was gone, and was put onto another one), ``python``, ``old_python`` (what it was on
     before a repair), ``old_prefixes``, ``rewritten`` (how many files of which kind), ``files``,
-    ``size`` (bytes) and ``problems`` (a list of ``file`` and ``reason``).
+    ``size`` (bytes), ``reused`` (how many files an earlier release gave) and ``problems`` (a list
+    of ``file`` and ``reason``).
 
     Raises ``CommandExecutionError`` for whatever goes wrong; nothing stands at ``path`` then.
 
@@ -296,6 +308,7 @@ def unpack(
         "mode": _mode(mode),
         "smoke_tests": _strings(smoke, "smoke"),
         "limits": limits,
+        "hard_links": bool(hard_links),
         "source": source or archive,
         "wait": _seconds(wait),
     }
@@ -668,13 +681,290 @@ def prove(path: str, link: str | None = None) -> bool:
         return bool(core.prove(_absolute(path), link, job=_job()))
 
 
+# --- bundles --------------------------------------------------------------------------------------
+
+
+def pack(
+    path: str,
+    archive: str,
+    against: str | None = None,
+    exclude: str | list[str] | None = None,
+    prefix: str | None = None,
+    bytecode: str = "timestamp",
+    level: int | None = None,
+    facts: dict[str, str] | None = None,
+    test: bool | None = None,
+) -> dict[str, Any]:
+    """
+    Pack a virtualenv into a bundle: a tar that begins with a manifest of all that is in it.
+
+    Servers deploy a bundle with little to do: its bytecode is compiled and names no place, what is
+    to be relocated is listed, and whether they can run it is known before anything is unpacked. The
+    same virtualenv gives the same bytes. What cannot travel is refused: installs and links that
+    lead out of it. Nothing in the virtualenv is changed.
+
+    path
+        The virtualenv's folder on the minion, as an absolute path.
+
+    archive
+        The bundle, as an absolute path; its ending tells the form: ``.tar.gz``, ``.tar.zst`` (which
+        is smaller and faster, and needs the program ``zstd`` on both sides) or ``.tar``. Its
+        SHA-256 is written beside it, as ``<archive>.sha256``.
+
+    against
+        An earlier bundle. What that has is left out, so the new one can be deployed only where the
+        release of that one stands. Name the new one ``<name>.from-<earlier name>.tar.gz`` beside
+        the full ``<name>.tar.gz``, and ``virtualenv_relocated.managed`` finds it by itself.
+
+    exclude
+        Patterns of what is left out: of a path in the virtualenv or of a name, such as ``tests``.
+
+    prefix
+        Pack it as if it had been built at this absolute path.
+
+    bytecode
+        How bytecode knows whether it fits its source: ``timestamp``, ``checked-hash`` or
+        ``unchecked-hash``, as ``py_compile`` calls them.
+
+    level
+        Of the compression: 1 to 9 for gzip, by default 6; 1 to 19 for zstd, by default 9.
+
+    facts
+        What the build says of itself: names and texts, for the manifest.
+
+    test
+        ``True`` tells what would be done, and does none of it. By default what the minion's
+        ``test`` option says.
+
+    Returns a dictionary: ``archive``, ``changed``, ``dry_run``, ``files`` (members), ``size``
+    (bytes in its files), ``packed_size`` (of the archive), ``sha256``, ``manifest`` (its digest),
+    ``base`` (that of the bundle that it is against), ``carried`` (how many files it holds),
+    ``references`` (how many are to be relocated), ``compiled`` and ``warnings`` (a list of
+    ``file`` and ``reason``).
+
+    Raises ``CommandExecutionError`` for whatever goes wrong; an earlier archive stays as it was.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt build virtualenv_tools.pack /srv/build/app /srv/salt/app/4f2a9c1.tar.gz
+        salt build virtualenv_tools.pack /srv/build/app /srv/salt/app/4f2a9c1.from-9c01b7e.tar.gz \\
+            against=/srv/salt/app/9c01b7e.tar.gz
+    """
+    archive = _absolute(archive, "the archive")
+    with _core() as core, _telling(archive) as (_, tell):
+        done = core.pack(
+            _absolute(path),
+            archive,
+            against=None if against is None else _absolute(against, "the earlier bundle"),
+            exclude=_strings(exclude, "exclude", "pattern"),
+            prefix=None if prefix is None else str(prefix),
+            bytecode=bytecode,
+            level=level,
+            facts=facts,
+            dry_run=_is_test(test),
+            tell=tell,
+        )
+        return _printable(done.as_dict())
+
+
+def build(
+    archive: str,
+    cache: str | None = None,
+    requirements: str | list[str] | None = None,
+    project: str | None = None,
+    packages: str | list[str] | None = None,
+    wheels: str | list[str] | None = None,
+    find_links: str | list[str] | None = None,
+    index: str | None = None,
+    extra_index: str | list[str] | None = None,
+    no_index: bool = False,
+    require_hashes: bool = False,
+    constraints: str | list[str] | None = None,
+    python: str | None = None,
+    tool: str = "venv",
+    installer: str = "pip",
+    against: str | None = None,
+    exclude: str | list[str] | None = None,
+    prefix: str | None = None,
+    bytecode: str = "timestamp",
+    level: int | None = None,
+    commit: str | None = None,
+    environ: dict[str, str] | None = None,
+    force: bool = False,
+    saltenv: str = "base",
+    wait: float = 3600,
+    test: bool | None = None,
+) -> dict[str, Any]:
+    """
+    Build a bundle out of requirements or a project, for
+    :py:func:`virtualenv_relocated.managed <saltext.states.virtualenv_relocated.managed>` to deploy.
+
+    The packages are installed into an environment that is kept in a cache and brought exactly in
+    step with what is asked for: what did not change is neither fetched nor installed again, and
+    what is not wanted any more is gone. Nothing is done where the bundle stands and nothing that it
+    is made of has changed. A build that fails leaves the bundle before, and tells where the output
+    of its tools is.
+
+    archive
+        The bundle, as an absolute path that ends in ``.tar``, ``.tar.gz`` or ``.tar.zst``;
+        ``{commit}`` in it is replaced by the commit. Its SHA-256 is written beside it, as
+        ``<archive>.sha256``.
+
+    cache
+        A folder that is kept between builds, ``virtualenv_tools`` in the minion's cache by default.
+        One environment is kept in it for each Python and tool, and one build at a time works there:
+        give applications that are built often a cache each.
+
+    requirements
+        Requirement files, as pip reads them; a lock with hashes for one. Paths on the minion, or
+        URLs that Salt can fetch. What is not pinned is only looked up when something else has
+        changed, or with ``force``.
+
+    project
+        A folder with a ``pyproject.toml`` or ``setup.py``, with extras as in ``/srv/shop[web]``. It
+        is built in a copy, and installed as a wheel. In a git checkout, the files that are tracked
+        or new and not ignored count.
+
+    packages
+        Requirements, such as ``gunicorn>=22``.
+
+    wheels
+        Wheel files: paths on the minion, or URLs that Salt can fetch.
+
+    find_links
+        Folders or pages with packages, besides those that are configured on the minion.
+
+    index, extra_index
+        Package indexes, for those that are configured on the minion by ``pip.conf``, ``uv.toml`` or
+        the minion's environment. What they have of credentials is told to nobody.
+
+    no_index
+        ``True`` takes packages from ``find_links`` only.
+
+    require_hashes
+        ``True`` refuses packages without a hash.
+
+    constraints
+        Constraint files.
+
+    python
+        The Python to build for: an executable, a command, or a version like ``3.11``. By default
+        the first ``python3`` on the ``PATH`` that is not Salt's own. It should be the X.Y that the
+        servers have.
+
+    tool
+        What makes the environment: ``venv``, ``virtualenv`` or ``uv``. pip is not in it, unless it
+        is asked for.
+
+    installer
+        What installs the packages: ``pip`` or ``uv``.
+
+    against
+        An earlier bundle; files that it has are left out, as servers have them.
+
+    exclude
+        Patterns of files to leave out.
+
+    prefix
+        Pack it as if it had been built there.
+
+    bytecode
+        How bytecode knows whether it fits its source: ``timestamp``, ``checked-hash`` or
+        ``unchecked-hash``.
+
+    level
+        Of the compression.
+
+    commit
+        What is built. By default what is checked out in ``project``; where that differs from its
+        commit, a bundle is not named by it.
+
+    environ
+        More variables for the tools, such as ``CFLAGS``.
+
+    force
+        ``True`` builds though nothing has changed.
+
+    saltenv
+        The environment of ``salt://`` files.
+
+    wait
+        Seconds to wait for another build in the same cache.
+
+    test
+        ``True`` tells what would be done, and does none of it. By default what the minion's
+        ``test`` option says.
+
+    Returns a dictionary: ``archive``, ``changed``, ``dry_run``, ``reason`` (why it was built),
+    ``commit``, ``python``, ``tool`` and ``installer`` (with their versions), ``installed`` (names
+    and versions), ``removed`` (names), ``kept`` (a count), ``old_sha256``, ``sha256``, ``files``,
+    ``size`` and ``packed_size`` (bytes), ``manifest``, ``base``, ``log`` and ``warnings`` (a list
+    of ``file`` and ``reason``).
+
+    Raises ``CommandExecutionError`` for whatever goes wrong; the bundle is then as it was before.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt build virtualenv_tools.build /srv/bundles/shop-{commit}.tar.zst project=/srv/src/shop
+        salt build virtualenv_tools.build /srv/bundles/shop.tar.gz packages='[gunicorn, shop]'
+    """
+    options = {
+        "cache": cache or os.path.join(__opts__["cachedir"], __virtualname__),
+        "requirements": _files(requirements, "requirements", saltenv),
+        "project": None if project is None else _absolute(project, "the project"),
+        "packages": _strings(packages, "packages", "requirement"),
+        "wheels": _files(wheels, "wheels", saltenv),
+        "find_links": _strings(find_links, "find_links", "place"),
+        "index": index,
+        "extra_index": _strings(extra_index, "extra_index", "URL"),
+        "no_index": bool(no_index),
+        "require_hashes": bool(require_hashes),
+        "constraints": _files(constraints, "constraints", saltenv),
+        "python": None if python is None else str(python),
+        "tool": tool,
+        "installer": installer,
+        "against": None if against is None else _absolute(against, "the earlier bundle"),
+        "exclude": _strings(exclude, "exclude", "pattern"),
+        "prefix": prefix,
+        "bytecode": bytecode,
+        "level": level,
+        "commit": None if commit is None else str(commit),
+        "environ": environ,
+        "force": bool(force),
+        "wait": _seconds(wait),
+        "dry_run": _is_test(test),
+    }
+    archive = _absolute(archive, "the archive")
+    with _core() as core, _telling(archive) as (job, tell):
+        return _printable(core.build(archive, **options, job=job, tell=tell).as_dict())
+
+
+def _files(value: Any, what: str, saltenv: str) -> list[str]:
+    """Files on this machine, out of paths and of URLs that Salt can fetch."""
+    files = []
+    for place in _strings(value, what, "path"):
+        file = place
+        if "://" in place:
+            file = __salt__["cp.cache_file"](place, saltenv)
+            if not file:
+                raise CommandExecutionError(
+                    f"cannot fetch {place}: see that it is there, and that this minion may read it"
+                )
+        files.append(_absolute(file, what))
+    return files
+
+
 # --- arguments and answers ------------------------------------------------------------------------
 
 
-def _absolute(path: Any) -> str:
+def _absolute(path: Any, what: str = "the path of a virtualenv") -> str:
     """A minion has no working folder that means anything to an operator."""
     if not isinstance(path, str) or not path.startswith("/"):
-        raise CommandExecutionError(f"the path of a virtualenv must be absolute: {path}")
+        raise CommandExecutionError(f"{what} must be absolute: {path}")
     return path
 
 
@@ -722,13 +1012,13 @@ def _mode(mode: Any) -> int:
     return number
 
 
-def _strings(value: Any, what: str) -> list[str]:
+def _strings(value: Any, what: str, kind: str = "command") -> list[str]:
     """A list of strings; one string is a list of one."""
     if value is None:
         return []
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, (list, tuple)) or not all(isinstance(one, str) for one in values):
-        raise CommandExecutionError(f"{what} must be a command or a list of commands: {value!r}")
+        raise CommandExecutionError(f"{what} must be a {kind} or a list of {kind}s: {value!r}")
     return list(values)
 
 
@@ -823,7 +1113,7 @@ def _telling(path: str) -> Iterator[tuple[str, Callable[[str, dict[str, Any]], N
     def tell(step: str, facts: dict[str, Any]) -> None:
         nonlocal told
         now = time.monotonic()
-        if step == "unpacking" and now - told < _PROGRESS_SECONDS:
+        if step in ("unpacking", "packing") and now - told < _PROGRESS_SECONDS:
             return
         words = ", ".join(f"{key} {value}" for key, value in facts.items() if value is not None)
         log.info("%s: %s (%s), job %s", path, step, words, job or "unknown")

@@ -47,7 +47,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatch
-from typing import Any
+from typing import Any, NamedTuple
 
 from salt.exceptions import CommandExecutionError, SaltException, SaltInvocationError
 from salt.state import STATE_INTERNAL_KEYWORDS
@@ -58,6 +58,8 @@ log = logging.getLogger(__name__)
 __virtualname__ = "virtualenv_relocated"
 
 _SHOWN_PROBLEMS = 10
+# How many releases are asked for a bundle against them: each may cost a question to the master.
+_MOST_DIFFERENCES = 3
 # What Salt's HTTP client gives for a status where there was none.
 _NO_ANSWER = 599
 
@@ -70,7 +72,7 @@ def __virtual__() -> str | tuple[bool, str]:  # noqa: N807
 
 def managed(
     name: str,
-    source: str | list[Any] | None = None,
+    source: str | list[Any] | dict[str, Any] | None = None,
     source_hash: str | None = None,
     source_hash_name: str | None = None,
     skip_verify: bool = False,
@@ -80,6 +82,7 @@ def managed(
     mode: str | None = None,
     smoke: str | list[str] | None = None,
     limits: dict[str, int] | None = None,
+    hard_links: bool = False,
     signature: str | list[str] | None = None,
     source_hash_sig: str | bool | None = None,
     signed_by_any: str | list[str] | None = None,
@@ -105,11 +108,20 @@ def managed(
         ``salt://``, ``http(s)://``, ``ftp://`` or ``s3://`` URL or a path on the minion; or a list
         of them, of which the first that is there is taken.
 
+        Of a bundle (see :py:func:`virtualenv_tools.pack <saltext.modules.virtualenv_tools.pack>`)
+        that was packed against an earlier one, only what changed is fetched. Where a release named
+        ``9c01b7e`` stands here, ``4f2a9c1.from-9c01b7e.tar.gz`` is looked for beside a source
+        ``4f2a9c1.tar.gz`` of Salt's own file server or of this machine; or name such bundles as
+        ``from`` beside ``full``, by release. The full one is taken where there is none that fits,
+        or the earlier release is not as it was deployed.
+
     source_hash, source_hash_name
         What the archive has to hash to, in all forms of
         :py:func:`archive.extracted <salt.states.archive.extracted>`: ``sha256=...``, a bare hash,
         or a URL of a file of hashes. Needed for what does not come from Salt's own file server or
-        this machine.
+        this machine. Where it is a hash, bundles against earlier ones are only taken if they are
+        named, with a ``source_hash`` of their own; a file of hashes has theirs too, or stands
+        beside each by the name ``<archive>.sha256``.
 
     skip_verify
         ``True`` does without.
@@ -134,6 +146,11 @@ def managed(
         What to refuse as too much: ``files`` (500000), ``size`` (20 GiB, in bytes) and ``ratio``
         (unpacked to packed, 200).
 
+    hard_links
+        ``True`` lets a bundle's files be second links to the same files of an earlier release,
+        where these belong to the user of the minion. That saves room and time, and whoever edits
+        one edits both. Otherwise they share their content where the file system can clone files.
+
     signature, source_hash_sig, signed_by_any, signed_by_all, keyring, gnupghome, sig_backend
         Whose signature the archive or its hash must have, as in
         :py:func:`archive.extracted <salt.states.archive.extracted>` of Salt 3007 and later.
@@ -157,6 +174,14 @@ def managed(
             - smoke:
               - gunicorn --check-config app.wsgi
               - python -c 'import app'
+
+        /srv/app/9c01b7e:
+          virtualenv_relocated.managed:
+            - source:
+                full: https://builds.example.org/app/9c01b7e.tar.zst
+                from:
+                  4f2a9c1: https://builds.example.org/app/9c01b7e.from-4f2a9c1.tar.zst
+            - source_hash: https://builds.example.org/app/SHA256SUMS
     """
     ret = _new(name)
     options = {
@@ -166,6 +191,7 @@ def managed(
         "mode": mode,
         "smoke": smoke,
         "limits": limits,
+        "hard_links": hard_links,
         "wait": wait,
     }
     signatures = {
@@ -176,6 +202,7 @@ def managed(
         "gnupghome": gnupghome,
     }
     with _told(ret):
+        source, named = _full(source, source_hash, skip_verify)
         sources = _sources(source, source_hash, skip_verify)
         looked = __salt__["virtualenv_tools.unpack"](
             sources[0], name, source_hash=source_hash, test=True, **options
@@ -192,17 +219,20 @@ def managed(
             _require_one(sources)
             ret["changes"] = {"release": {"old": None, "new": name}}
             return _with(ret, None, f"{name} would be deployed, out of {' or '.join(sources)}.")
+        trust = _Trust(source_hash_name, skip_verify, signatures, sig_backend, signature)
+        unused = []
+        for chosen, chosen_hash in _differences(name, source, source_hash, named, trust):
+            try:
+                done = _deploy(name, chosen, chosen_hash, trust, keep_source, options)
+                return _deployed(ret, name, chosen, done)
+            except SaltException as error:  # whatever it is: there is the full one
+                log.warning("%s is not deployed out of %s: %s", name, chosen, error)
+                unused.append(f"{chosen} was of no use: {_sentence(error)}")
         chosen, chosen_hash = _chosen(source, source_hash)
-        digest = _digest(chosen, chosen_hash, source_hash_name, signatures, sig_backend)
-        file = _fetched(chosen, chosen_hash, source_hash_name, skip_verify, signatures, sig_backend)
-        if signature:
-            _require_signature(file, signature, signatures, sig_backend)
-        done = __salt__["virtualenv_tools.unpack"](
-            file, name, source_hash=digest, source=chosen, **options
-        )
-        if not keep_source and file != _local(chosen):
-            __salt__["file.remove"](file)
-        return _deployed(ret, name, chosen, done)
+        done = _deploy(name, chosen, chosen_hash, trust, keep_source, options)
+        ret = _deployed(ret, name, chosen, done)
+        if unused:
+            ret.setdefault("warnings", []).extend(unused)
     return ret
 
 
@@ -395,6 +425,131 @@ def absent(name: str) -> dict[str, Any]:
     return ret
 
 
+def packed(
+    name: str,
+    cache: str | None = None,
+    requirements: str | list[str] | None = None,
+    project: str | None = None,
+    packages: str | list[str] | None = None,
+    wheels: str | list[str] | None = None,
+    find_links: str | list[str] | None = None,
+    index: str | None = None,
+    extra_index: str | list[str] | None = None,
+    no_index: bool = False,
+    require_hashes: bool = False,
+    constraints: str | list[str] | None = None,
+    python: str | None = None,
+    tool: str = "venv",
+    installer: str = "pip",
+    against: str | None = None,
+    exclude: str | list[str] | None = None,
+    prefix: str | None = None,
+    bytecode: str = "timestamp",
+    level: int | None = None,
+    commit: str | None = None,
+    environ: dict[str, str] | None = None,
+    force: bool = False,
+    wait: float = 3600,
+) -> dict[str, Any]:
+    """
+    Have a bundle built, on a build machine, for :py:func:`managed` to deploy.
+
+    Nothing is done where it stands and nothing that it is made of has changed. Else the packages
+    are installed into an environment that is kept, of which only what differs is changed, and that
+    is packed. A build that fails leaves the bundle before.
+
+    name
+        The bundle: a path that ends in ``.tar``, ``.tar.gz`` or ``.tar.zst``; ``{commit}`` in it is
+        replaced by the commit. Its SHA-256 is written beside it, as ``<name>.sha256``.
+
+    cache
+        A folder that is kept between builds, ``virtualenv_tools`` in the minion's cache by default.
+
+    requirements, constraints
+        Requirement and constraint files, as pip reads them: paths on the minion, or URLs that Salt
+        can fetch.
+
+    project
+        A folder with a ``pyproject.toml`` or ``setup.py``, with extras as in ``/srv/shop[web]``.
+
+    packages
+        Requirements, such as ``gunicorn>=22``.
+
+    wheels
+        Wheel files: paths on the minion, or URLs that Salt can fetch.
+
+    find_links, index, extra_index, no_index, require_hashes
+        Where packages come from, besides or for what is configured on the minion.
+
+    python
+        The Python to build for: an executable, a command, or a version like ``3.11``. By default
+        the first ``python3`` on the ``PATH`` that is not Salt's own.
+
+    tool, installer
+        What makes the environment (``venv``, ``virtualenv``, ``uv``) and what installs (``pip``,
+        ``uv``).
+
+    against, exclude, prefix, bytecode, level
+        How it is packed, as in :py:func:`virtualenv_tools.build
+        <saltext.modules.virtualenv_tools.build>`.
+
+    commit
+        What is built; by default what is checked out in ``project``.
+
+    environ
+        More variables for the tools, such as ``CFLAGS``.
+
+    force
+        ``True`` builds though nothing has changed.
+
+    wait
+        Seconds to wait for another build in the same cache.
+
+    .. code-block:: yaml
+
+        /srv/bundles/shop-{commit}.tar.zst:
+          virtualenv_relocated.packed:
+            - project: /srv/src/shop
+            - requirements: /srv/src/shop/requirements.lock
+            - require_hashes: True
+            - python: '3.11'
+            - require:
+              - git: /srv/src/shop
+    """
+    ret = _new(name)
+    options = {
+        "cache": cache,
+        "requirements": requirements,
+        "project": project,
+        "packages": packages,
+        "wheels": wheels,
+        "find_links": find_links,
+        "index": index,
+        "extra_index": extra_index,
+        "no_index": no_index,
+        "require_hashes": require_hashes,
+        "constraints": constraints,
+        "python": python,
+        "tool": tool,
+        "installer": installer,
+        "against": against,
+        "exclude": exclude,
+        "prefix": prefix,
+        "bytecode": bytecode,
+        "level": level,
+        "commit": commit,
+        "environ": environ,
+        "force": force,
+        "wait": wait,
+    }
+    with _told(ret):
+        done = __salt__["virtualenv_tools.build"](
+            _path(name, "the bundle"), saltenv=__env__, test=__opts__["test"], **options
+        )
+        return _built(ret, done)
+    return ret
+
+
 def mod_watch(name: str, sfun: str | None = None, **kwargs: Any) -> dict[str, Any]:
     """
     What a ``watch`` or ``listen`` calls when what is watched has changed: the state once more.
@@ -414,7 +569,7 @@ def mod_watch(name: str, sfun: str | None = None, **kwargs: Any) -> dict[str, An
             - listen:
               - service: app
     """
-    functions = (managed, active, healthy, pruned, absent)
+    functions = (managed, active, healthy, pruned, absent, packed)
     function = {one.__name__: one for one in functions}.get(str(sfun))
     if function is None:
         return _with(_new(name), False, f"There is no state {sfun} to be watched for.")
@@ -467,14 +622,42 @@ def _deployed(ret: dict[str, Any], name: str, source: str, done: dict[str, Any])
         "python": done["python"],
         "rewritten": done["rewritten"],
     }
-    problems = [f"{one['file']}: {one['reason']}" for one in done["problems"]]
-    if problems:
-        more = len(problems) - _SHOWN_PROBLEMS
-        ret["warnings"] = problems[:_SHOWN_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
-    size = f"{done['size'] / 1e6:,.1f} MB"
+    _warn(ret, done["problems"])
+    told = f"{done['files']:,} members, {done['size'] / 1e6:,.1f} MB"
+    if done["reused"]:
+        told += f", {done['reused']:,} files taken from an earlier release"
+    return _with(ret, True, f"{name} was deployed out of {source}: {told}.")
+
+
+def _built(ret: dict[str, Any], done: dict[str, Any]) -> dict[str, Any]:
+    """The answer of a build."""
+    archive, old = done["archive"], done["old_sha256"]
+    if not done["changed"]:
+        return _with(ret, True, f"{archive} stands, and nothing that it is made of has changed.")
+    if done["dry_run"]:
+        ret["changes"] = {"bundle": {"old": old, "new": archive}}
+        return _with(ret, None, f"{archive} would be built, as {done['reason']}.")
+    if done["sha256"] != old:
+        changes = {"installed": done["installed"], "removed": done["removed"]}
+        ret["changes"] = {"bundle": {"old": old, "new": done["sha256"]}}
+        ret["changes"].update({key: value for key, value in changes.items() if value})
+    _warn(ret, done["warnings"])
+    count, size = f"{done['files']:,} members", f"{done['packed_size'] / 1e6:,.1f} MB packed"
+    same = ", and is the same as before" if done["sha256"] == old else ""
     return _with(
-        ret, True, f"{name} was deployed out of {source}: {done['files']:,} members, {size}."
+        ret,
+        True,
+        f"{archive} was built by {done['installer']} for Python {done['python']}: {count}, "
+        f"{size}{same}.",
     )
+
+
+def _warn(ret: dict[str, Any], problems: list[dict[str, str]]) -> None:
+    """Put problems into an answer, but no more of them than anybody reads."""
+    lines = [f"{one['file']}: {one['reason']}" for one in problems]
+    if lines:
+        more = len(lines) - _SHOWN_PROBLEMS
+        ret["warnings"] = lines[:_SHOWN_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
 
 
 def _repaired(
@@ -517,6 +700,28 @@ def _number(value: Any, what: str, least: float) -> Any:
     return value
 
 
+def _full(
+    source: Any, source_hash: Any, skip_verify: bool
+) -> tuple[Any, dict[str, tuple[str, Any]]]:
+    """The full archive, and by release the bundles against them, with what they have to hash to."""
+    if not (isinstance(source, Mapping) and "full" in source):
+        return source, {}
+    named = source.get("from") or {}
+    if set(source) - {"full", "from"} or not isinstance(named, Mapping):
+        raise SaltInvocationError(
+            "a source with full has nothing else but from, which names bundles by release: "
+            f"{source}"
+        )
+    found = {}
+    for release, one in named.items():
+        if isinstance(one, Mapping):
+            place, known = one.get("source"), one.get("source_hash")
+        else:
+            place, known = one, _hash_beside(source["full"], one, source_hash)
+        found[str(release)] = (_sources([place], known, skip_verify)[0], known)
+    return source["full"], found
+
+
 def _sources(source: Any, source_hash: Any, skip_verify: bool) -> list[str]:
     """The places of the archive; refuses those that nothing vouches for."""
     given = list(source) if isinstance(source, (list, tuple)) else [source] if source else []
@@ -540,6 +745,104 @@ def _sources(source: Any, source_hash: Any, skip_verify: bool) -> list[str]:
 
 
 # --- the archive ----------------------------------------------------------------------------------
+
+
+class _Trust(NamedTuple):
+    """What vouches for an archive besides its hash."""
+
+    source_hash_name: str | None
+    skip_verify: bool
+    signatures: dict[str, Any]
+    sig_backend: str
+    signature: Any
+
+
+def _deploy(
+    name: str,
+    source: str,
+    source_hash: Any,
+    trust: _Trust,
+    keep_source: bool,
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """Fetch an archive and make it the release; what `virtualenv_tools.unpack` says."""
+    digest = _digest(
+        source, source_hash, trust.source_hash_name, trust.signatures, trust.sig_backend
+    )
+    file = _fetched(
+        source,
+        source_hash,
+        trust.source_hash_name,
+        trust.skip_verify,
+        trust.signatures,
+        trust.sig_backend,
+    )
+    try:
+        if trust.signature:
+            _require_signature(file, trust.signature, trust.signatures, trust.sig_backend)
+        return dict(
+            __salt__["virtualenv_tools.unpack"](
+                file, name, source_hash=digest, source=source, **options
+            )
+        )
+    finally:
+        if not keep_source and _is_cached(file):
+            __salt__["file.remove"](file)
+
+
+def _is_cached(file: str) -> bool:
+    """Whether a file is a copy of Salt's, so that the archive itself stays."""
+    return os.path.realpath(file).startswith(os.path.realpath(__opts__["cachedir"]) + os.sep)
+
+
+def _differences(
+    name: str,
+    source: Any,
+    source_hash: Any,
+    named: dict[str, tuple[str, Any]],
+    trust: _Trust,
+) -> Iterator[tuple[str, Any]]:
+    """The bundles against releases that stand here, and their hashes: the active one's first."""
+    root = os.path.dirname(name)
+    standing = __salt__["virtualenv_tools.releases"](root)
+    bundles = [release for release, facts in standing.items() if facts.get("bundle")]
+    bundles.sort(key=lambda release: not standing[release].get("active"))
+    for release in bundles[:_MOST_DIFFERENCES]:
+        if release in named:
+            yield named[release]
+        elif isinstance(source, str) and not named and not trust.signature:
+            place = _difference(source, release)
+            ours = source.startswith(("/", "file://", "salt://"))
+            if place and ours and not _is_hash(source_hash) and _is_there(place):
+                yield place, _hash_beside(source, place, source_hash)
+
+
+def _difference(source: str, release: str) -> str | None:
+    """What a bundle against a release is called beside the full one."""
+    folder, _, base = source.rpartition("/")
+    match = re.match(r"(.+?)(\.tar(?:\.gz|\.zst)?|\.tgz|\.tzst)\Z", base)
+    return f"{folder}/{match[1]}.from-{release}{match[2]}" if match else None
+
+
+def _is_hash(source_hash: Any) -> bool:
+    """Whether it is the hash of one archive, and no file of hashes."""
+    return bool(source_hash) and not re.match(r"/|[a-z0-9]+://", str(source_hash))
+
+
+def _hash_beside(source: Any, place: Any, source_hash: Any) -> Any:
+    """Where the hash of another archive stands; None where only the full one's is known."""
+    if not source_hash or _is_hash(source_hash):
+        return None
+    base = os.path.basename(source) if isinstance(source, str) else ""
+    if base and base in str(source_hash):  # each has a file of its own
+        return str(source_hash).replace(base, os.path.basename(str(place)))
+    return source_hash
+
+
+def _is_there(place: str) -> bool:
+    if place.startswith("salt://"):
+        return bool(__salt__["cp.hash_file"](place, __env__))
+    return os.path.isfile(_local(place))
 
 
 def _chosen(source: Any, source_hash: Any) -> tuple[str, Any]:

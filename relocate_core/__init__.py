@@ -18,10 +18,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .building import Building, build
     from .checking import Problem, Verdict, check
     from .description import describe
     from .errors import InvalidPath, RelocateError
     from .interpreter import Interpreter
+    from .packing import Packing, pack
     from .pruning import Pruning, prune, remove
     from .publishing import Publication, publish
     from .reinitialization import Reinitialization, reinitialize
@@ -31,8 +33,10 @@ if TYPE_CHECKING:
     from .virtualenv import Virtualenv, inspect
 
 __all__ = [
+    "Building",
     "Interpreter",
     "InvalidPath",
+    "Packing",
     "Problem",
     "Pruning",
     "Publication",
@@ -45,10 +49,12 @@ __all__ = [
     "Verdict",
     "Virtualenv",
     "activate",
+    "build",
     "check",
     "describe",
     "inspect",
     "mark",
+    "pack",
     "pin",
     "prove",
     "prune",
@@ -62,8 +68,10 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Building": "building",
     "Interpreter": "interpreter",
     "InvalidPath": "errors",
+    "Packing": "packing",
     "Problem": "checking",
     "Pruning": "pruning",
     "Publication": "publishing",
@@ -76,10 +84,12 @@ _HOMES = {
     "Verdict": "checking",
     "Virtualenv": "virtualenv",
     "activate": "switching",
+    "build": "building",
     "check": "checking",
     "describe": "description",
     "inspect": "virtualenv",
     "mark": "switching",
+    "pack": "packing",
     "pin": "switching",
     "prove": "switching",
     "prune": "pruning",
