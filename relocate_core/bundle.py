@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NoReturn, Protocol
 
 from . import files, ledger, manifest
@@ -24,6 +25,9 @@ _SECOND = 1_000_000_000  # in nanoseconds
 Accept = Callable[[Head], None]
 """Raises where a bundle is not for this machine."""
 
+Give = Callable[[int, str], bool]
+"""Makes a file in a folder, given by its descriptor and the file's name; whether it did."""
+
 Find = Callable[["str | None"], "Earlier | None"]
 """The release with a manifest of that digest; any that may have the same files for None."""
 
@@ -37,8 +41,8 @@ class Writer(Protocol):
     def require_room(self, size: int) -> None:
         """Stop where the disk has not so many bytes left."""
 
-    def add(self, member: Member, sha256: str = "") -> None:
-        """Write a member, with a content of that digest."""
+    def add(self, member: Member, sha256: str = "", give: Give | None = None) -> None:
+        """Write a member, with a content of that digest, or let somebody give it."""
 
     def put(self, row: Row, earlier: Earlier, mtime: int) -> None:
         """Let an earlier release give a file."""
@@ -157,16 +161,27 @@ class Bundle:
             if member is None or member.name != row.path:
                 self._refuse(member, row)
             self._compare(member, row, time)
-            if row.kind == FILE and known is not None and known(row) and self.earlier is not None:
-                self.writer.put(row._replace(source=row.path), self.earlier, row.mtime(time))
-                for _ in self.stream.pieces(row.size):
-                    pass
-                self.reused += 1
-            else:
-                self.writer.add(member, row.sha256 if self.prove else "")
+            give = None
+            if row.kind == FILE and known is not None and known(row):
+                give = partial(self._give, row._replace(source=row.path))
+            self.writer.add(member, row.sha256 if self.prove else "", give)
         member = next(members, None)
         if member is not None:
             self._refuse(member, None)
+
+    def _give(self, row: Row, folder: int, name: str) -> bool:
+        """Let the earlier release give a file that is carried as well; whether it did."""
+        if self.earlier is None:
+            return False
+        try:
+            mtime = row.mtime(self.head.time)
+            self.earlier.give(row, folder, name, self.writer.owner, mtime)
+        except NoBase:  # it was changed: nothing more is taken of it
+            self.earlier.close()
+            self.earlier = None
+            return False
+        self.reused += 1
+        return True
 
     def _known(self) -> Callable[[Row], bool] | None:
         """Tells of each row in turn whether an earlier release has it, where that saves room."""
@@ -177,6 +192,8 @@ class Bundle:
 
         def has(row: Row) -> bool:
             nonlocal at
+            if self.earlier is None:
+                return False
             while at is not None and at.key < row.key:
                 at = next(rows, None)
             return at is not None and at == row

@@ -177,6 +177,7 @@ class Earlier:
             if not stat.S_ISREG(status.st_mode) or status.st_size != row.size:
                 raise self._changed(row, "has another size")
             file = os.open(name, _CREATE, row.mode, dir_fd=folder)
+            done = False
             try:
                 if status.st_ctime_ns > self._sealed:
                     self._require_same(row, _hash(source, file))
@@ -189,8 +190,11 @@ class Earlier:
                 if stat.S_IMODE(os.fstat(file).st_mode) != row.mode:
                     os.fchmod(file, row.mode)
                 os.utime(file, (mtime, mtime))
+                done = True
             finally:
                 os.close(file)
+                if not done:
+                    os.unlink(name, dir_fd=folder)
         finally:
             os.close(source)
 
