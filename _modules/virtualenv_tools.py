@@ -785,7 +785,7 @@ def build(
     python: str | None = None,
     tool: str = "venv",
     installer: str = "pip",
-    against: str | None = None,
+    against: int | str | list[str] | None = None,
     exclude: str | list[str] | None = None,
     prefix: str | None = None,
     bytecode: str = "timestamp",
@@ -862,7 +862,9 @@ def build(
         What installs the packages: ``pip`` or ``uv``.
 
     against
-        An earlier bundle; files that it has are left out, as servers have them.
+        How many of the latest bundles beside the archive (those that have its name, with another
+        commit), or which earlier bundles. For each of them a second bundle is written, called
+        ``<name>.from-<earlier name>.tar.gz``, which has only what the earlier one lacks.
 
     exclude
         Patterns of files to leave out.
@@ -900,7 +902,8 @@ def build(
     Returns a dictionary: ``archive``, ``changed``, ``dry_run``, ``reason`` (why it was built),
     ``commit``, ``python``, ``tool`` and ``installer`` (with their versions), ``installed`` (names
     and versions), ``removed`` (names), ``kept`` (a count), ``old_sha256``, ``sha256``, ``files``,
-    ``size`` and ``packed_size`` (bytes), ``manifest``, ``base``, ``log`` and ``warnings`` (a list
+    ``size`` and ``packed_size`` (bytes), ``manifest``, ``against`` (the sizes in bytes of the
+    bundles against earlier ones, by their paths), ``log`` and ``warnings`` (a list
     of ``file`` and ``reason``).
 
     Raises ``CommandExecutionError`` for whatever goes wrong; the bundle is then as it was before.
@@ -927,7 +930,7 @@ def build(
         "python": None if python is None else str(python),
         "tool": tool,
         "installer": installer,
-        "against": None if against is None else _absolute(against, "the earlier bundle"),
+        "against": _earlier(against),
         "exclude": _strings(exclude, "exclude", "pattern"),
         "prefix": prefix,
         "bytecode": bytecode,
@@ -941,6 +944,13 @@ def build(
     archive = _absolute(archive, "the archive")
     with _core() as core, _telling(archive) as (job, tell):
         return _printable(core.build(archive, **options, job=job, tell=tell).as_dict())
+
+
+def _earlier(value: Any) -> int | list[str]:
+    """Earlier bundles, or how many of them."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    return [_absolute(one, "an earlier bundle") for one in _strings(value, "against", "path")]
 
 
 def _files(value: Any, what: str, saltenv: str) -> list[str]:

@@ -60,6 +60,8 @@ __virtualname__ = "virtualenv_relocated"
 _SHOWN_PROBLEMS = 10
 # How many releases are asked for a bundle against them: each may cost a question to the master.
 _MOST_DIFFERENCES = 3
+# A bundle's name: of what it is, perhaps of what it was packed against, and its ending.
+_BUNDLE = re.compile(r"(.+?)(?:\.from-.+)?(\.tar(?:\.gz|\.zst)?|\.tgz|\.tzst)\Z")
 # What Salt's HTTP client gives for a status where there was none.
 _NO_ANSWER = 599
 
@@ -109,11 +111,11 @@ def managed(
         of them, of which the first that is there is taken.
 
         Of a bundle (see :py:func:`virtualenv_tools.pack <saltext.modules.virtualenv_tools.pack>`)
-        that was packed against an earlier one, only what changed is fetched. Where a release named
-        ``9c01b7e`` stands here, ``4f2a9c1.from-9c01b7e.tar.gz`` is looked for beside a source
-        ``4f2a9c1.tar.gz`` of Salt's own file server or of this machine; or name such bundles as
-        ``from`` beside ``full``, by release. The full one is taken where there is none that fits,
-        or the earlier release is not as it was deployed.
+        that was packed against an earlier one, only what changed is fetched. Where a release stands
+        here that was made of ``9c01b7e.tar.gz``, ``4f2a9c1.from-9c01b7e.tar.gz`` is looked for
+        beside a source ``4f2a9c1.tar.gz`` of Salt's own file server or of this machine; or name
+        such bundles as ``from`` beside ``full``, by release. The full one is taken where there is
+        none that fits, or the earlier release is not as it was deployed.
 
     source_hash, source_hash_name
         What the archive has to hash to, in all forms of
@@ -441,7 +443,7 @@ def packed(
     python: str | None = None,
     tool: str = "venv",
     installer: str = "pip",
-    against: str | None = None,
+    against: int | str | list[str] | None = None,
     exclude: str | list[str] | None = None,
     prefix: str | None = None,
     bytecode: str = "timestamp",
@@ -489,7 +491,13 @@ def packed(
         What makes the environment (``venv``, ``virtualenv``, ``uv``) and what installs (``pip``,
         ``uv``).
 
-    against, exclude, prefix, bytecode, level
+    against
+        How many of the latest bundles beside it (those that have its name, with another commit), or
+        which earlier bundles: for each a second bundle is written, called
+        ``<name>.from-<earlier name>.tar.gz``, which has only what the earlier one lacks.
+        :py:func:`managed` takes it where the earlier release stands.
+
+    exclude, prefix, bytecode, level
         How it is packed, as in :py:func:`virtualenv_tools.build
         <saltext.modules.virtualenv_tools.build>`.
 
@@ -513,6 +521,7 @@ def packed(
             - requirements: /srv/src/shop/requirements.lock
             - require_hashes: True
             - python: '3.11'
+            - against: 2
             - require:
               - git: /srv/src/shop
     """
@@ -640,6 +649,7 @@ def _built(ret: dict[str, Any], done: dict[str, Any]) -> dict[str, Any]:
     if done["sha256"] != old:
         changes = {"installed": done["installed"], "removed": done["removed"]}
         ret["changes"] = {"bundle": {"old": old, "new": done["sha256"]}}
+        changes["against"] = {key: f"{size / 1e6:,.3f} MB" for key, size in done["against"].items()}
         ret["changes"].update({key: value for key, value in changes.items() if value})
     _warn(ret, done["warnings"])
     count, size = f"{done['files']:,} members", f"{done['packed_size'] / 1e6:,.1f} MB packed"
@@ -811,17 +821,19 @@ def _differences(
         if release in named:
             yield named[release]
         elif isinstance(source, str) and not named and not trust.signature:
-            place = _difference(source, release)
+            place = _difference(source, str(standing[release].get("source") or release))
             ours = source.startswith(("/", "file://", "salt://"))
             if place and ours and not _is_hash(source_hash) and _is_there(place):
                 yield place, _hash_beside(source, place, source_hash)
 
 
-def _difference(source: str, release: str) -> str | None:
-    """What a bundle against a release is called beside the full one."""
+def _difference(source: str, earlier: str) -> str | None:
+    """What a bundle against an earlier one is called beside the full one."""
     folder, _, base = source.rpartition("/")
-    match = re.match(r"(.+?)(\.tar(?:\.gz|\.zst)?|\.tgz|\.tzst)\Z", base)
-    return f"{folder}/{match[1]}.from-{release}{match[2]}" if match else None
+    match = _BUNDLE.match(base)
+    known = _BUNDLE.match(os.path.basename(earlier))
+    stem = known[1] if known else os.path.basename(earlier)
+    return f"{folder}/{match[1]}.from-{stem}{match[2]}" if match else None
 
 
 def _is_hash(source_hash: Any) -> bool:

@@ -7,7 +7,8 @@ with `pool`, `worker` and `messages` (finding references, in several processes);
 (what a folder is); `relocation`; `survey`, `interpreter`, `reinitialization`, `checking`,
 `description`. For releases: `tar`, `decompression`, `linking` and `unpacking` (an archive that may
 be hostile); `trust`, `releases` (a root and its records); `smoke` and `publishing`; `switching`;
-`processes` and `pruning`. And `cli`.
+`processes` and `pruning`. For builds: `commands`, `sources` (what a build is made of),
+`environments` (the one that is kept), `installers` and `building`. And `cli`.
 
 The functions to call are below; everything they raise on purpose is a `RelocateError`.
 """

@@ -12,6 +12,7 @@ one folder, so that a build machine's disk is looked after, and a build repeated
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import Any
 
 from . import manifest, sources
@@ -30,7 +32,7 @@ from .errors import BadArchive, Busy, InterpreterNotFound, InvalidPath, TreeChan
 from .installers import INSTALLERS, Installer, Wanted, find_installer
 from .interpreter import Interpreter, ask, named
 from .locking import held, locked
-from .packing import Packing, pack
+from .packing import Packing, name_against, pack
 from .releases import Tell, silent
 from .sources import Requirements, Tree, Wheel, digest_of
 from .trust import require_trusted
@@ -68,7 +70,7 @@ class Building:
         size: bytes in its files.
         packed_size: bytes of the archive.
         manifest: the digest of its manifest.
-        base: the digest of the manifest that it was packed against; None where it is whole.
+        against: the bundles that have only what an earlier one lacks, and their sizes in bytes.
         log: what the tools said; None where none was run.
         warnings: {"file", "reason"} of what may not work elsewhere.
     """
@@ -90,7 +92,7 @@ class Building:
     size: int = 0
     packed_size: int = 0
     manifest: str = ""
-    base: str | None = None
+    against: dict[str, int] = field(default_factory=dict)
     log: str | None = None
     warnings: list[dict[str, str]] = field(default_factory=list)
 
@@ -116,7 +118,7 @@ def build(
     python: str | None = None,
     tool: str = "venv",
     installer: str = "pip",
-    against: str | None = None,
+    against: int | Sequence[str] = 0,
     exclude: Sequence[str] = (),
     prefix: str | None = None,
     bytecode: str = "timestamp",
@@ -150,7 +152,8 @@ def build(
             is not Salt's own.
         tool: what makes the environment: `venv`, `virtualenv` or `uv`.
         installer: what installs: `pip` or `uv`.
-        against: an earlier bundle; what that has is left out.
+        against: earlier bundles, or how many of the latest beside it: for each another bundle is
+            written beside it that has only what the earlier one lacks; see `name_against`.
         exclude: patterns of what is left out of the bundle.
         prefix: pack it as if it had been built there.
         bytecode: how it knows whether it fits its source; see `pack`.
@@ -188,9 +191,9 @@ def build(
         indexes = _Indexes(first, _texts(extra_index, "extra_index"), no_index, links)
         interpreter = _default_python() if python is None else named(python)
         revision = sources.commit_of(commit, known.tree, COMMIT in archive)
-        archive = _place(archive, revision, against, level)
+        pattern = fnmatch.translate(os.path.basename(archive.replace(COMMIT, "*")))
+        archive = _place(archive, revision, level)
         packing = {
-            "against": against,
             "exclude": _texts(exclude, "exclude"),
             "prefix": _prefix(prefix),
             "bytecode": bytecode,
@@ -208,6 +211,8 @@ def build(
             revision,
             dict(_variables(environ or {})),
             packing,
+            _against(against),
+            pattern,
         )
         return _Build(order, job, tell).run(force, dry_run, wait)
     except OSError as error:
@@ -345,6 +350,10 @@ class _Order:
     commit: str
     environ: dict[str, str]
     packing: dict[str, Any]
+    against: int | tuple[str, ...]
+    """Earlier bundles, or how many of the latest."""
+    pattern: str
+    """What matches the names of this project's bundles."""
 
     @property
     def folder(self) -> str:
@@ -358,8 +367,6 @@ class _Order:
     def digest(self, installer: Program) -> str:
         """Tells whether a build of this would give something else."""
         python = self.interpreter
-        against = self.packing["against"]
-        packing = {**self.packing, "against": against and _identity(against)}
         form = next(ending for ending in FORMS if self.archive.endswith(ending))
         return digest_of(
             (_FORMAT, manifest.FORMAT),
@@ -368,8 +375,24 @@ class _Order:
             (str(self.tool), str(installer)),
             (self.sources.digest(), self.indexes.digest(), self.require_hashes, self.commit),
             sorted((name, without_credentials(value)) for name, value in self.environ.items()),
-            (sorted(packing.items()), form, os.environ.get("SOURCE_DATE_EPOCH", "")),
+            (sorted(self.packing.items()), form, os.environ.get("SOURCE_DATE_EPOCH", "")),
         )
+
+    def earlier(self) -> tuple[str, ...]:
+        """The bundles to pack against, the latest first."""
+        if not isinstance(self.against, int):
+            return self.against
+        folder = os.path.dirname(self.archive)
+        known = [name for name in os.listdir(folder) if re.match(self.pattern, name)]
+        bundles = [os.path.join(folder, name) for name in known if ".from-" not in name]
+        bundles.sort(key=lambda bundle: os.stat(bundle).st_mtime_ns, reverse=True)
+        return tuple(islice((one for one in bundles if self._is_earlier(one)), self.against))
+
+    def _is_earlier(self, bundle: str) -> bool:
+        try:
+            return bundle != self.archive and manifest.read_head(bundle).base is None
+        except BadArchive:
+            return False
 
     def variables(self) -> dict[str, str]:
         """The tools' environment."""
@@ -545,9 +568,21 @@ class _Build:
         packed: Packing = pack(
             self.environment, order.archive, facts=told, tell=self.tell, **order.packing
         )
-        report.sha256, report.manifest, report.base = packed.sha256, packed.manifest, packed.base
+        report.sha256, report.manifest = packed.sha256, packed.manifest
         report.files, report.size = packed.files, packed.size
         report.packed_size, report.warnings = packed.packed_size, packed.warnings
+        for earlier in order.earlier():
+            if manifest.read_digest(earlier) == packed.manifest:
+                continue  # it has all of it
+            packed = pack(
+                self.environment,
+                name_against(order.archive, earlier),
+                against=earlier,
+                facts=told,
+                tell=self.tell,
+                **order.packing,
+            )
+            report.against[packed.archive] = packed.packed_size
 
     def _tidy_up(self) -> None:
         """Remove what only this build needed; some of it may have credentials."""
@@ -667,7 +702,7 @@ def _variables(environ: Any) -> Iterator[tuple[str, str]]:
         yield name, value
 
 
-def _place(archive: str, commit: str, against: str | None, level: Any) -> str:
+def _place(archive: str, commit: str, level: Any) -> str:
     """The bundle's path, if one can be written there."""
     if not isinstance(level, (int, type(None))) or isinstance(level, bool):
         raise InvalidPath(f"level must be a whole number: {level!r}")
@@ -678,20 +713,26 @@ def _place(archive: str, commit: str, against: str | None, level: Any) -> str:
         raise InvalidPath(f"there is no folder {folder} to write the archive into: create it")
     if os.path.isdir(archive):
         raise InvalidPath(f"{archive} is a folder: name a file to write")
-    if against is not None and not os.path.isfile(against):
-        raise InvalidPath(f"there is no {against} to pack against: name an earlier bundle")
     return archive
+
+
+def _against(against: Any) -> int | tuple[str, ...]:
+    """The earlier bundles that are meant, if they are there."""
+    if isinstance(against, int) and not isinstance(against, bool) and against >= 0:
+        return against
+    found = tuple(map(os.path.abspath, _texts(against, "against")))
+    for bundle in found:
+        if not os.path.isfile(bundle):
+            raise InvalidPath(f"there is no {bundle} to pack against: name an earlier bundle")
+        if manifest.read_head(bundle).base is not None:
+            raise InvalidPath(f"{bundle} was packed against another one itself: name a full one")
+    return found
 
 
 def _prefix(prefix: Any) -> str | None:
     if prefix is None:
         return None
     return absolute_prefix(str(prefix), "the prefix")
-
-
-def _identity(bundle: str) -> str:
-    """What tells an earlier bundle from another one: its digest, as it was written beside it."""
-    return _digest_beside(bundle) or sources.file_digest(bundle)
 
 
 def _below(tree: Tree) -> str:

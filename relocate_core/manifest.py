@@ -433,6 +433,16 @@ def of_archive(archive: str) -> Manifest:
         os.close(file)
 
 
+def read_digest(archive: str) -> str:
+    """The digest of a bundle's manifest.
+
+    Raises:
+        BadArchive: it is no bundle, or damaged.
+    """
+    with of_archive(archive) as known:
+        return known.digest
+
+
 def read_head(archive: str) -> Head:
     """What a bundle's manifest says of the whole.
 

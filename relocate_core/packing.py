@@ -31,7 +31,7 @@ from .artefacts import bytecode, metadata
 from .artefacts.bytecode import MODES
 from .artefacts.needs import Needs, needs
 from .compiling import Compiler, Job
-from .compression import Packed, form_of, require
+from .compression import FORMS, Packed, form_of, require
 from .errors import BadArchive, Busy, CannotTravel, InvalidPath, TreeChanged, TreeError
 from .interpreter import ask
 from .locking import locked
@@ -125,7 +125,7 @@ def pack(
             as it was.
     """
     form = form_of(archive)
-    level = require(form, level)
+    require(form, level)
     if bytecode not in MODES:
         raise InvalidPath(f"bytecode must be one of {', '.join(MODES)}: {bytecode}")
     known = _checked_facts(facts or {})
@@ -147,6 +147,23 @@ def pack(
     except OSError as error:
         where = error.filename if isinstance(error.filename, str) else path
         raise TreeError.of(where, error, "pack") from error
+
+
+def name_against(archive: str, earlier: str) -> str:
+    """What a bundle is called that has only what an earlier one lacks, beside the full one.
+
+    Raises:
+        InvalidPath: one of them has no ending that a bundle has.
+    """
+    folder, name = os.path.split(archive)
+    ending, base = _ending(name), os.path.basename(earlier)
+    stem = base[: -len(_ending(base))]
+    return os.path.join(folder, f"{name[: -len(ending)]}.from-{stem}{ending}")
+
+
+def _ending(name: str) -> str:
+    form_of(name)
+    return next(ending for ending in FORMS if name.endswith(ending))
 
 
 def require_apart(path: str, archive: str) -> None:

@@ -206,8 +206,17 @@ def checkout(tmp_path: Path) -> Path:
 # --- what is built --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("installer", INSTALLERS)
-@pytest.mark.parametrize("tool", ["venv", "virtualenv", "uv"])
+@pytest.mark.parametrize(
+    ("tool", "installer"),
+    [
+        ("venv", "pip"),
+        ("venv", "uv"),
+        ("virtualenv", "uv"),
+        ("uv", "uv"),
+        pytest.param("virtualenv", "pip", marks=pytest.mark.slow),
+        pytest.param("uv", "pip", marks=pytest.mark.slow),
+    ],
+)
 def test_a_bundle_is_built_and_runs(shop: Shop, tool: str, installer: str) -> None:
     made = shop.build("alpha", tool=tool, installer=installer)
     assert made.changed
@@ -312,7 +321,7 @@ def test_packages_that_share_a_file_end_as_in_a_new_environment(each: Shop, tmp_
 
 def test_pip_is_there_where_it_is_asked_for(shop: Shop, tmp_path: Path) -> None:
     packages.wheel(tmp_path / "links", "pip", "99.0")
-    made = shop.build("pip", find_links=[str(tmp_path / "links")])
+    made = shop.build("pip", find_links=[str(tmp_path / "links")], installer="uv")
     assert made.installed == {"pip": "99.0"}
 
 
@@ -491,6 +500,7 @@ def test_products_of_a_build_do_not_count(each: Shop, tmp_path: Path) -> None:
 
 
 def test_a_bundle_is_named_by_its_commit(shop: Shop, checkout: Path) -> None:
+    shop.options["installer"] = "uv"
     archive = shop.folder / "shop-{commit}.tar.gz"
     made = shop.build(project=str(checkout), archive=archive)
     commit = git(checkout, "rev-parse", "HEAD")
@@ -910,3 +920,37 @@ OLD_UV = """\
 )
 def test_the_telling_words_of_a_tool(output: str, expected: str) -> None:
     assert re.fullmatch(expected, telling(output.splitlines()))
+
+
+# --- against earlier ones -------------------------------------------------------------------------
+
+
+def test_the_latest_bundles_are_packed_against(shop: Shop, tmp_path: Path) -> None:
+    for commit, wanted in (("a", ["gamma"]), ("b", ["gamma"]), ("c", ["alpha", "gamma"])):
+        template = str(shop.folder / "shop-{commit}.tar.gz")
+        made = shop.build(*wanted, archive=template, commit=commit, against=1)
+        os.utime(made.archive, ns=(time.time_ns(), time.time_ns() + ord(commit) * 10**9))
+    shutil.copy(made.archive, shop.folder / "other-z.tar.gz")
+    made = shop.build("alpha", archive=template, commit="d", against=2)
+    names = ["shop-d.from-shop-b.tar.gz", "shop-d.from-shop-c.tar.gz"]
+    assert sorted(os.path.basename(one) for one in made.against) == names
+    for name in (*names, "shop-d.tar.gz"):
+        assert (shop.folder / f"{name}.sha256").exists()
+    root = tmp_path / "srv"
+    publish(str(shop.folder / "shop-c.tar.gz"), str(root / "c"))
+    done = publish(str(shop.folder / names[1]), str(root / "d"))
+    assert done.reused
+    publish(made.archive, str(root / "e"))
+    kept = [(root / name / manifest.NAME).read_bytes() for name in ("d", "e")]
+    assert kept[0] == kept[1]
+    again = shop.build("alpha", archive=template, commit="d", against=2)
+    assert not again.changed
+
+
+def test_bundles_to_pack_against_may_be_named(shop: Shop) -> None:
+    first = shop.build("gamma", archive=shop.folder / "1.tar.gz")
+    made = shop.build("alpha", archive=shop.folder / "2.tar.gz", against=[first.archive])
+    against = str(shop.folder / "2.from-1.tar.gz")
+    assert list(made.against) == [against]
+    shop.refused("name a full one", "beta", archive=shop.folder / "3.tar.gz", against=[against])
+    assert not (shop.folder / "3.tar.gz").exists()
