@@ -51,6 +51,7 @@ format: $(READY) ## let ruff mend and format what it can
 bench: $(READY) ## our speed and memory beside other tools and Salt's own states, on a large tree
 	@$(BIN)/python bench/relocate.py
 	@$(BIN)/python bench/deploy.py
+	@$(BIN)/python bench/bundle.py
 
 clean: ## remove all that these targets made
 	@echo 'clean: $(VENV), .bench, caches'

@@ -26,33 +26,37 @@ import json
 import os
 import shlex
 import shutil
-import statistics
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from support import (
-    CHECKOUT,
     NAME,
+    Applied,
     BenchError,
-    Times,
+    Contender,
+    Minion,
+    Sls,
     Tree,
+    apply,
     at_home,
     build_tree,
     call,
     disturbance,
     failures,
+    find_salt_call,
     goal_table,
+    in_turns,
     install_tools,
     last_line,
+    our_states,
     parser,
     peak_memory,
     run,
     say,
     setting,
+    sha256_of,
     start,
     work_folder,
 )
@@ -63,84 +67,11 @@ IDLE = "nothing to do"
 PEERS_LAST_PYTHON = (3, 11)
 IDLE_SECONDS = 0.05
 
-Sls = dict[str, dict[str, list[dict[str, Any]]]]
-
 
 @dataclass(frozen=True)
-class Contender:
-    name: str
-    command: tuple[str, ...]
+class Deployer(Contender):
     states: bool = True
     """Whether the command applies states, which can be done twice."""
-    relocates: bool = True
-
-
-@dataclass
-class Applied(Times):
-    states: list[dict[str, float]] = field(default_factory=list)
-    """Of each run, the seconds that each state took by itself, by its function."""
-
-    @property
-    def by_state(self) -> dict[str, float]:
-        """The median of each state."""
-        names = self.states[0] if self.states else {}
-        return {name: statistics.median(one.get(name, 0) for one in self.states) for name in names}
-
-    @property
-    def all_states(self) -> float:
-        """The median of what all states took together."""
-        return statistics.median(sum(one.values()) for one in self.states)
-
-
-@dataclass(frozen=True)
-class Minion:
-    """A minion without a master, all of it below one folder."""
-
-    folder: Path
-    program: str
-
-    @property
-    def answer(self) -> Path:
-        """What the last run has returned, in JSON."""
-        return self.folder / "answer.json"
-
-    def command(self, *call: str) -> tuple[str, ...]:
-        output = ("--retcode-passthrough", "--out=json", f"--out-file={self.answer}")
-        return (self.program, "--local", "-c", str(self.folder / "etc"), *output, *call)
-
-    def set_up(self, **sls: Sls) -> None:
-        """Give it the checkout's modules, and what to apply."""
-        root = self.folder / "file_root"
-        root.mkdir(parents=True)
-        for modules in ("_modules", "_states", "_utils"):
-            (root / modules).symlink_to(CHECKOUT / modules)
-        for name, states in sls.items():
-            (root / f"{name}.sls").write_text(json.dumps(states, indent=1))  # which is YAML
-        options = {
-            "id": "bench",
-            "file_client": "local",
-            "file_roots": {"base": [str(root)]},
-            "root_dir": str(self.folder / "root"),
-            "pki_dir": str(self.folder / "root/pki"),
-            "log_file": str(self.folder / "log"),
-            "log_level": "error",
-            "enable_fqdns_grains": False,
-        }
-        etc = self.folder / "etc"
-        etc.mkdir()
-        (etc / "minion").write_text(json.dumps(options, indent=1))
-        call(*self.command("saltutil.sync_all"))
-
-
-def find_salt_call() -> str:
-    beside = Path(sys.executable).parent / "salt-call"
-    found = str(beside) if os.access(beside, os.X_OK) else shutil.which("salt-call")
-    if found is None:
-        raise BenchError(
-            f"salt-call is neither beside {sys.executable} nor on the PATH: run `make bench`, "
-            "which brings its own"
-        )
-    return found
 
 
 def pack(cache: Path, tree: Tree) -> tuple[Path, str]:
@@ -154,20 +85,7 @@ def pack(cache: Path, tree: Tree) -> tuple[Path, str]:
         unfinished = archive.with_name(f"{archive.name}.part")
         call("tar", "-czf", unfinished, "-C", tree.path, ".")
         unfinished.rename(archive)
-    digest = hashlib.sha256()
-    with archive.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return archive, digest.hexdigest()
-
-
-def our_states(archive: Path, sha256: str, release: Path) -> Sls:
-    managed = [{"source": str(archive)}, {"source_hash": f"sha256={sha256}"}]
-    active = [{"target": str(release)}, {"require": [{"virtualenv_relocated": str(release)}]}]
-    return {
-        str(release): {"virtualenv_relocated.managed": managed},
-        str(release.parent / "current"): {"virtualenv_relocated.active": active},
-    }
+    return archive, sha256_of(archive)
 
 
 def salts_states(archive: Path, sha256: str, release: Path, relocator: Path | None) -> Sls:
@@ -190,48 +108,30 @@ def salts_states(archive: Path, sha256: str, release: Path, relocator: Path | No
     }
 
 
-def fresh(contender: Contender, release: Path) -> None:
+def fresh(contender: Deployer, release: Path) -> None:
     """Let nothing be there but an empty root; states make the release's folder, tar does not."""
     shutil.rmtree(release.parent, ignore_errors=True)
     (release.parent if contender.states else release).mkdir(parents=True)
     os.sync()
 
 
-def apply(contender: Contender, minion: Minion, release: Path, took: Applied, idle: bool) -> str:
+def deploy(
+    contender: Deployer, minion: Minion, release: Path, took: Applied, idle: bool = False
+) -> str:
     """Time one run; what it did not do as it should, or nothing."""
-    log = minion.folder / "output"
-    minion.answer.unlink(missing_ok=True)
-    code = run(contender.command, log, took)
-    if contender.states and (problem := note(minion.answer, took, idle)):
-        return problem
-    if code:
-        return f"exit code {code}: {last_line(log)}"
-    if contender.relocates and not idle and not at_home(release):
+    if contender.states:
+        problem = apply(contender.command, minion, took, idle)
+    else:
+        log = minion.folder / "output"
+        code = run(contender.command, log, took)
+        problem = f"exit code {code}: {last_line(log)}" if code else ""
+    if not problem and contender.relocates and not idle and not at_home(release):
         return "bin/pip does not run out of the release afterwards"
-    return ""
-
-
-def note(answer: Path, took: Applied, idle: bool) -> str:
-    """Take down how long each state took; what is wrong with one of them, or nothing."""
-    took.states.append({})
-    found: Any = None
-    with suppress(OSError, ValueError):
-        found = json.loads(answer.read_text())["local"]
-    if not isinstance(found, dict):  # one of errors, or none at all
-        return f"no state was applied: {found}"
-    for key, state in found.items():
-        kind, *_, function = key.split("_|-")
-        name = f"{kind}.{function}"
-        took.states[-1][name] = float(state.get("duration", 0)) / 1000
-        if not state["result"]:
-            return f"{name}: {state['comment']}"
-        if idle and state["changes"]:
-            return f"{name} changed something the second time"
-    return ""
+    return problem
 
 
 def compare(
-    field_of: Sequence[Contender], minion: Minion, release: Path, rounds: int
+    field_of: Sequence[Deployer], minion: Minion, release: Path, rounds: int
 ) -> tuple[dict[str, Applied], dict[str, Applied]]:
     """Times of all contenders, and of those that apply states with nothing left to do."""
     times = {contender.name: Applied() for contender in field_of}
@@ -240,26 +140,24 @@ def compare(
     for contender in field_of[: len(idle)]:
         say(f"bench: once before all: {contender.name}")
         fresh(contender, release)
-        problem = apply(contender, minion, release, unused, idle=False)
-        problem = problem or apply(contender, minion, release, unused, idle=True)
+        problem = deploy(contender, minion, release, unused)
+        problem = problem or deploy(contender, minion, release, unused, idle=True)
         if problem and contender.name == OURS:
             raise BenchError(f"{OURS} does not work here: {problem}")
-    for number in range(rounds):
-        turn = number % len(field_of)
-        for contender in (*field_of[turn:], *field_of[:turn]):
-            fresh(contender, release)
-            took = times[contender.name]
-            took.problem = apply(contender, minion, release, took, False) or took.problem
-            told = f"{took.runs[-1]:.2f} s"
-            if contender.states:
-                second = idle[contender.name]
-                second.problem = apply(contender, minion, release, second, True) or second.problem
-                told += f", {IDLE} {second.runs[-1]:.2f} s"
-            say(f"bench: round {number + 1} of {rounds}: {contender.name} {told}")
+    for contender, told in in_turns(field_of, rounds):
+        fresh(contender, release)
+        took = times[contender.name]
+        took.problem = deploy(contender, minion, release, took) or took.problem
+        told += f" {took.runs[-1]:.2f} s"
+        if contender.states:
+            second = idle[contender.name]
+            second.problem = deploy(contender, minion, release, second, True) or second.problem
+            told += f", {IDLE} {second.runs[-1]:.2f} s"
+        say(told)
     return times, idle
 
 
-def memory(ours: Contender, minion: Minion, release: Path) -> str:
+def memory(ours: Deployer, minion: Minion, release: Path) -> str:
     """The most that ours holds, and that Salt does with nothing to do, as one sentence."""
     fresh(ours, release)
     output = minion.folder / "output"
@@ -281,8 +179,7 @@ def table(times: dict[str, Applied], idle: dict[str, Applied]) -> list[str]:
     for name, one in every.items():
         states = f"{one.all_states:.2f} s" if one.states else ""
         rows.append(
-            f"| {name} | {one.median:.2f} s | {min(one.runs):.2f} s | {max(one.runs):.2f} s "
-            f"| {states} | {one.median / salts:.2f} | {one.median / tar:.2f} |"
+            f"{one.row(name)} {states} | {one.median / salts:.2f} | {one.median / tar:.2f} |"
         )
     rows += ["", f"| state | deploying | {IDLE} |", "|---|---:|---:|"]
     for name, one in idle.items():
@@ -316,13 +213,13 @@ def bench(cache: Path, options: argparse.Namespace) -> str:
         minion = Minion(work / "minion", salt_call)
         release = work / "app" / NAME
         minion.set_up(
-            ours=our_states(archive, sha256, release),
+            ours=our_states(release, source=str(archive), source_hash=f"sha256={sha256}"),
             salts=salts_states(archive, sha256, release, relocator),
         )
-        ours = Contender(OURS, minion.command("state.apply", "ours"))
-        salts = Contender(SALTS, minion.command("state.apply", "salts"), relocates=bool(relocator))
+        ours = Deployer(OURS, minion.command("state.apply", "ours"))
+        salts = Deployer(SALTS, minion.command("state.apply", "salts"), relocates=bool(relocator))
         tar = ("tar", "-xzf", str(archive), "-C", str(release))
-        field_of = [ours, salts, Contender(TAR, tar, states=False, relocates=False)]
+        field_of = [ours, salts, Deployer(TAR, tar, states=False, relocates=False)]
         rows = table(*compare(field_of, minion, release, options.rounds))
         rows += ["", memory(ours, minion, release)]
     if relocator is None:

@@ -15,27 +15,27 @@ to rest, a minute at most; those that were disturbed all the same are counted be
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from support import (
-    NAME,
-    BenchError,
+    LENGTHS,
+    Contender,
     Times,
     Tree,
     at_home,
     build_tree,
-    call,
     disturbance,
     failures,
+    fresh_copy,
     goal_table,
+    in_turns,
     install_tools,
     last_line,
+    new_path,
     parser,
     peak_memory,
     run,
@@ -45,39 +45,19 @@ from support import (
     work_folder,
 )
 
-LENGTHS = ("same", "shorter", "longer")
 OURS, MODULE = "virtualenv-tools", "python -m relocate_core"
 PEER, GREP = "virtualenv-tools3", "grep"
 
 
-@dataclass(frozen=True)
-class Contender:
-    name: str
-    command: tuple[str, ...]
-    """Without the copy's path, which goes last."""
-    relocates: bool = True
-    ours: bool = False
-
-
-def new_path(work: Path, old: str, length: str) -> Path:
-    """A path for the copies, as long as the old one, shorter, or 40 characters longer."""
-    if length == "shorter":
-        return work / "app"
-    wanted = len(old) + (len(NAME) if length == "longer" else 0)
-    missing = wanted - len(str(work)) - 1
-    if missing < 1:
-        raise BenchError(f"{work} is longer than {old}: give a longer $BENCH_CACHE")
-    return work / (NAME * (missing // len(NAME) + 1))[:missing]
-
-
 def contenders(tools: Path, old: str, ours: str | None) -> list[Contender]:
+    """All of them; the copy's path goes behind each command."""
     update = ("--update-path", "auto")
     if ours:
-        own = [Contender(OURS, (*shlex.split(ours), *update), ours=True)]
+        own = [Contender(OURS, (*shlex.split(ours), *update))]
     else:
         own = [
-            Contender(OURS, (str(tools / "virtualenv-tools"), *update), ours=True),
-            Contender(MODULE, (str(tools / "python"), "-m", "relocate_core", *update), ours=True),
+            Contender(OURS, (str(tools / "virtualenv-tools"), *update)),
+            Contender(MODULE, (str(tools / "python"), "-m", "relocate_core", *update)),
         ]
     return [
         *own,
@@ -86,31 +66,23 @@ def contenders(tools: Path, old: str, ours: str | None) -> list[Contender]:
     ]
 
 
-def fresh_copy(tree: Tree, copy: Path) -> None:
-    shutil.rmtree(copy, ignore_errors=True)
-    call("cp", "-a", tree.path, copy)
-    os.sync()
-
-
 def compare(
     tree: Tree, copy: Path, field_of: Sequence[Contender], rounds: int, log: Path
 ) -> tuple[dict[str, Times], Times, tuple[int, int]]:
     """Times of all contenders, ours with nothing left to do, and our peak of memory."""
     times = {contender.name: Times() for contender in field_of}
     idle = Times()
-    for number in range(rounds):
-        turn = number % len(field_of)
-        for contender in (*field_of[turn:], *field_of[:turn]):
-            fresh_copy(tree, copy)
-            command = (*contender.command, str(copy))
-            took = times[contender.name]
-            if code := run(command, log, took):
-                took.problem = f"exit code {code}: {last_line(log)}"
-            elif contender.relocates and not at_home(copy):
-                took.problem = "bin/pip does not run afterwards"
-            say(f"bench: round {number + 1} of {rounds}: {contender.name} {took.runs[-1]:.2f} s")
-            if contender.name == OURS:
-                run(command, log, idle)
+    for contender, told in in_turns(field_of, rounds):
+        fresh_copy(tree, copy)
+        command = (*contender.command, str(copy))
+        took = times[contender.name]
+        if code := run(command, log, took):
+            took.problem = f"exit code {code}: {last_line(log)}"
+        elif contender.relocates and not at_home(copy):
+            took.problem = "bin/pip does not run afterwards"
+        say(f"{told} {took.runs[-1]:.2f} s")
+        if contender.name == OURS:
+            run(command, log, idle)
     fresh_copy(tree, copy)
     memory = peak_memory((*field_of[0].command, str(copy)), log)
     shutil.rmtree(copy)
@@ -129,8 +101,7 @@ def table(
         "|---|---:|---:|---:|---:|---:|",
     ]
     rows += [
-        f"| {name} | {t.median:.2f} s | {min(t.runs):.2f} s | {max(t.runs):.2f} s "
-        f"| {t.median / peer:.2f} | {t.median / grep:.2f} |"
+        f"{t.row(name)} {t.median / peer:.2f} | {t.median / grep:.2f} |"
         for name, t in [*times.items(), (f"{OURS}, nothing to do", idle)]
     ]
     goals = [

@@ -1,8 +1,9 @@
-"""What the benches share: the large virtualenv, runs that are timed, and how they are reported."""
+"""What the benches share: virtualenvs, runs that are timed, a minion, and how it is reported."""
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -18,10 +19,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PACKAGES = "ansible jupyterlab pandas django scipy scikit-learn matplotlib sympy"
 LEAST_PYCS = 25_000
+LENGTHS = ("same", "shorter", "longer")
 # What the old path ends in, as a release's name does.
 NAME = "4f2a9c1be07d5836af41c2d9e8b07365fa1d2c4b"
 SAMPLE_SECONDS = 0.02
@@ -31,6 +34,9 @@ PATIENCE_SECONDS = 60
 
 CPUS = os.cpu_count() or 1
 MEMORY = Path("/dev/shm")
+
+Sls = dict[str, dict[str, list[dict[str, Any]]]]
+"""What a state file holds."""
 
 Goal = tuple[str, str, str, bool]
 """What is wanted, what was measured, the most that it may be, and whether it is met."""
@@ -49,6 +55,22 @@ class Times:
     @property
     def median(self) -> float:
         return statistics.median(self.runs)
+
+    def row(self, name: str) -> str:
+        """The cells that its row begins with in every table."""
+        least, most = min(self.runs), max(self.runs)
+        return f"| {name} | {self.median:.2f} s | {least:.2f} s | {most:.2f} s |"
+
+
+@dataclass(frozen=True)
+class Contender:
+    name: str
+    command: tuple[str, ...]
+    relocates: bool = True
+    """Whether a script runs out of the new place afterwards."""
+
+
+AnyContender = TypeVar("AnyContender", bound=Contender)
 
 
 @dataclass(frozen=True)
@@ -105,32 +127,45 @@ def install_tools(cache: Path, with_ours: bool) -> Path:
     return tools / "bin"
 
 
-def build_tree(cache: Path, tools: Path, packages: Sequence[str], least_pycs: int) -> Tree:
-    """The large virtualenv: built, then moved aside, so that its old path is gone."""
-    path = cache / "tree"
-    facts = cache / "tree.json"
-    wanted = {"python": platform.python_version(), "packages": list(packages)}
+def build_tree(
+    cache: Path, tools: Path, packages: Sequence[str], least_pycs: int, name: str = "tree"
+) -> Tree:
+    """A virtualenv, by default the large one."""
+
+    def build(old: Path) -> None:
+        call(tools / "virtualenv", "--quiet", "--python", sys.executable, old)
+        call(old / "bin/python", "-m", "pip", "install", "--quiet", *packages)
+
+    tree = kept_tree(cache, name, {"packages": list(packages)}, " ".join(packages), build)
+    if tree.pycs < least_pycs:
+        raise BenchError(
+            f"{tree.path} holds {tree.pycs:,} compiled files, and {least_pycs:,} are wanted: "
+            "name more with --packages"
+        )
+    return tree
+
+
+def kept_tree(
+    cache: Path, name: str, wanted: Mapping[str, Any], title: str, build: Callable[[Path], None]
+) -> Tree:
+    """A virtualenv that is built once, then moved aside, so that its old path is gone."""
+    path = cache / name
+    facts = cache / f"{name}.json"
     old = cache / "build" / NAME
+    wanted = {"python": platform.python_version(), **wanted, "old": str(old)}
     known = json.loads(facts.read_text()) if facts.exists() else {}
-    if known.get("wanted") != {**wanted, "old": str(old)} or not path.is_dir():
-        say(f"bench: building the virtualenv, once: {' '.join(packages)} (some minutes)")
+    if known.get("wanted") != wanted or not path.is_dir():
+        say(f"bench: building the virtualenv, once: {title} (some minutes)")
         facts.unlink(missing_ok=True)
         for stale in (path, old):
             shutil.rmtree(stale, ignore_errors=True)
         old.parent.mkdir(parents=True, exist_ok=True)
-        call(tools / "virtualenv", "--quiet", "--python", sys.executable, old)
-        call(old / "bin/python", "-m", "pip", "install", "--quiet", *packages)
+        build(old)
         old.rename(path)
         files, pycs, size = count(path)
-        known = {"wanted": {**wanted, "old": str(old)}, "files": files, "pycs": pycs, "size": size}
+        known = {"wanted": wanted, "files": files, "pycs": pycs, "size": size}
         facts.write_text(json.dumps(known))
-    tree = Tree(path, str(old), known["files"], known["pycs"], known["size"])
-    if tree.pycs < least_pycs:
-        raise BenchError(
-            f"{path} holds {tree.pycs:,} compiled files, and {least_pycs:,} are wanted: "
-            "name more with --packages"
-        )
-    return tree
+    return Tree(path, str(old), known["files"], known["pycs"], known["size"])
 
 
 def count(path: Path) -> tuple[int, int, int]:
@@ -166,7 +201,33 @@ def free_memory() -> int:
     return min(shutil.disk_usage(MEMORY).free, available)
 
 
+def new_path(work: Path, old: str, length: str) -> Path:
+    """A path for the copies, as long as the old one, shorter, or 40 characters longer."""
+    if length == "shorter":
+        return work / "app"
+    wanted = len(old) + (len(NAME) if length == "longer" else 0)
+    missing = wanted - len(str(work)) - 1
+    if missing < 1:
+        raise BenchError(f"{work} is longer than {old}: give a longer $BENCH_CACHE")
+    return work / (NAME * (missing // len(NAME) + 1))[:missing]
+
+
+def fresh_copy(tree: Tree, copy: Path) -> None:
+    """Let the copy be as the virtualenv was kept."""
+    shutil.rmtree(copy, ignore_errors=True)
+    call("cp", "-a", tree.path, copy)
+    os.sync()
+
+
 # --- runs -----------------------------------------------------------------------------------------
+
+
+def in_turns(field_of: Sequence[AnyContender], rounds: int) -> Iterator[tuple[AnyContender, str]]:
+    """All contenders in every round, each time another one first; and what to tell of each run."""
+    for number in range(rounds):
+        turn = number % len(field_of)
+        for contender in (*field_of[turn:], *field_of[:turn]):
+            yield contender, f"bench: round {number + 1} of {rounds}: {contender.name}"
 
 
 def run(command: Sequence[str], log: Path, times: Times) -> int:
@@ -260,6 +321,127 @@ def at_home(copy: Path) -> bool:
 
 def last_line(log: Path) -> str:
     return " ".join(log.read_text(errors="replace").strip().splitlines()[-1:])
+
+
+# --- a minion -------------------------------------------------------------------------------------
+
+
+@dataclass
+class Applied(Times):
+    states: list[dict[str, float]] = field(default_factory=list)
+    """Of each run, the seconds that each state took by itself, by its function."""
+
+    @property
+    def by_state(self) -> dict[str, float]:
+        """The median of each state."""
+        names = self.states[0] if self.states else {}
+        return {name: statistics.median(one.get(name, 0) for one in self.states) for name in names}
+
+    @property
+    def all_states(self) -> float:
+        """The median of what all states took together."""
+        return statistics.median(sum(one.values()) for one in self.states)
+
+
+@dataclass(frozen=True)
+class Minion:
+    """A minion without a master, all of it below one folder."""
+
+    folder: Path
+    program: str
+
+    @property
+    def answer(self) -> Path:
+        """What the last run has returned, in JSON."""
+        return self.folder / "answer.json"
+
+    def command(self, *call: str) -> tuple[str, ...]:
+        output = ("--retcode-passthrough", "--out=json", f"--out-file={self.answer}")
+        return (self.program, "--local", "-c", str(self.folder / "etc"), *output, *call)
+
+    def answered(self) -> Any:
+        """The same, by state; None where it has returned nothing."""
+        with suppress(OSError, ValueError, LookupError, TypeError):
+            return json.loads(self.answer.read_text())["local"]
+        return None
+
+    def set_up(self, **sls: Sls) -> None:
+        """Give it the checkout's modules, and what to apply."""
+        root = self.folder / "file_root"
+        root.mkdir(parents=True)
+        for modules in ("_modules", "_states", "_utils"):
+            (root / modules).symlink_to(CHECKOUT / modules)
+        for name, states in sls.items():
+            (root / f"{name}.sls").write_text(json.dumps(states, indent=1))  # which is YAML
+        options = {
+            "id": "bench",
+            "file_client": "local",
+            "file_roots": {"base": [str(root)]},
+            "root_dir": str(self.folder / "root"),
+            "pki_dir": str(self.folder / "root/pki"),
+            "log_file": str(self.folder / "log"),
+            "log_level": "error",
+            "enable_fqdns_grains": False,
+        }
+        etc = self.folder / "etc"
+        etc.mkdir()
+        (etc / "minion").write_text(json.dumps(options, indent=1))
+        call(*self.command("saltutil.sync_all"))
+
+
+def find_salt_call() -> str:
+    beside = Path(sys.executable).parent / "salt-call"
+    found = str(beside) if os.access(beside, os.X_OK) else shutil.which("salt-call")
+    if found is None:
+        raise BenchError(
+            f"salt-call is neither beside {sys.executable} nor on the PATH: run `make bench`, "
+            "which brings its own"
+        )
+    return found
+
+
+def sha256_of(archive: Path) -> str:
+    digest = hashlib.sha256()
+    with archive.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def our_states(release: Path, **managed: Any) -> Sls:
+    """Have a release, and have it active."""
+    active = [{"target": str(release)}, {"require": [{"virtualenv_relocated": str(release)}]}]
+    return {
+        str(release): {"virtualenv_relocated.managed": [{key: managed[key]} for key in managed]},
+        str(release.parent / "current"): {"virtualenv_relocated.active": active},
+    }
+
+
+def apply(command: Sequence[str], minion: Minion, took: Applied, idle: bool = False) -> str:
+    """Time one run that applies states; what is wrong with it, or nothing."""
+    log = minion.folder / "output"
+    minion.answer.unlink(missing_ok=True)
+    code = run(command, log, took)
+    if problem := note(minion, took, idle):
+        return problem
+    return f"exit code {code}: {last_line(log)}" if code else ""
+
+
+def note(minion: Minion, took: Applied, idle: bool) -> str:
+    """Take down how long each state took; what is wrong with one of them, or nothing."""
+    took.states.append({})
+    found = minion.answered()
+    if not isinstance(found, dict):  # one of errors, or none at all
+        return f"no state was applied: {found}"
+    for key, state in found.items():
+        kind, *_, function = key.split("_|-")
+        name = f"{kind}.{function}"
+        took.states[-1][name] = float(state.get("duration", 0)) / 1000
+        if not state["result"]:
+            return f"{name}: {state['comment']}"
+        if idle and state["changes"]:
+            return f"{name} changed something the second time"
+    return ""
 
 
 # --- the report -----------------------------------------------------------------------------------
