@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
+import json
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -205,29 +205,38 @@ def _contents(environment: Virtualenv) -> Iterator[Problem]:
     root = files.open_root(environment.path)
     try:
         known = manifest.of_tree(root)
-        if known is None:
+        if known is not None:
+            with known:
+                yield from _deviations(root, known)
+        elif _came_with_manifest(root):
+            yield Problem("manifest", manifest.NAME, "it is gone: deploy the release anew")
+        else:
             yield from _records(environment)
-            return
-        with known:
-            yield from _deviations(root, known)
+    except Refused as refusal:
+        yield Problem("manifest", manifest.NAME, f"{refusal}: deploy the release anew")
     finally:
         os.close(root)
+
+
+def _came_with_manifest(root: int) -> bool:
+    """Whether a release's record tells of a manifest."""
+    try:
+        data, _ = files.read(root, RECORD)
+        return bool(json.loads(data).get("manifest"))
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _deviations(root: int, known: Manifest) -> Iterator[Problem]:
     """What is not as the manifest of a bundle says, but for what the ledger accounts for."""
     rewritten = ledger.read(root)
     paths = set()
-    try:
-        known.require_digest()
-        for row in known.rows():
-            paths.add(row.path)
-            reason = _deviation(root, row, rewritten.get(row.path))
-            if reason is not None:
-                yield Problem("manifest", row.path, reason)
-    except Refused as refusal:
-        yield Problem("manifest", manifest.NAME, f"{refusal}: deploy it anew")
-        return
+    known.require_digest()
+    for row in known.rows():
+        paths.add(row.path)
+        reason = _deviation(root, row, rewritten.get(row.path))
+        if reason is not None:
+            yield Problem("manifest", row.path, reason)
     for path in _all_paths(root):
         if path not in paths:
             yield Problem("manifest", path, "it is not in the manifest: added after it was packed")
@@ -238,12 +247,8 @@ def _deviation(root: int, row: Row, now: str | None) -> str | None:
     parent, _, name = row.path.rpartition("/")
     try:
         folder = files.open_folder(root, parent)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError):  # nor behind a link, which is not followed
         return "it is in the manifest, but not on disk"
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            return "a link leads to where it was"
-        raise
     try:
         try:
             status = os.stat(name, dir_fd=folder, follow_symlinks=False)

@@ -70,6 +70,8 @@ def require(form: str, level: int | None) -> int:
     Raises:
         InvalidPath: there is no such level, or nothing here that packs with zstd.
     """
+    if level is not None and (isinstance(level, bool) or not isinstance(level, int)):
+        raise InvalidPath(f"the compression level must be a whole number, not {level!r}")
     if form not in _LEVELS:
         if level is not None:
             raise InvalidPath(

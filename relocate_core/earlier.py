@@ -17,7 +17,7 @@ import stat
 from . import files, ledger
 from .errors import NoBase
 from .manifest import Manifest, Row, of_tree
-from .tar import printable
+from .tar import Refused, printable
 
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
 _NO_CLONES = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.ENOSYS, errno.EPERM)
@@ -31,6 +31,7 @@ class Earlier:
     Args:
         path: its folder.
         seal: the name of its record, which was written last.
+        digest: what its manifest has to hash to.
         link: whether its files may be given as second links.
 
     Attributes:
@@ -40,15 +41,12 @@ class Earlier:
         NoBase: it has no manifest, or that was changed.
     """
 
-    def __init__(self, path: str, seal: str, link: bool) -> None:
+    def __init__(self, path: str, seal: str, digest: str, link: bool) -> None:
         self.path = path
         self.link = link
         self.root = files.open_root(path)
         try:
-            known = of_tree(self.root)
-            if known is None:
-                raise NoBase(f"{path} has no manifest that can be read: deploy the full bundle")
-            self.manifest: Manifest = known
+            self.manifest = self._own_manifest(digest)
             self._ledger = ledger.read(self.root)
             self._sealed = self._seal(seal)
             self._uid = os.geteuid()
@@ -65,6 +63,21 @@ class Earlier:
         self._descent.close()
         self.manifest.close()
         os.close(self.root)
+
+    def _own_manifest(self, digest: str) -> Manifest:
+        try:
+            known = of_tree(self.root)
+            if known is None:
+                raise Refused("its manifest is gone")
+            if known.digest != digest:
+                known.close()
+                raise Refused("its manifest is another one")
+            known.require_digest()
+            return known
+        except Refused as refusal:
+            raise NoBase(
+                f"{self.path} is not as it was deployed: {refusal}; deploy the full bundle"
+            ) from refusal
 
     def _seal(self, name: str) -> int:
         """When the release was sealed, in the file system's own time; -1 where nothing tells."""
@@ -121,7 +134,7 @@ class Earlier:
                 self._parent, self._place = None, self._descent.open(parent)
                 self._parent = parent
             place = self._place
-            if self.link and self._linked(row, place, base, folder, name, owner):
+            if self.link and self._linked(row, place, base, folder, name, owner, mtime):
                 return
             self._copied(row, place, base, folder, name, owner, mtime)
         except (FileNotFoundError, NotADirectoryError):
@@ -139,14 +152,18 @@ class Earlier:
 
     def _linked(
         self, row: Row, place: int, base: str, folder: int, name: str,
-        owner: tuple[int, int] | None,
+        owner: tuple[int, int] | None, mtime: int,
     ) -> bool:  # fmt: skip
-        """Give a second link, if nobody but this user can write through it; whether it was done."""
+        """Give a second link, if nobody but this user can write through it; whether it was done.
+
+        A source needs its own time, which its bytecode has; other files may be of an earlier one.
+        """
         status = os.stat(base, dir_fd=place, follow_symlinks=False)
         if (
             status.st_mode != stat.S_IFREG | row.mode
             or status.st_uid != self._uid
             or (owner is not None and owner != (status.st_uid, status.st_gid))
+            or (base.endswith(".py") and status.st_mtime != mtime)
         ):
             return False
         if status.st_size != row.size:

@@ -32,7 +32,7 @@ try:
 except ImportError:
     magic = ''
 try:
-    libc = os.confstr('CS_GNU_LIBC_VERSION') or ''
+    libc = os.confstr(2 if sys.version_info[0] == 2 else 'CS_GNU_LIBC_VERSION') or ''
 except (AttributeError, ValueError, OSError):
     libc = ''
 pypy = hasattr(sys, 'pypy_version_info')

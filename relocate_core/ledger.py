@@ -8,11 +8,9 @@ are, as a RECORD is: a killed run leaves nothing that is not accounted for.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from base64 import urlsafe_b64decode
-from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -47,15 +45,14 @@ def read(root: int) -> dict[str, str]:
     return {path: value for path, value in known.items() if isinstance(value, str)}
 
 
-def update(root: int, staging: Staging, rewritten: Iterable[str] = ()) -> None:
+def update(root: int, staging: Staging) -> None:
     """Stage the ledger with all that is staged so far; keep the old contents.
 
     Args:
         root: descriptor of the virtualenv; nothing is done where it has no ledger.
         staging: what is about to be put in place.
-        rewritten: files that were rewritten already.
     """
-    if not (staging.items or rewritten) or isinstance(staging, Rehearsal):
+    if not staging.items or isinstance(staging, Rehearsal):
         return
     try:
         status = _status(root)
@@ -70,10 +67,6 @@ def update(root: int, staging: Staging, rewritten: Iterable[str] = ()) -> None:
         if path not in known:
             _keep(root, path, _plain(digests.old))
         known[path] = f"sha256:{_plain(digests.new)}"
-    for path in rewritten:
-        with files.folder_of(root, path) as (folder, name):
-            content, _ = files.read(folder, name)
-        known[path] = f"sha256:{hashlib.sha256(content).hexdigest()}"
     data = json.dumps(known, indent=0, sort_keys=True).encode() + b"\n"
     staging.write(NAME, KIND, data, status)
 

@@ -361,7 +361,11 @@ def _damaged(what: str) -> Refused:
 
 
 def of_tree(root: int) -> Manifest | None:
-    """The manifest in an unpacked bundle; None where there is none that can be read."""
+    """The manifest in an unpacked bundle; None where there is none.
+
+    Raises:
+        Refused: it is damaged, or of a format that is not known.
+    """
     try:
         with files.folder_of(root, NAME) as (folder, name):
             file = files.open_file(folder, name)
@@ -369,8 +373,8 @@ def of_tree(root: int) -> Manifest | None:
         return None
     try:
         return Manifest(file)
-    except (Refused, OSError):
-        return None
+    except OSError:  # a folder, say
+        raise _damaged("cannot be read") from None
 
 
 def of_stream(stream: Stream, size: int, file: int) -> Manifest:

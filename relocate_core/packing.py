@@ -248,6 +248,11 @@ class _Packer:
         self.tell = tell
         self.environment = inspect(path)
         self.interpreter = ask(os.path.join(os.path.abspath(path), "bin", "python"))
+        if mode != "timestamp" and self.interpreter.version < (3, 7):
+            raise InvalidPath(
+                f"Python {self.interpreter.long_version} knows its bytecode by the time alone, and "
+                f"{mode} was asked for: take timestamp"
+            )
         self.prefixes = self._find_prefixes()
         self.old = tuple(map(os.fsencode, self.prefixes))
         self.needles = needles(self.old) if self.old else ()
@@ -370,8 +375,8 @@ class _Packer:
         base = f"{folder}/" if folder else ""
         in_packages = in_packages or folder in self.environment.site_packages
         wanted: list[_Entry] = []
-        if in_packages and self.interpreter.cache_tag:
-            wanted = list(self._bytecode(base, statuses))
+        if self.interpreter.cache_tag and (in_packages or "__pycache__" in statuses):
+            wanted = list(self._bytecode(base, statuses, in_packages))
             if wanted:
                 statuses.setdefault("__pycache__", _FOLDER)
         for name, status in sorted(statuses.items()):
@@ -402,7 +407,7 @@ class _Packer:
         if self.interpreter.cache_tag or not path.endswith((".pyc", ".pyo")):
             return None
         source = statuses.get(path[:-1].rpartition("/")[2])
-        if source is None or not self._fits(path, path[:-1], source):
+        if source is None or not self._is_of(self._read(path)[0], source):
             return None
         return _Entry(path, BYTECODE, _mode(source.st_mode) & 0o644, path[:-1], True)
 
@@ -420,8 +425,14 @@ class _Packer:
         name = path.rpartition("/")[2]
         return any(fnmatchcase(path, one) or fnmatchcase(name, one) for one in self.exclude)
 
-    def _bytecode(self, base: str, statuses: dict[str, os.stat_result]) -> Iterator[_Entry]:
-        """The bytecode that the sources in a folder shall have, in order."""
+    def _bytecode(
+        self, base: str, statuses: dict[str, os.stat_result], complete: bool
+    ) -> Iterator[_Entry]:
+        """The bytecode that the sources in a folder shall have, in order.
+
+        Where it is not to be complete, only what is there and fits; a project that was installed
+        for editing has some.
+        """
         tag = self.interpreter.cache_tag
         folder = f"{base}__pycache__"
         there = dict(self._listed(folder)) if "__pycache__" in statuses else {}
@@ -433,7 +444,7 @@ class _Packer:
             for ending in (".opt-1.pyc", ".opt-2.pyc", ".pyc"):
                 path = f"{folder}/{stem}{ending}"
                 fits = f"{stem}{ending}" in there and self._fits(path, source, statuses[name])
-                if fits or ending == ".pyc":
+                if fits or (complete and ending == ".pyc"):
                     mode = _mode(statuses[name].st_mode) & 0o644
                     yield _Entry(path, BYTECODE, mode, source, fits)
 
@@ -442,11 +453,19 @@ class _Packer:
         try:
             data = self._read(path)[0]
             return (
-                bytecode.fits(data, self.interpreter.magic, int(status.st_mtime), status.st_size)
+                self._is_of(data, status)
                 and not self._names_prefix(self._read(source)[0])
                 and not self._names_prefix(self._portable(path, data))
             )
         except (OSError, bytecode.Unreadable):
+            return False
+
+    def _is_of(self, data: bytes, source: os.stat_result) -> bool:
+        """Whether bytecode is for this Python, and of a source as it is."""
+        try:
+            mtime = int(source.st_mtime)
+            return bytecode.fits(data, self.interpreter.magic, mtime, source.st_size)
+        except bytecode.Unreadable:
             return False
 
     def _require_travel(self, entries: list[_Entry]) -> None:

@@ -155,7 +155,7 @@ def _start(scanner: Scanner) -> list[_Worker]:
                 pass_fds=(scanner.root,),
             )
             workers.append(_Worker(process))
-        arguments = (scanner.prefixes.arguments, scanner.write)
+        arguments = (scanner.prefixes.arguments, scanner.write, scanner.account)
         for worker in workers:
             worker.tell(arguments)
         for worker in workers:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -195,9 +194,13 @@ class _Bases:
         known = [one for one in self.root.releases() if one.record.get("manifest")]
         known.sort(key=lambda one: one.name not in active)  # of which nothing but the order changes
         for release in known:
-            if manifest in (None, release.record["manifest"]):
-                with suppress(NoBase):
-                    return Earlier(release.path, RECORD, self.hard_links)
+            digest = release.record["manifest"]
+            if manifest in (None, digest):
+                try:
+                    return Earlier(release.path, RECORD, digest, self.hard_links)
+                except NoBase:
+                    if manifest is not None:
+                        raise
         return None
 
 

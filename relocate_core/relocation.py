@@ -32,6 +32,7 @@ from .prefix import Prefixes
 from .records import Records
 from .scanning import WHOLE, Findings, Scanner
 from .staging import LINK, Rehearsal, Staged, Staging, reserve
+from .tar import Refused
 from .virtualenv import Virtualenv, absolute_prefix, inspect, recorded_prefixes
 from .walking import Walk
 
@@ -158,7 +159,10 @@ def _manifest(root: int, environment: Virtualenv, as_packed: bool) -> Head | Non
     Whatever is installed or removed changes the folder of programs or that of packages, whose times
     are those of the bundle as long as nobody but `staging` has worked on them.
     """
-    known = manifest.of_tree(root)
+    try:
+        known = manifest.of_tree(root)
+    except Refused:
+        return None
     if known is None:
         return None
     with known:
@@ -177,7 +181,7 @@ def _mtime(root: int, path: str) -> int:
 def _exists(root: int, path: str) -> bool:
     try:
         os.stat(path, dir_fd=root, follow_symlinks=False)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     return True
 
@@ -296,7 +300,8 @@ class _Run:
         if self.head is not None:
             self._take_listed(self.head)
             return
-        scanner = Scanner(self.root, self.prefixes, write=not self.report.dry_run)
+        account = _exists(self.root, ledger.NAME)
+        scanner = Scanner(self.root, self.prefixes, not self.report.dry_run, account)
         pool.scan(scanner, self.walk.folders(), self._take)
         if self.failure is not None:
             raise self.failure
@@ -355,7 +360,7 @@ class _Run:
         for record, known in records.update(self.staging, listed):
             if not known:
                 self._count(record, metadata.KIND)
-        ledger.update(self.root, self.staging, self.bytecode)
+        ledger.update(self.root, self.staging)
 
     def _count(self, path: str, kind: str) -> None:
         self.report.rewritten[kind] = self.report.rewritten.get(kind, 0) + 1

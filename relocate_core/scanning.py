@@ -55,10 +55,13 @@ class Scanner:
         root: descriptor of the virtualenv.
         prefixes: what to look for, and what to write.
         write: whether to rewrite bytecode, or only to say what would be.
+        account: whether somebody keeps account of every file that is rewritten; bytecode is then
+            handed back like all others.
     """
 
-    def __init__(self, root: int, prefixes: Prefixes, write: bool) -> None:
+    def __init__(self, root: int, prefixes: Prefixes, write: bool, account: bool = False) -> None:
         self.root = root
+        self.account = account
         self.prefixes = prefixes
         self.write = write
         self.needles = needles(prefixes.old)
@@ -124,7 +127,7 @@ class Scanner:
         self, folder: int, file: int, name: str, path: str, size: int, findings: Findings
     ) -> bool:
         """Rewrite bytecode on the spot; False where the file is left to somebody else."""
-        if not name.endswith((".pyc", ".pyo")):
+        if self.account or not name.endswith((".pyc", ".pyo")):
             return False
         status = os.fstat(file)
         if status.st_size > WHOLE:
