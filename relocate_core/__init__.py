@@ -4,11 +4,13 @@ The parts, each on top of those before it: `errors`; `files`; `prefix` (what is 
 `quoting` (how languages spell a path); `artefacts` (a module for each kind of file); `scanning`
 with `pool`, `worker` and `messages` (finding references, in several processes); `large`; `staging`
 (new files, put in place together); `records`; `walking`; `history` and `locking`; `virtualenv`
-(what a folder is); `relocation`; `survey`, `interpreter`, `reinitialization`, `checking`,
-`description`. For releases: `tar`, `decompression`, `linking` and `unpacking` (an archive that may
-be hostile); `trust`, `releases` (a root and its records); `smoke` and `publishing`; `switching`;
-`processes` and `pruning`. For builds: `commands`, `sources` (what a build is made of),
-`environments` (the one that is kept), `installers` and `building`. And `cli`.
+(what a folder is); `tar` and `decompression` (an archive that may be hostile); `manifest` (what a
+bundle holds) and `ledger` (what was rewritten since); `relocation`; `survey`, `interpreter`,
+`reinitialization`, `checking`, `description`. For releases: `linking`, `earlier` (a release that
+gives its files), `bundle` and `unpacking`; `trust`, `releases` (a root and its records); `fitting`
+(whether a machine can run a bundle), `smoke` and `publishing`; `switching`; `processes` and
+`pruning`. For builds: `compression`, `compiling` and `packing`; `commands`, `sources` (what a build
+is made of), `environments` (the one that is kept), `installers` and `building`. And `cli`.
 
 The functions to call are below; everything they raise on purpose is a `RelocateError`.
 """

@@ -18,7 +18,7 @@ from .decompression import Stream
 from .earlier import Earlier
 from .errors import NoBase
 from .manifest import Head, Row
-from .tar import DAMAGED, FILE, FOLDER, Member, Refused
+from .tar import DAMAGED, FILE, FOLDER, Member, Refused, printable
 
 _SECOND = 1_000_000_000  # in nanoseconds
 
@@ -119,15 +119,33 @@ class Bundle:
         second = next(members, None)
         if second is None or (second.name, second.kind) != (ledger.NAME, FILE):
             raise Refused(f"it has no {ledger.NAME} behind {manifest.NAME}", advice=DAMAGED)
-        self.writer.add(second, hashlib.sha256(ledger.EMPTY).hexdigest())
+        empty = hashlib.sha256(ledger.EMPTY).hexdigest()
+        own = Row(ledger.NAME, FILE, 0o644, len(ledger.EMPTY), empty)
+        self._compare(second, own, self.head.time)
+        self.writer.add(second, empty)
         base = self.head.base
         if base is None:
-            self._take_carried(members, self.manifest.rows())
+            self._take_carried(members, manifest.consistent(self.head, self.manifest.rows()))
             return
+        self._require_sources()
         self._complete(base)
         carried = (row for row in self.manifest.rows() if not row.source)
         self._take_carried(members, carried)
         self.head, self.digest = manifest.whole(self.head), base.result
+
+    def _require_sources(self) -> None:
+        """Refuse rows that take something else of the earlier release than they say."""
+        assert self.earlier is not None
+        wanted: dict[str, list[Row]] = {}
+        for row in self.manifest.rows():
+            if row.source:
+                wanted.setdefault(row.source, []).append(row)
+        for known in self.earlier.manifest.rows() if wanted else ():
+            for row in wanted.pop(known.path, ()):
+                if (known.kind, known.size, known.sha256) != (FILE, row.size, row.sha256):
+                    raise Refused(f"is not what {printable(known.path)} was before", row.path)
+        for source, rows in wanted.items():
+            raise Refused(f"was {printable(source)} before, which is not there", rows[0].path)
 
     def _complete(self, base: manifest.Base) -> None:
         """Write the whole manifest, and take what the earlier release has of it."""
@@ -136,6 +154,7 @@ class Bundle:
             os.unlink(name, dir_fd=folder)
         rows = manifest.merged(self.earlier.manifest.rows(), base.removed, self.manifest.rows())
         head, writer = manifest.whole(self.head), self.writer
+        rows = manifest.consistent(head, rows)
         for row in manifest.write(writer.root, base.result, head, rows, writer.owner):
             mtime = row.mtime(head.time)
             if row.source and row.kind == FILE:

@@ -237,6 +237,7 @@ def _deviations(root: int, known: Manifest) -> Iterator[Problem]:
         reason = _deviation(root, row, rewritten.get(row.path))
         if reason is not None:
             yield Problem("manifest", row.path, reason)
+    yield from _strangers(root)
     for path in _all_paths(root):
         if path not in paths:
             yield Problem("manifest", path, "it is not in the manifest: added after it was packed")
@@ -284,6 +285,29 @@ def _sha256(folder: int, name: str) -> str:
         return digest.hexdigest()
     finally:
         os.close(file)
+
+
+def _strangers(root: int) -> Iterator[Problem]:
+    """What is in the manifest's own folder and does not belong there."""
+    own = {os.path.basename(name) for name in (manifest.NAME, ledger.NAME, ledger.ORIGINALS)}
+    folder = files.open_folder(root, manifest.PLACE)
+    try:
+        for name in sorted(set(os.listdir(folder)) - own):
+            yield Problem("manifest", f"{manifest.PLACE}/{name}", "it was added later")
+    finally:
+        os.close(folder)
+    try:
+        folder = files.open_folder(root, ledger.ORIGINALS)
+    except OSError:
+        return
+    try:
+        for name in sorted(os.listdir(folder)):
+            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            if not stat.S_ISREG(status.st_mode) or _sha256(folder, name) != name:
+                where = f"{ledger.ORIGINALS}/{name}"
+                yield Problem("manifest", where, "it is not what its name says")
+    finally:
+        os.close(folder)
 
 
 def _all_paths(root: int) -> Iterator[str]:

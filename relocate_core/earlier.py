@@ -47,6 +47,10 @@ class Earlier:
         self.root = files.open_root(path)
         try:
             self.manifest = self._own_manifest(digest)
+        except BaseException:
+            os.close(self.root)
+            raise
+        try:
             self._ledger = ledger.read(self.root)
             self._sealed = self._seal(seal)
             self._uid = os.geteuid()
@@ -55,6 +59,7 @@ class Earlier:
             self._parent: str | None = None
             self._place = -1
         except BaseException:
+            self.manifest.close()
             os.close(self.root)
             raise
 
@@ -72,7 +77,11 @@ class Earlier:
             if known.digest != digest:
                 known.close()
                 raise Refused("its manifest is another one")
-            known.require_digest()
+            try:
+                known.require_digest()
+            except BaseException:
+                known.close()
+                raise
             return known
         except Refused as refusal:
             raise NoBase(
@@ -80,13 +89,19 @@ class Earlier:
             ) from refusal
 
     def _seal(self, name: str) -> int:
-        """When the release was sealed, in the file system's own time; -1 where nothing tells."""
-        if os.fstat(self.root).st_uid != os.geteuid():
-            return -1
+        """When the release was sealed, in the file system's own time; -1 where nothing tells.
+
+        Nothing does where others may write to the folder, or the record was moved, linked or
+        restored, which makes its ctime later than the last time it was written.
+        """
+        folder = os.fstat(self.root)
         try:
-            return os.stat(name, dir_fd=self.root, follow_symlinks=False).st_ctime_ns
+            record = os.stat(name, dir_fd=self.root, follow_symlinks=False)
         except OSError:
             return -1
+        own = folder.st_uid == record.st_uid == os.geteuid() and not folder.st_mode & 0o022
+        untouched = stat.S_ISREG(record.st_mode) and record.st_ctime_ns == record.st_mtime_ns
+        return record.st_ctime_ns if own and untouched else -1
 
     def shares(self, folder: int) -> bool:
         """Whether its files take no room of their own below `folder`: as links or as clones."""
@@ -158,6 +173,8 @@ class Earlier:
 
         A source needs its own time, which its bytecode has; other files may be of an earlier one.
         """
+        if self._sealed < 0:
+            return False
         status = os.stat(base, dir_fd=place, follow_symlinks=False)
         if (
             status.st_mode != stat.S_IFREG | row.mode
@@ -173,7 +190,7 @@ class Earlier:
             try:
                 if not files.same_file(os.fstat(file), status):
                     raise self._changed(row, "is changing")
-                self._require_same(row, _hash(file))
+                self._require_same(row, _hash(file, row.size))
             finally:
                 os.close(file)
         try:
@@ -182,6 +199,10 @@ class Earlier:
             if error.errno in (errno.EMLINK, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP):
                 return False
             raise
+        made = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        if not files.same_file(made, status):
+            os.unlink(name, dir_fd=folder)
+            raise self._changed(row, "is changing")
         return True
 
     def _copied(
@@ -197,7 +218,7 @@ class Earlier:
             done = False
             try:
                 if status.st_ctime_ns > self._sealed:
-                    self._require_same(row, _hash(source, file))
+                    self._require_same(row, _hash(source, row.size, file))
                 elif not self._cloned(source, file):
                     _copy(source, file, row.size)
                 if os.fstat(source).st_ctime_ns != status.st_ctime_ns:
@@ -233,14 +254,15 @@ class Earlier:
             raise self._changed(row, "was changed")
 
 
-def _hash(source: int, file: int | None = None) -> str:
-    """The digest of an open file, which is copied on the way."""
+def _hash(source: int, size: int, file: int | None = None) -> str:
+    """The digest of an open file, of which so much is copied on the way; "" if it goes on."""
     digest = hashlib.sha256()
-    while piece := os.read(source, _PIECE):
+    while size > 0 and (piece := os.read(source, min(size, _PIECE))):
+        size -= len(piece)
         digest.update(piece)
         if file is not None:
             files.write_all(file, piece)
-    return digest.hexdigest()
+    return "" if os.read(source, 1) else digest.hexdigest()
 
 
 def _copy(source: int, file: int, size: int) -> None:

@@ -247,6 +247,19 @@ def link_aside(folder: int, status: os.stat_result, target: str) -> str:
     return name
 
 
+def clear_folders(root: int, folders: Iterable[str]) -> None:
+    """Remove what a killed run has left in some folders."""
+    for path in folders:
+        with suppress(OSError):
+            folder = open_folder(root, path)
+            try:
+                for name in os.listdir(folder):
+                    if name.startswith(TEMPORARY):
+                        os.unlink(name, dir_fd=folder)
+            finally:
+                os.close(folder)
+
+
 def clear_leftovers(root: int) -> None:
     """Remove what a killed run has left anywhere: under the lock, nobody else is using it."""
     with suppress(OSError):  # untidy, not wrong

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from .errors import InterpreterMismatch, InterpreterNotFound, InvalidPath
+from .errors import InterpreterMismatch, InterpreterNotFound, InvalidPath, UnsafeFolder
 from .survey import broken_modules
 
 _QUESTION = """
@@ -203,12 +203,23 @@ def _candidates(environment: Wanted) -> Iterator[str]:
     kind = "pypy" if environment.implementation == "pypy" else "python"
     names = (f"{kind}{environment.python}", f"{kind}{environment.python[0]}", kind)
     own = os.path.realpath(os.path.join(environment.path, "bin"))
-    home = [environment.home] if environment.home else []
+    home = [environment.home] if environment.home and _is_safe(environment.home) else []
     for name in names:
         for folder in (*home, *_folders()):
             executable = os.path.join(folder, name)
             if os.path.realpath(folder) != own and os.access(executable, os.X_OK):
                 yield executable
+
+
+def _is_safe(folder: str) -> bool:
+    """Whether a program may be run out of a folder that an archive names."""
+    from .trust import require_trusted
+
+    try:
+        require_trusted(folder)
+    except UnsafeFolder:
+        return False
+    return folder.startswith("/")
 
 
 def fitting(environment: Wanted, compiled: dict[str, set[str]]) -> Interpreter:

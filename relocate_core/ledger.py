@@ -23,6 +23,7 @@ ORIGINALS = f"{PLACE}/originals"
 EMPTY = b"{}\n"
 """What a bundle is packed with."""
 KIND = "ledger"
+_LONGEST = 32 << 20
 
 
 def read(root: int) -> dict[str, str]:
@@ -36,9 +37,11 @@ def read(root: int) -> dict[str, str]:
     """
     try:
         with files.folder_of(root, NAME) as (folder, name):
+            if os.stat(name, dir_fd=folder, follow_symlinks=False).st_size > _LONGEST:
+                return {}
             data, _ = files.read(folder, name)
         known = json.loads(data)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(known, dict):
         return {}
@@ -88,8 +91,8 @@ def _target(root: int, path: str, temporary: str) -> str:
 
 def _keep(root: int, path: str, digest: str) -> None:
     """Give a file's old content a second name, by its digest."""
-    with suppress(FileExistsError):
-        os.mkdir(ORIGINALS, 0o755, dir_fd=root)
+    with suppress(FileExistsError), files.folder_of(root, ORIGINALS) as (folder, name):
+        os.mkdir(name, 0o755, dir_fd=folder)
     place, parent = files.folder_of(root, f"{ORIGINALS}/{digest}"), files.folder_of(root, path)
     with place as (folder, name), parent as (old_folder, old), suppress(OSError):
         # A file system without hard links does without: the release then gives that file to none.

@@ -17,7 +17,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import files
@@ -41,10 +41,20 @@ Bytecode carries its source's time, so one that differed from build to build wou
 differ. Zip archives know no time before 1980, wherever on earth one is.
 """
 _LONGEST = 512 << 20
-_LONGEST_HEAD = 16 << 20
+LONGEST_HEAD = 8 << 20
+_MOST_LISTS = 50_000
 _LONGEST_ROW = 64 << 10
 _FIRST = '{"format": %d, "sha256": "%s",\n'
-_FIRST_LINE = re.compile(rb'\{"format": (\d{1,9}), "sha256": "([0-9a-f]{64})",\n')
+_FIRST_LINE = re.compile(rb'\{"format": (0|[1-9]\d{0,8}), "sha256": "([0-9a-f]{64})",\n')
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+_STRINGS = (
+    *("prefix", "python", "version", "implementation", "home", "machine", "libc"),
+    "libc_version",
+)
+_PYTHON = re.compile(r"\d{1,2}\.\d{1,3}\Z")
+_VERSION = re.compile(r"(?:\d{1,5}(?:\.\d{1,5}){0,3})?\Z")
+_NO_PREFIXES = ("", "/", "/usr", "/usr/local", "/opt")
+_MOST_PREFIXES = 100
 _LAST = chr(0x10FFFF)
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 # Nearly every row is one of these, with nothing in its path that JSON spells in another way.
@@ -163,11 +173,11 @@ class Head:
 def lines(head: Head, rows: Iterable[Row]) -> Iterator[bytes]:
     """All lines of a manifest behind its first one."""
     yield f'"head": {head.line()},\n"files": [\n'.encode()
-    before = b""
+    before, end = "", "]}\n"
     for row in rows:
-        yield before + row.line().encode()
-        before = b",\n"
-    yield b"\n]}\n"
+        yield f"{before}{row.line()}".encode()
+        before, end = ",\n", "\n]}\n"
+    yield end.encode()
 
 
 def document(head: Head, rows: Iterable[Row]) -> tuple[bytes, str]:
@@ -195,10 +205,16 @@ class Manifest:
     """
 
     def __init__(self, file: int) -> None:
-        self._stream = open(file, "rb", buffering=1 << 18)  # noqa: SIM115 - closed by `close`
         try:
+            self._stream = open(file, "rb", buffering=1 << 18)  # noqa: SIM115 - see `close`
+        except OSError:  # a folder, say
+            os.close(file)
+            raise
+        try:
+            if os.fstat(file).st_size > _LONGEST:
+                raise _damaged("is larger than any")
             self.digest = _digest(self._stream.readline(256))
-            self.head = _head(self._stream.readline(_LONGEST_HEAD))
+            self.head = _head(self._stream.readline(LONGEST_HEAD))
             self._begin = self._stream.tell()
         except BaseException:
             self._stream.close()
@@ -238,18 +254,19 @@ class Manifest:
         if self._stream.readline(256) != b'"files": [\n':
             raise _damaged("has no list of files")
         before = ""
-        while True:
-            line = self._stream.readline(_LONGEST_ROW)
-            if line[:1] != b"[":
-                break
+        line = self._stream.readline(_LONGEST_ROW)
+        more = line != b"]}\n"
+        while more:
+            more = line[-3:] == b"],\n"
             row = _row(line)
             key = row.key
             if key <= before:
                 raise _damaged(f"has {printable(row.path)} in the wrong place")
             before = key
             yield row
-        if line.strip() not in (b"]}", b"") or self._stream.readline(256) not in (b"", b"]}\n"):
-            raise _damaged("has a line that is no row")
+            line = self._stream.readline(_LONGEST_ROW)
+        if line != b"]}\n" or self._stream.read(1):
+            raise _damaged("does not end as one")
 
 
 def _digest(line: bytes) -> str:
@@ -265,82 +282,137 @@ def _digest(line: bytes) -> str:
 
 
 def _head(line: bytes) -> Head:
-    """The head, with every value of the type that it has to be of."""
+    """The head, with every value of the type that it has to be of, and spelled in the one way."""
     try:
-        if not (line.startswith(b'"head": ') and line.endswith(b",\n")):
+        text = line[len(b'"head": ') : -len(b",\n")].decode("ascii")
+        if line != f'"head": {text},\n'.encode() or text.count("[") > _MOST_LISTS:
             raise ValueError
-        known = json.loads(line[len(b'"head": ') : -2])
+        known = json.loads(text)
         if set(known) - {one.name for one in fields(Head)}:
             raise ValueError
-        for name in ("prefixes", "references"):
-            known[name] = _strings(known[name])
-        for name in ("prefix", "python", "version", "implementation", "home", "machine", "libc"):
+        for name in _STRINGS:
             known[name] = _string(known[name])
-        known["libc_version"] = _string(known["libc_version"])
-        known["compiled"] = tuple((_strings(e), _string(m)) for e, m in known["compiled"])
-        known["uneditable"] = tuple((_string(p), _string(r)) for p, r in known["uneditable"])
-        known["facts"] = {_string(k): _string(v) for k, v in dict(known["facts"]).items()}
         for name in ("time", "files", "size"):
             known[name] = _number(known[name])
-        for path in known["references"]:
-            _require_plain(path)
+        for name in ("prefixes", "references"):
+            known[name] = _strings(known[name])
+        known["compiled"] = tuple((_strings(e), _string(m)) for e, m in known["compiled"])
+        known["uneditable"] = tuple((_string(p), _string(r)) for p, r in known["uneditable"])
+        known["facts"] = {_string(k): _string(v) for k, v in known["facts"].items()}
         if known.get("base") is not None:
-            base = known["base"]
-            known["base"] = Base(
-                _string(base["manifest"]), _strings(base["removed"]), _string(base["result"])
-            )
-        return Head(**known)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            known["base"] = _base(known["base"])
+        head = Head(**known)
+        if head.line() != text:
+            raise ValueError
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError):
         raise _damaged("has no head that can be read") from None
+    _require_sense(head)
+    for path in (*head.references, *(path for path, _ in head.uneditable)):
+        _require_plain(path)
+    return head
+
+
+def _base(known: Any) -> Base:
+    base = Base(_string(known["manifest"]), _strings(known["removed"]), _string(known["result"]))
+    if not (_SHA256.match(base.manifest) and _SHA256.match(base.result)):
+        raise ValueError
+    for path in base.removed:
+        _require_plain(path)
+    return base
+
+
+def _require_sense(head: Head) -> None:
+    """Refuse what no virtualenv can be of, or have been built at."""
+    for version, pattern in (
+        (head.python, _PYTHON),
+        (head.version, _VERSION),
+        (head.libc_version, _VERSION),
+    ):
+        if pattern.match(version) is None:
+            raise _damaged(f"has the impossible version {printable(version) or 'of nothing'}")
+    if len(head.prefixes) > _MOST_PREFIXES or len(set(head.references)) < len(head.references):
+        raise _damaged("names too many prefixes, or a file twice")
+    paths = [path for path in (head.prefix, head.home) if path]
+    for path in (*head.prefixes, *paths):
+        if os.path.normpath(path) != path or path in _NO_PREFIXES or path[0] != "/":
+            raise _damaged(f"has the impossible prefix {printable(path) or 'of no length'}")
 
 
 def _row(line: bytes) -> Row:
+    """A row, of a line as `Row.line` gives it and nothing else."""
     match = _PLAIN_FILE.match(line)
     if match is not None:
         path, mode, size, sha256 = match.groups()
         row = Row(path.decode(), FILE, int(mode), int(size), sha256.decode())
-        if row.mode > 0o777:
-            raise _damaged("has a row that cannot be read")
+        if row.mode != file_mode(row.mode):
+            raise _damaged(f"has a row of {printable(row.path)} that makes no sense")
         _require_plain(row.path)
         return row
+    name = "something"
     try:
-        values = json.loads(line.rstrip(b",\n"))
-        path, kind, *rest = values
-        if kind == FOLDER:
-            row = Row(_string(path), FOLDER, _number(rest[0]))
-            wanted = 3
-        elif kind == LINK:
-            row = Row(_string(path), LINK, target=_string(rest[0]))
-            wanted = 3
-        else:
-            row = Row(
-                _string(path), FILE, _number(rest[0]), _number(rest[1]), _string(rest[2]), "",
-                *map(_string, rest[3:]),
-            )  # fmt: skip
-            wanted = len(values) if len(values) in (5, 6) else 0
-            if kind != FILE or _SHA256.match(row.sha256) is None:
-                raise ValueError
-        if len(values) != wanted or row.mode > 0o777:
+        text = line.decode("ascii").removesuffix("\n").removesuffix(",")
+        values = json.loads(text)
+        name = printable(_string(values[0]))
+        row = _parsed(values)
+        if row.line() != text:
             raise ValueError
-    except (ValueError, TypeError, IndexError, RecursionError):
-        raise _damaged("has a row that cannot be read") from None
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError, MemoryError):
+        raise _damaged(f"has a row of {name} that makes no sense") from None
     _require_plain(row.path)
     if row.source:
         _require_plain(row.source)
     return row
 
 
+def _parsed(values: Any) -> Row:
+    path, kind, *rest = values
+    if kind == FOLDER:
+        row = Row(_string(path), FOLDER, _number(rest[0]))
+        right = row.mode == folder_mode(row.mode)
+    elif kind == LINK:
+        row = Row(_string(path), LINK, target=_string(rest[0]))
+        right = bool(row.target)
+    else:
+        row = Row(
+            _string(path), FILE, _number(rest[0]), _number(rest[1]), _string(rest[2]), "",
+            *map(_string, rest[3:]),
+        )  # fmt: skip
+        right = row.mode == file_mode(row.mode) and _SHA256.match(row.sha256) is not None
+    if not right:
+        raise ValueError
+    return row
+
+
+def file_mode(mode: int) -> int:
+    """A file's mode as unpacking gives it: writable by nobody else, readable by its owner."""
+    return mode & 0o755 | 0o400
+
+
+def folder_mode(mode: int) -> int:
+    """A folder's."""
+    return mode & 0o755 | 0o700
+
+
 def _require_plain(path: str) -> None:
-    """Refuse a path that leads out, or into what belongs to the manifest itself."""
-    if not path or plain_name(path, folder=False) != path:
+    """Refuse a path that leads out, or into what belongs to the manifest or to the release."""
+    try:
+        possible = bool(path) and plain_name(path, folder=False) == path
+    except Refused:
+        possible = False
+    if not possible:
         raise _damaged(f"names the impossible path {printable(path)}")
-    if path == PLACE or path.startswith(f"{PLACE}/"):
-        raise _damaged(f"names {printable(path)}, which belongs to itself")
+    if path.partition("/")[0] in (PLACE, RECORD):
+        raise _damaged(f"names {printable(path)}, which is in no bundle")
 
 
 def _string(value: Any) -> str:
+    """A text that a path and a terminal can take."""
     if not isinstance(value, str):
         raise TypeError
+    if not value.isprintable():
+        os.fsencode(value)  # bytes that are no UTF-8 stand there as half of a surrogate pair
+        if _CONTROL.search(value):
+            raise ValueError
     return value
 
 
@@ -351,7 +423,7 @@ def _strings(value: Any) -> tuple[str, ...]:
 
 
 def _number(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63:
         raise TypeError
     return value
 
@@ -368,13 +440,42 @@ def of_tree(root: int) -> Manifest | None:
     """
     try:
         with files.folder_of(root, NAME) as (folder, name):
-            file = files.open_file(folder, name)
-    except OSError:
+            return Manifest(files.open_file(folder, name))
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    try:
-        return Manifest(file)
-    except OSError:  # a folder, say
+    except OSError:  # a folder or a link, say
         raise _damaged("cannot be read") from None
+
+
+def consistent(head: Head, rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows of a whole, once they are found to be what its head says.
+
+    Raises:
+        Refused: a row is in a folder without one, a file of the head has none, or they are more or
+            less than it says.
+    """
+    named = {*head.references, *(path for path, _ in head.uneditable)}
+    folders, folder = {""}, ""
+    count = size = 0
+    for row in rows:
+        count += 1
+        size += row.size
+        if row.kind == FOLDER:
+            folders.add(row.path)
+        elif row.path in named:
+            named.remove(row.path)
+        parent = row.path.rpartition("/")[0]
+        if parent != folder:
+            if parent not in folders:
+                raise _damaged(f"has {printable(row.path)} in a folder that it has not")
+            folder = parent
+        yield row
+    for path in sorted(named):
+        raise _damaged(f"tells of {printable(path)}, which is none of its files")
+    if (count, size) != (head.files, head.size):
+        raise _damaged(
+            f"tells of {head.files:,} files and {head.size:,} bytes, and has {count:,} and {size:,}"
+        )
 
 
 def of_stream(stream: Stream, size: int, file: int) -> Manifest:
@@ -509,8 +610,7 @@ def merged(base: Iterable[Row], removed: Iterable[str], rows: Iterable[Row]) -> 
 
 def whole(head: Head) -> Head:
     """The head of the full bundle."""
-    known = {one.name: getattr(head, one.name) for one in fields(Head)}
-    return Head(**{**known, "base": None})
+    return replace(head, base=None)
 
 
 def write(
@@ -538,16 +638,17 @@ def write(
             os.fchown(file, *owner)
         stream.write((_FIRST % (FORMAT, digest)).encode())
 
-        def put(piece: bytes) -> None:
+        written: list[Row] = []
+
+        def noted() -> Iterator[Row]:
+            for row in rows:
+                written.append(row)
+                yield row._replace(source="")
+
+        for piece in lines(head, noted()):
             found.update(piece)
             stream.write(piece)
-
-        put(f'"head": {head.line()},\n"files": [\n'.encode())
-        before = b""
-        for row in rows:
-            put(before + row._replace(source="").line().encode())
-            before = b",\n"
-            yield row
-        put(b"\n]}\n")
+            yield from written
+            written.clear()
     if found.hexdigest() != digest:
         raise Refused("it does not belong to that base: together they are another whole")

@@ -13,16 +13,18 @@ takes for one whole.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import stat
 import tarfile
 import tempfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, BinaryIO, NamedTuple
 
@@ -35,15 +37,16 @@ from .compression import FORMS, Packed, form_of, require
 from .errors import BadArchive, Busy, CannotTravel, InvalidPath, TreeChanged, TreeError
 from .interpreter import ask
 from .locking import locked
-from .manifest import PLACE, RECORD, Base, Head, Row
+from .manifest import PLACE, RECORD, Base, Head, Row, file_mode, folder_mode
 from .releases import Tell, silent
 from .relocation import relocate
 from .scanning import HIDDEN_FIRST, WHOLE, hidden_reference, needles
 from .survey import compiled_module, editables, survey
-from .tar import BLOCK, FILE, FOLDER, LINK
+from .tar import BLOCK, FILE, FOLDER, LINK, Refused, printable
 from .virtualenv import absolute_prefix, inspect, recorded_prefixes
 
 BYTECODE = "bytecode"
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _ELF = b"\x7fELF"
 _PIECE = 1 << 20
 _MOST_FACTS = 100
@@ -132,7 +135,7 @@ def pack(
     archive = os.path.abspath(archive)
     inspect(path)  # what is no virtualenv is refused before anything is done
     require_apart(path, archive)
-    earlier = _rows_of(against) if against is not None else None
+    earlier = _earlier(against) if against is not None else None
     if prefix is not None:
         prefix = absolute_prefix(prefix, "the prefix")
     try:
@@ -180,20 +183,45 @@ def require_apart(path: str, archive: str) -> None:
 
 def _checked_facts(facts: Any) -> dict[str, str]:
     given = facts.items() if isinstance(facts, Mapping) else [(None, None)]
-    if len(given) > _MOST_FACTS or not all(isinstance(one, str) for pair in given for one in pair):
-        raise InvalidPath(f"facts must be at most {_MOST_FACTS} names and texts: {facts!r}")
+    texts: list[Any] = [one for pair in given for one in pair]
+    if (
+        len(given) > _MOST_FACTS
+        or not all(isinstance(one, str) for one in texts)
+        or any(map(_CONTROL.search, texts))
+    ):
+        raise InvalidPath(
+            f"facts must be at most {_MOST_FACTS} names and texts of one line: {facts!r}"
+        )
     return dict(sorted(facts.items()))
 
 
-def _rows_of(archive: str) -> tuple[str, dict[str, Row], str]:
-    """The digest of an earlier bundle's manifest, its rows by path, and its name."""
+class _Earlier(NamedTuple):
+    """A bundle that another one is packed against."""
+
+    archive: str
+    manifest: str
+    """Its manifest's digest."""
+    rows: dict[str, Row]
+    """By their paths."""
+    contents: frozenset[str]
+    """The digests of its files."""
+
+
+def _earlier(archive: str) -> _Earlier:
     with manifest.of_archive(archive) as known:
         if known.head.base is not None:
             raise BadArchive(
                 f"cannot pack against {archive}: it was packed against another one itself; "
                 "name the full bundle of that release"
             )
-        return known.digest, {row.path: row for row in known.rows()}, archive
+        try:
+            rows = {row.path: row for row in known.rows()}
+        except Refused as refusal:
+            raise BadArchive(
+                f"cannot pack against {archive}: {refusal}; {refusal.advice}"
+            ) from refusal
+        contents = frozenset(row.sha256 for row in rows.values() if row.kind == FILE)
+        return _Earlier(archive, known.digest, rows, contents)
 
 
 @contextmanager
@@ -206,11 +234,37 @@ def _at_home(path: str, prefix: str | None) -> Iterator[str]:
         yield path
         return
     source = os.path.realpath(path)
-    with tempfile.TemporaryDirectory(prefix=".packing-", dir=os.path.dirname(source)) as folder:
-        copy = os.path.join(folder, "tree")
+    above, name = os.path.split(source)
+    scratch = os.path.join(above, f".{name}.packing")
+    with _scratch(scratch):
+        copy = os.path.join(scratch, "tree")
         shutil.copytree(source, copy, symlinks=True, copy_function=_link)
         relocate(copy, prefix, staged=True)
         yield copy
+
+
+@contextmanager
+def _scratch(path: str) -> Iterator[None]:
+    """A folder of ours of a fixed name, so that the next run removes what a killed one has left."""
+    with suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if os.fstat(folder).st_uid != os.geteuid():
+            raise InvalidPath(f"{path} is in the way, and belongs to somebody else: remove it")
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Busy(f"another run is packing in {path}; wait for that to end") from None
+        os.chmod(path, 0o700)
+        for name in os.listdir(path):
+            shutil.rmtree(os.path.join(path, name))
+        try:
+            yield
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+    finally:
+        os.close(folder)
 
 
 def _link(source: str, target: str) -> None:
@@ -264,7 +318,7 @@ class _Packer:
         self.warnings: list[dict[str, str]] = []
         self.compiled: dict[str, set[str]] = {}
         self.needs: list[Needs] = []
-        self.carried = self.built = 0
+        self.size = self.carried = self.built = 0
 
     def _find_prefixes(self) -> tuple[str, ...]:
         environment = self.environment
@@ -278,7 +332,7 @@ class _Packer:
         form: str,
         level: int | None,
         facts: dict[str, str],
-        earlier: tuple[str, dict[str, Row], str] | None,
+        earlier: _Earlier | None,
         dry_run: bool,
     ) -> Packing:
         """Write the bundle."""
@@ -289,26 +343,11 @@ class _Packer:
         if dry_run:
             return report
         time = _time(self.newest)
-        base = earlier[1] if earlier else {}
-        there = {row.sha256 for row in base.values() if row.kind == FILE}
         with _Output(archive) as output:
             with tempfile.TemporaryFile(dir=os.path.dirname(archive)) as body:
-                packed = Packed(body, form, level)
-                for row, pieces in self._members(entries):
-                    self.rows.append(row)
-                    if base.get(row.path) != row and row.sha256 not in there:
-                        self.carried += row.kind == FILE
-                        _put(packed, row, row.mtime(time), pieces)
-                    report.size += row.size
-                    if not len(self.rows) & 0xFF:
-                        self.tell("packing", {"files": len(self.rows), "size": report.size})
-                packed.write(bytes(2 * BLOCK))
-                packed.finish()
-                self._add_records()
-                head = self._head(facts, time, report.size)
-                text, report.manifest = manifest.document(head, self.rows)
-                if earlier is not None:
-                    text = self._against(earlier, head, report)
+                self._put_members(Packed(body, form, level), entries, earlier, time)
+                report.files, report.size = len(self.rows), self.size
+                text = self._document(facts, time, earlier, report)
                 first = Packed(output.file, form, level)
                 for name, data in ((manifest.NAME, text), (ledger.NAME, ledger.EMPTY)):
                     _put(first, Row(name, FILE, 0o644, len(data)), time, iter((data,)))
@@ -316,30 +355,61 @@ class _Packer:
                 body.seek(0)
                 shutil.copyfileobj(body, output.file, _PIECE)
             report.packed_size, report.sha256 = output.commit()
-        report.files = len(self.rows)
         report.carried, report.compiled = self.carried, self.built
         report.references = len(self.references)
         self.tell("packed", {"path": archive, "size": report.packed_size})
         return report
 
-    def _against(
-        self, earlier: tuple[str, dict[str, Row], str], head: Head, report: Packing
-    ) -> bytes:
-        """The manifest of a bundle that has only what an earlier one lacks."""
-        digest, base, _ = earlier
-        if digest == report.manifest:
-            raise InvalidPath(
-                f"cannot pack {self.name} against {earlier[2]}: nothing differs between them; "
-                "deploy that one"
-            )
-        report.base = digest
-        paths = {row.path for row in self.rows}
-        removed = tuple(path for path in base if path not in paths)
-        rows = manifest.difference(base, self.rows)
-        known = {**head.__dict__, "base": Base(digest, removed, report.manifest)}
-        return manifest.document(Head(**known), rows)[0]
+    def _put_members(
+        self, packed: Packed, entries: list[_Entry], earlier: _Earlier | None, time: int
+    ) -> None:
+        """Write what an earlier bundle lacks, up to the end of the archive."""
+        known = earlier.rows if earlier else {}
+        contents = earlier.contents if earlier else frozenset()
+        for row, pieces in self._members(entries):
+            self.rows.append(row)
+            self.size += row.size
+            if known.get(row.path) != row and row.sha256 not in contents:
+                self.carried += row.kind == FILE
+                _put(packed, row, row.mtime(time), pieces)
+            if not len(self.rows) & 0xFF:
+                self.tell("packing", {"files": len(self.rows), "size": self.size})
+        packed.write(bytes(2 * BLOCK))
+        packed.finish()
 
-    def _head(self, facts: dict[str, str], time: int, size: int) -> Head:
+    def _document(
+        self, facts: dict[str, str], time: int, earlier: _Earlier | None, report: Packing
+    ) -> bytes:
+        """The manifest, once all members are known; of what an earlier one lacks, where it is."""
+        self._add_records()
+        head = self._head(facts, time)
+        text, report.manifest = manifest.document(head, self.rows)
+        if earlier is None:
+            self._require_readable(head)
+            return text
+        if earlier.manifest == report.manifest:
+            raise InvalidPath(
+                f"cannot pack {self.name} against {earlier.archive}: nothing differs between "
+                "them; deploy that one"
+            )
+        report.base = earlier.manifest
+        paths = {row.path for row in self.rows}
+        removed = tuple(path for path in earlier.rows if path not in paths)
+        base = Base(earlier.manifest, removed, report.manifest)
+        head = replace(head, base=base)
+        self._require_readable(head)
+        return manifest.document(head, manifest.difference(earlier.rows, self.rows))[0]
+
+    def _require_readable(self, head: Head) -> None:
+        if len(head.line()) + 1000 > manifest.LONGEST_HEAD:
+            count = len(head.references) + (len(head.base.removed) if head.base else 0)
+            raise CannotTravel(
+                f"cannot pack {self.name}: {count:,} of its files name the place where it was "
+                "built, or are gone since the earlier bundle, which is more than a manifest takes; "
+                "deploy it as a plain tarball"
+            )
+
+    def _head(self, facts: dict[str, str], time: int) -> Head:
         # Some packages bring programs for other processors along.
         own = [one for one in self.needs if one.machine == self.interpreter.machine]
         version = max((one.version for one in own), default=())
@@ -357,7 +427,7 @@ class _Packer:
             libc_version=".".join(map(str, version)),
             time=time,
             files=len(self.rows),
-            size=size,
+            size=self.size,
             references=tuple(self.references),
             uneditable=tuple(self.uneditable),
             facts=facts,
@@ -388,14 +458,14 @@ class _Packer:
             elif name == "__pycache__" and self.interpreter.cache_tag and stat.S_ISDIR(mode):
                 continue  # all of it is of other Pythons, or of sources that are gone
             elif stat.S_ISDIR(mode):
-                yield _Entry(path, FOLDER, _mode(mode) | 0o700)
+                yield _Entry(path, FOLDER, folder_mode(mode))
                 yield from self._below(path, in_packages)
             elif stat.S_ISLNK(mode):
                 yield _Entry(path, LINK, 0)
             elif stat.S_ISREG(mode):
                 if not name.endswith((".py", ".pyc")):
                     self.newest = max(self.newest, int(status.st_mtime))
-                yield self._beside(path, statuses) or _Entry(path, FILE, _mode(mode))
+                yield self._beside(path, statuses) or _Entry(path, FILE, file_mode(mode))
             else:
                 raise CannotTravel(
                     f"cannot pack {os.path.join(self.name, path)}: it is a socket, pipe or device; "
@@ -409,7 +479,7 @@ class _Packer:
         source = statuses.get(path[:-1].rpartition("/")[2])
         if source is None or not self._is_of(self._read(path)[0], source):
             return None
-        return _Entry(path, BYTECODE, _mode(source.st_mode) & 0o644, path[:-1], True)
+        return _Entry(path, BYTECODE, file_mode(source.st_mode & 0o644), path[:-1], True)
 
     def _listed(self, folder: str) -> Iterator[tuple[str, os.stat_result]]:
         """The names in a folder that are to be packed, and what they are."""
@@ -418,8 +488,14 @@ class _Packer:
             for entry in entries:
                 name = entry.name
                 own = not folder and name in (PLACE, RECORD)
-                if not (own or name.startswith(files.TEMPORARY) or self._excluded(base + name)):
-                    yield name, entry.stat(follow_symlinks=False)
+                if own or name.startswith(files.TEMPORARY) or self._excluded(base + name):
+                    continue
+                if not name.isprintable() and _CONTROL.search(name):
+                    raise CannotTravel(
+                        f"cannot pack {os.path.join(self.name, base)}: the name {printable(name)} "
+                        "in it has a control character; rename it, or exclude it"
+                    )
+                yield name, entry.stat(follow_symlinks=False)
 
     def _excluded(self, path: str) -> bool:
         name = path.rpartition("/")[2]
@@ -445,7 +521,7 @@ class _Packer:
                 path = f"{folder}/{stem}{ending}"
                 fits = f"{stem}{ending}" in there and self._fits(path, source, statuses[name])
                 if fits or (complete and ending == ".pyc"):
-                    mode = _mode(statuses[name].st_mode) & 0o644
+                    mode = file_mode(statuses[name].st_mode & 0o644)
                     yield _Entry(path, BYTECODE, mode, source, fits)
 
     def _fits(self, path: str, source: str, status: os.stat_result) -> bool:
@@ -670,11 +746,6 @@ class _Packer:
 _FOLDER = os.stat_result((stat.S_IFDIR | 0o755, *(0,) * 9))
 
 
-def _mode(mode: int) -> int:
-    """A mode as unpacking gives it: writable by nobody else, readable by its owner."""
-    return mode & 0o755 | 0o400
-
-
 def _time(newest: int) -> int:
     """The time of everything that is no source.
 
@@ -711,32 +782,65 @@ def _put(packed: Packed, row: Row, mtime: int, pieces: Iterator[bytes]) -> None:
     packed.write(bytes(-size % BLOCK))
 
 
+def _own_file(path: str) -> int:
+    """A descriptor of a file of ours to write to, made where it is missing.
+
+    Raises:
+        InvalidPath: somebody else has put something there.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        file = os.open(path, flags, 0o644)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+    else:
+        status = os.fstat(file)
+        own = status.st_uid == os.geteuid() and status.st_nlink == 1
+        if stat.S_ISREG(status.st_mode) and own:
+            return file
+        os.close(file)
+    raise InvalidPath(f"{path} is in the way, and none of our own files: see whose, and remove it")
+
+
 class _Output:
     """The archive and its digest: written aside, put in place together."""
 
     def __init__(self, archive: str) -> None:
         self.archive = archive
         folder, name = os.path.split(archive)
-        self.temporary = os.path.join(folder, f".{name}.packing")
         # Of a fixed name, so that the next run takes what a killed one has left.
-        self.file: BinaryIO = open(self.temporary, "ab")  # noqa: SIM115 - closed by __exit__
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self.file.close()
-            raise Busy(
-                f"cannot write {archive}: another run is writing it; wait for that to end"
-            ) from None
-        self.file.truncate(0)
+        self.temporary = os.path.join(folder, f".{name}.packing")
+        self.file: BinaryIO = self._open()
+        self.committed = False
+
+    def _open(self) -> BinaryIO:
+        """The temporary file, empty, and locked for as long as it is open."""
+        while True:
+            file = _own_file(self.temporary)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(file)
+                raise Busy(
+                    f"cannot write {self.archive}: another run is writing it; wait for that to end"
+                ) from None
+            with suppress(FileNotFoundError):
+                # Another run may have put it in place in between.
+                if os.path.samestat(os.fstat(file), os.lstat(self.temporary)):
+                    os.truncate(file, 0)
+                    return open(file, "wb")
+            os.close(file)
 
     def __enter__(self) -> _Output:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if not self.committed:  # before it is closed, and another run can have it
+            for suffix in (".sha256", ""):
+                with suppress(FileNotFoundError):
+                    os.unlink(self.temporary + suffix)
         self.file.close()
-        for suffix in ("", ".sha256"):
-            with suppress(FileNotFoundError):
-                os.unlink(self.temporary + suffix)
 
     def commit(self) -> tuple[int, str]:
         """Put both in place; the archive's size and digest.
@@ -752,12 +856,14 @@ class _Output:
             while piece := packed.read(_PIECE):
                 found.update(piece)
         digest = found.hexdigest()
-        with open(self.temporary + ".sha256", "w") as beside:
+        with open(_own_file(self.temporary + ".sha256"), "w") as beside:
+            beside.truncate(0)
             beside.write(f"{digest}  {os.path.basename(self.archive)}\n")
             beside.flush()
             os.fsync(beside.fileno())
         os.rename(self.temporary + ".sha256", self.archive + ".sha256")
         os.rename(self.temporary, self.archive)
+        self.committed = True
         folder = os.open(os.path.dirname(self.archive), os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)

@@ -190,6 +190,7 @@ class _Bases:
 
     def find(self, manifest: str | None) -> Earlier | None:
         """The release with a manifest of that digest; for None the likeliest to have the same."""
+        changed: NoBase | None = None
         active = set(self.root.links().values())
         known = [one for one in self.root.releases() if one.record.get("manifest")]
         known.sort(key=lambda one: one.name not in active)  # of which nothing but the order changes
@@ -198,9 +199,10 @@ class _Bases:
             if manifest in (None, digest):
                 try:
                     return Earlier(release.path, RECORD, digest, self.hard_links)
-                except NoBase:
-                    if manifest is not None:
-                        raise
+                except NoBase as error:
+                    changed = error
+        if manifest is not None and changed is not None:
+            raise changed
         return None
 
 

@@ -29,6 +29,7 @@ CURRENT = "current"
 # Long enough for another deploy to end.
 WAIT = 300.0
 _RECORD_FORMAT = 1
+_LONGEST_RECORD = 1 << 20
 
 Tell = Callable[[str, dict[str, Any]], None]
 """Called after each step with its name and facts about it: for logs and progress."""
@@ -117,12 +118,13 @@ class Root:
                 return None
             file = os.open(os.path.join(path, RECORD), files.FILE)
             try:
-                if not stat.S_ISREG(os.fstat(file).st_mode):
+                status = os.fstat(file)
+                if not stat.S_ISREG(status.st_mode) or status.st_size > _LONGEST_RECORD:
                     return None
                 known = json.loads(files.read_whole(file))
             finally:
                 os.close(file)
-        except (FileNotFoundError, NotADirectoryError, ValueError):
+        except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
             return None
         except OSError as error:
             if error.errno == errno.ELOOP:

@@ -297,6 +297,10 @@ class _Run:
 
     def _scan(self) -> None:
         """Find what names a prefix; where that needs a walk, bytecode is rewritten on the way."""
+        listed = self.head.references if self.head is not None else ()
+        if not self.report.dry_run:
+            parents = {path.rpartition("/")[0] for path in listed}
+            files.clear_folders(self.root, {"", manifest.PLACE, *parents})
         if self.head is not None:
             self._take_listed(self.head)
             return

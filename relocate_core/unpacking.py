@@ -38,6 +38,8 @@ _LONGEST_PATH = 4000  # of the kernel's 4096, with room for names that are put b
 _LEFT_FREE = 64 << 20
 _LONGEST_CONFIG = 1 << 20
 _LOOK_AT_ROOM = 64 << 20
+# Hashes of an archive that vouch for all that is in it.
+_STRONG = frozenset(("sha256", "sha384", "sha512", "sha3_256", "sha3_512", "blake2b", "blake2s"))
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,9 @@ def unpack(
                 members = tar.members(stream)
                 first = next(members, None)
                 if first is not None and first.name == manifest.NAME:
-                    bundle = Bundle(writer, stream, first, accept, find, not digests)
+                    writer.bundle = True
+                    prove = not _STRONG.intersection(map(str.lower, digests or {}))
+                    bundle = Bundle(writer, stream, first, accept, find, prove)
                     bundle.take(members)
                 else:
                     for member in chain(() if first is None else (first,), members):
@@ -233,6 +237,7 @@ class _Writer:
         self.owner = owner
         self.progress = progress
         self.count = self.size = 0
+        self.bundle = False
         self.longest = _LONGEST_PATH - len(os.fsencode(_path_of(folder)))
         self.exact = _keeps_modes(folder)
         # Every name, in the form that a file system may take for the same, and what it is.
@@ -419,12 +424,24 @@ class _Writer:
             self._make_hard_link(name, target)
         top = self._top()
         self._require_inside(top)
+        if top or not self.bundle:
+            self._require_no_manifest(top)
         for name, target in self.links.items():
             self._make_link(name, target)
         for folder in sorted(self.folders, key=lambda path: path.count("/"), reverse=True):
             if folder:
                 self._settle(folder, self.folders[folder])
         return top
+
+    def _require_no_manifest(self, top: str) -> None:
+        """Refuse a manifest that stands elsewhere than in front: nothing was compared with it."""
+        place = f"{top}/{manifest.PLACE}" if top else manifest.PLACE
+        if place in self.folders or place in self.links:
+            raise Refused(
+                f"is in an archive that does not begin with {manifest.NAME}",
+                place,
+                advice="pack it with --pack, or without that folder",
+            )
 
     def _make_hard_link(self, name: str, target: str) -> None:
         source, place = files.folder_of(self.root, target), files.folder_of(self.root, name)
