@@ -160,7 +160,8 @@ def info(path: str) -> dict[str, Any]:
     of them), ``python`` (X.Y), ``implementation``, ``builder`` (venv, virtualenv or uv),
     ``interpreter`` (where ``bin/python`` leads), ``home``, ``copies``, ``relocatable``,
     ``system_site_packages``, ``prompt``, ``site_packages``, ``packages`` and ``compiled_modules``
-    (counts), and ``stays_behind`` (what in it would not travel to another machine).
+    (counts), ``stays_behind`` (what in it would not travel to another machine) and ``build`` (what
+    the build of a bundle says of itself, the commit for one).
 
     Raises ``CommandExecutionError`` where there is no virtualenv, or it cannot be read.
 

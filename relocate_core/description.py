@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from . import files, manifest
 from .errors import TreeError
 from .survey import survey
+from .tar import Refused
 from .virtualenv import inspect
 
 
@@ -20,7 +22,8 @@ def describe(path: str) -> dict[str, Any]:
         path, prefix (the path that its files name), old_prefixes (all of them), python (X.Y),
         implementation, builder, interpreter (where `bin/python` leads), home, copies,
         relocatable, system_site_packages, prompt, site_packages, packages (a count),
-        compiled_modules (a count), stays_behind (a list of what would not travel).
+        compiled_modules (a count), stays_behind (a list of what would not travel), build (what the
+        build of a bundle says of itself; empty for all else).
 
     Raises:
         NotAVirtualenv: there is none.
@@ -41,4 +44,19 @@ def describe(path: str) -> dict[str, Any]:
         *(f"{file} names {line}" for file, line in surveyed.outside),
         *(f"{name} leads to {target}" for name, target in surveyed.leading_out),
     ]
+    facts["build"] = _build(path)
     return facts
+
+
+def _build(path: str) -> dict[str, str]:
+    root = files.open_root(path)
+    try:
+        known = manifest.of_tree(root)
+    except Refused:
+        known = None
+    finally:
+        os.close(root)
+    if known is None:
+        return {}
+    with known:
+        return dict(known.head.facts)
