@@ -215,11 +215,13 @@ def _is_safe(folder: str) -> bool:
     """Whether a program may be run out of a folder that an archive names."""
     from .trust import require_trusted
 
+    if not (folder.startswith("/") and os.path.isdir(folder)):
+        return False
     try:
         require_trusted(folder)
     except UnsafeFolder:
         return False
-    return folder.startswith("/")
+    return True
 
 
 def fitting(environment: Wanted, compiled: dict[str, set[str]]) -> Interpreter:
