@@ -144,7 +144,8 @@ def pack(
             try:
                 with locked(root, place, 30.0):
                     packer = _Packer(root, place, path, exclude, bytecode, tell)
-                    return packer.pack(archive, form, level, known, earlier, dry_run)
+                    with closing(packer.descent):
+                        return packer.pack(archive, form, level, known, earlier, dry_run)
             finally:
                 os.close(root)
     except OSError as error:
