@@ -127,23 +127,23 @@ class Bundle:
         if base is None:
             self._take_carried(members, manifest.consistent(self.head, self.manifest.rows()))
             return
-        self._require_sources()
         self._complete(base)
         carried = (row for row in self.manifest.rows() if not row.source)
         self._take_carried(members, carried)
         self.head, self.digest = manifest.whole(self.head), base.result
 
-    def _require_sources(self) -> None:
-        """Refuse rows that take something else of the earlier release than they say."""
+    def _earlier_rows(self, changed: list[Row]) -> Iterator[Row]:
+        """The earlier release's rows; refuses what takes something else of it than it says."""
         assert self.earlier is not None
         wanted: dict[str, list[Row]] = {}
-        for row in self.manifest.rows():
+        for row in changed:
             if row.source:
                 wanted.setdefault(row.source, []).append(row)
-        for known in self.earlier.manifest.rows() if wanted else ():
+        for known in self.earlier.manifest.rows(trusted=True):
             for row in wanted.pop(known.path, ()):
                 if (known.kind, known.size, known.sha256) != (FILE, row.size, row.sha256):
                     raise Refused(f"is not what {printable(known.path)} was before", row.path)
+            yield known
         for source, rows in wanted.items():
             raise Refused(f"was {printable(source)} before, which is not there", rows[0].path)
 
@@ -152,7 +152,8 @@ class Bundle:
         assert self.earlier is not None
         with files.folder_of(self.writer.root, manifest.NAME) as (folder, name):
             os.unlink(name, dir_fd=folder)
-        rows = manifest.merged(self.earlier.manifest.rows(), base.removed, self.manifest.rows())
+        changed = list(self.manifest.rows())
+        rows = manifest.merged(self._earlier_rows(changed), base.removed, changed)
         head, writer = manifest.whole(self.head), self.writer
         rows = manifest.consistent(head, rows)
         for row in manifest.write(writer.root, base.result, head, rows, writer.owner):
@@ -198,7 +199,7 @@ class Bundle:
         """Tells of each row in turn whether an earlier release has it, where that saves room."""
         if self.earlier is None or not self.earlier.shares(self.writer.root):
             return None
-        rows = self.earlier.manifest.rows()
+        rows = self.earlier.manifest.rows(trusted=True)
         at = next(rows, None)
 
         def has(row: Row) -> bool:

@@ -185,7 +185,8 @@ class Earlier:
             return False
         if status.st_size != row.size:
             raise self._changed(row, "has another size")
-        if status.st_ctime_ns > self._sealed:
+        touched = status.st_ctime_ns > self._sealed
+        if touched:
             file = files.open_file(place, base)
             try:
                 if not files.same_file(os.fstat(file), status):
@@ -199,8 +200,9 @@ class Earlier:
             if error.errno in (errno.EMLINK, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP):
                 return False
             raise
-        made = os.stat(name, dir_fd=folder, follow_symlinks=False)
-        if not files.same_file(made, status):
+        if touched and not files.same_file(
+            os.stat(name, dir_fd=folder, follow_symlinks=False), status
+        ):
             os.unlink(name, dir_fd=folder)
             raise self._changed(row, "is changing")
         return True
