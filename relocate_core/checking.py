@@ -231,42 +231,57 @@ def _deviations(root: int, known: Manifest) -> Iterator[Problem]:
     """What is not as the manifest of a bundle says, but for what the ledger accounts for."""
     rewritten = ledger.read(root)
     paths = set()
+    added = {path: now for path, now in rewritten.items() if now.startswith(ledger.LEADS)}
     known.require_digest()
     for row in known.rows():
         paths.add(row.path)
+        added.pop(row.path, None)
         reason = _deviation(root, row, rewritten.get(row.path))
         if reason is not None:
             yield Problem("manifest", row.path, reason)
+    for path, now in added.items():  # what is shared by all releases
+        reason = _deviation(root, Row(path, LINK), now)
+        if reason is not None:
+            yield Problem("manifest", path, reason)
+        paths.update(_with_folders(path))
     yield from _strangers(root)
     for path in _all_paths(root):
         if path not in paths:
             yield Problem("manifest", path, "it is not in the manifest: added after it was packed")
 
 
+def _with_folders(path: str) -> Iterator[str]:
+    """A path, and the folders above it."""
+    while path:
+        yield path
+        path = path.rpartition("/")[0]
+
+
 def _deviation(root: int, row: Row, now: str | None) -> str | None:
     """How a file differs from its row, or from what the ledger has in its place."""
     parent, _, name = row.path.rpartition("/")
+    missing = None if now == ledger.GONE else "it is in the manifest, but not on disk"
     try:
         folder = files.open_folder(root, parent)
     except (FileNotFoundError, NotADirectoryError):  # nor behind a link, which is not followed
-        return "it is in the manifest, but not on disk"
+        return missing
     try:
         try:
             status = os.stat(name, dir_fd=folder, follow_symlinks=False)
         except FileNotFoundError:
-            return "it is in the manifest, but not on disk"
+            return missing
         what = stat.S_IFMT(status.st_mode)
-        if what != _TYPES[LINK if now and now.startswith("link:") else row.kind]:
+        if what != _TYPES[LINK if now and now.startswith(ledger.LEADS) else row.kind]:
             return f"it is no {row.kind} any more"
         if what == stat.S_IFLNK:
-            wanted = now[len("link:") :] if now else row.target
+            wanted = now[len(ledger.LEADS) :] if now else row.target
             target = os.readlink(name, dir_fd=folder)
             return None if target == wanted else f"it leads to {target}, and not to {wanted}"
         if stat.S_IMODE(status.st_mode) != row.mode:
             return f"its mode is {stat.S_IMODE(status.st_mode):04o}, and not {row.mode:04o}"
         if what == stat.S_IFDIR:
             return None
-        wanted = now[len("sha256:") :] if now else row.sha256
+        wanted = now[len(ledger.HASHES) :] if now else row.sha256
         same = now is not None or status.st_size == row.size
         return None if same and _sha256(folder, name) == wanted else "its content was changed"
     finally:

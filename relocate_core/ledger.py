@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from base64 import urlsafe_b64decode
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -23,6 +24,8 @@ ORIGINALS = f"{PLACE}/originals"
 EMPTY = b"{}\n"
 """What a bundle is packed with."""
 KIND = "ledger"
+LEADS, HASHES, GONE = "link:", "sha256:", "gone"
+"""What a value begins with, and the one of what was removed."""
 _LONGEST = 32 << 20
 
 
@@ -33,7 +36,8 @@ def read(root: int) -> dict[str, str]:
         root: descriptor of the virtualenv.
 
     Returns:
-        Digests as `sha256:...` and targets as `link:...`, by path; empty where there is no ledger.
+        Digests as `sha256:...`, targets as `link:...`, and `gone`, by path; empty where there is
+        no ledger.
     """
     try:
         with files.folder_of(root, NAME) as (folder, name):
@@ -64,14 +68,33 @@ def update(root: int, staging: Staging) -> None:
     known = read(root)
     for path, item in sorted(staging.items.items()):
         if item.kind == LINK:
-            known[path] = f"link:{_target(root, path, item.temporary)}"
+            known[path] = f"{LEADS}{_target(root, path, item.temporary)}"
             continue
         digests = staging.digests(path, "sha256")
         if path not in known:
-            _keep(root, path, _plain(digests.old))
-        known[path] = f"sha256:{_plain(digests.new)}"
-    data = json.dumps(known, indent=0, sort_keys=True).encode() + b"\n"
-    staging.write(NAME, KIND, data, status)
+            keep(root, path, _plain(digests.old))
+        known[path] = f"{HASHES}{_plain(digests.new)}"
+    staging.write(NAME, KIND, _document(known), status)
+
+
+def add(root: int, entries: Mapping[str, str]) -> None:
+    """Write entries into the ledger of a tree that nobody relies on yet.
+
+    Args:
+        root: descriptor of the virtualenv; nothing is done where it has no ledger.
+        entries: what is to be known, by path, as `read` gives it.
+    """
+    try:
+        status = _status(root)
+    except OSError:
+        return
+    staging = Staging(root, NAME, durable=False)
+    staging.write(NAME, KIND, _document({**read(root), **entries}), status)
+    staging.commit(lambda item: 0, 0)
+
+
+def _document(known: Mapping[str, str]) -> bytes:
+    return json.dumps(known, indent=0, sort_keys=True).encode() + b"\n"
 
 
 def _plain(digest: bytes) -> str:
@@ -89,11 +112,12 @@ def _target(root: int, path: str, temporary: str) -> str:
         return os.readlink(temporary, dir_fd=folder)
 
 
-def _keep(root: int, path: str, digest: str) -> None:
-    """Give a file's old content a second name, by its digest."""
-    with suppress(FileExistsError), files.folder_of(root, ORIGINALS) as (folder, name):
+def keep(root: int, path: str, digest: str) -> None:
+    """Give a file's old content a second name, by its digest in hexadecimal."""
+    made = files.folder_of(root, ORIGINALS)
+    with suppress(FileExistsError, FileNotFoundError), made as (folder, name):
         os.mkdir(name, 0o755, dir_fd=folder)
     place, parent = files.folder_of(root, f"{ORIGINALS}/{digest}"), files.folder_of(root, path)
-    with place as (folder, name), parent as (old_folder, old), suppress(OSError):
+    with suppress(OSError), place as (folder, name), parent as (old_folder, old):
         # A file system without hard links does without: the release then gives that file to none.
         os.link(old, name, src_dir_fd=old_folder, dst_dir_fd=folder, follow_symlinks=False)

@@ -17,6 +17,7 @@ from .manifest import RECORD
 from .reinitialization import reinitialize
 from .releases import WAIT, Root, Tell, name_of, silent
 from .relocation import has_leftovers, relocate
+from .sharing import checked, require_targets, share
 from .smoke import smoke
 from .unpacking import Limits, unpack
 
@@ -71,6 +72,7 @@ def publish(
     smoke_tests: Sequence[str] = (),
     limits: Mapping[str, object] | None = None,
     digests: Mapping[str, str] | None = None,
+    shared: Mapping[str, str] | None = None,
     hard_links: bool = False,
     source: str | None = None,
     job: str = "",
@@ -94,6 +96,7 @@ def publish(
         smoke_tests: commands that have to succeed in it before it counts.
         limits: what to refuse as too much: files, size (bytes), ratio.
         digests: what the archive has to hash to, by algorithm.
+        shared: absolute paths of what outlives releases, by where it shall be in each.
         hard_links: whether a bundle's files may be second links to those of another release.
         source: what the archive is called in the records, if not by its path.
         job: what this is done for, Salt's job id for one.
@@ -111,6 +114,7 @@ def publish(
     root = Root(folder, job)
     path = os.path.join(root.path, name)
     bounds = Limits.of(limits)
+    links = checked(shared)
     stands = _stands(root, name, path, digests)
     runs = stands and _runs(path)
     if python is not None and not runs:
@@ -123,12 +127,16 @@ def publish(
     with root.locked(f"deploying {name}", wait, create=True):
         if _stands(root, name, path, digests):  # another run has just done it, or it needs repair
             return _repaired(path, python, tell)
+        require_targets(links)
         with root.staged() as staging:
             staged = os.path.join(staging, name)
             bases = _Bases(root, hard_links)
             done, record = _prepare(
                 archive, staged, path, python, owner, bounds, digests, bases, tell
             )
+            if links:
+                share(staged, links, owner)
+                record["shared"] = links
             smoke(staged, path, smoke_tests, owner)
             if smoke_tests:
                 tell("tried", {"commands": len(smoke_tests)})
