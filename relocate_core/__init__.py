@@ -8,7 +8,9 @@ with `pool`, `worker` and `messages` (finding references, in several processes);
 bundle holds) and `ledger` (what was rewritten since); `relocation`; `survey`, `interpreter`,
 `reinitialization`, `checking`, `description`. For releases: `linking`, `earlier` (a release that
 gives its files), `bundle` and `unpacking`; `trust`, `releases` (a root and its records); `fitting`
-(whether a machine can run a bundle), `smoke` and `publishing`; `switching`; `processes` and
+(whether a machine can run a bundle), `sharing` (what outlives releases), `running` (a release's
+programs), `smoke` and `publishing`; `recipes`, `schemas` (with the scripts in `inside`, which a
+release's own Python runs), `schema_records` and `migrations`; `switching`; `processes` and
 `pruning`. For builds: `compression`, `compiling` and `packing`; `commands`, `sources` (what a build
 is made of), `environments` (the one that is kept), `installers` and `building`. And `cli`.
 
@@ -26,9 +28,11 @@ if TYPE_CHECKING:
     from .description import describe
     from .errors import InvalidPath, RelocateError
     from .interpreter import Interpreter
+    from .migrations import Migration, migrate
     from .packing import Packing, pack
     from .pruning import Pruning, prune, remove
     from .publishing import Publication, publish
+    from .recipes import Recipe
     from .reinitialization import Reinitialization, reinitialize
     from .releases import Release, Root
     from .relocation import Relocation, relocate
@@ -39,10 +43,12 @@ __all__ = [
     "Building",
     "Interpreter",
     "InvalidPath",
+    "Migration",
     "Packing",
     "Problem",
     "Pruning",
     "Publication",
+    "Recipe",
     "Reinitialization",
     "Release",
     "RelocateError",
@@ -57,6 +63,7 @@ __all__ = [
     "describe",
     "inspect",
     "mark",
+    "migrate",
     "pack",
     "pin",
     "prove",
@@ -74,10 +81,12 @@ _HOMES = {
     "Building": "building",
     "Interpreter": "interpreter",
     "InvalidPath": "errors",
+    "Migration": "migrations",
     "Packing": "packing",
     "Problem": "checking",
     "Pruning": "pruning",
     "Publication": "publishing",
+    "Recipe": "recipes",
     "Reinitialization": "reinitialization",
     "Release": "releases",
     "RelocateError": "errors",
@@ -92,6 +101,7 @@ _HOMES = {
     "describe": "description",
     "inspect": "virtualenv",
     "mark": "switching",
+    "migrate": "migrations",
     "pack": "packing",
     "pin": "switching",
     "prove": "switching",

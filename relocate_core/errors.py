@@ -78,6 +78,10 @@ class CannotRun(RelocateError):
     """A release that does not run here, or failed its smoke test."""
 
 
+class CannotMigrate(RelocateError):
+    """A schema that cannot be read, brought up, or taken down."""
+
+
 class TreeError(RelocateError):
     """The operating system refused: permission, a full disk, a read-only file system."""
 

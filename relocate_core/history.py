@@ -31,6 +31,10 @@ PINNED = "pinned"
 UNPINNED = "unpinned"
 PRUNED = "pruned"
 REMOVED = "removed"
+MIGRATED = "migrated"
+MIGRATED_BACK = "migrated_back"
+MIGRATION_FAILED = "migration_failed"
+"""A schema was left somewhere on its way up or down."""
 
 Event = dict[str, Any]
 """time (ISO 8601, UTC), event, release, and what else belongs to it: previous, link, reason..."""

@@ -77,6 +77,29 @@ def held(records: int, path: str, doing: str, wait: float) -> Iterator[None]:
         os.close(file)
 
 
+@contextmanager
+def left(file: int, path: str, wait: float) -> Iterator[None]:
+    """Hold a lock that programs inherit, so that one that outlives a killed run is waited for.
+
+    Args:
+        file: an open file.
+        path: the root's path, for the message.
+        wait: seconds to wait for such a program.
+
+    Raises:
+        Busy: one is still running.
+    """
+    if not _acquired(file, wait):
+        raise Busy(
+            f"cannot work in {path}: a migration is still running that another run has begun, and "
+            f"was all of {wait:g} seconds; wait for it to end and run again"
+        )
+    try:
+        yield
+    finally:
+        _release(file)
+
+
 def _holder(file: int) -> str:
     try:
         known = json.loads(os.pread(file, 4096, 0))

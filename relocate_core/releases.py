@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import files, history, locking
-from .errors import InvalidPath, NotARelease, TreeError
+from .errors import CannotRun, InvalidPath, MarkedBad, NotARelease, TreeError
 from .manifest import RECORD
 from .trust import require_trusted
 from .virtualenv import absolute_prefix
@@ -150,6 +150,26 @@ class Root:
                 "move it away and deploy it"
             )
         return known
+
+    def require_good(self, name: str) -> None:
+        """Refuse a release that must not be activated.
+
+        Raises:
+            NotARelease: there is none of that name, or no complete one.
+            MarkedBad: it was found bad before.
+            CannotRun: its Python is not there.
+        """
+        self.require(name)
+        path = os.path.join(self.path, name)
+        reason = self.standing().bad.get(name)
+        if reason is not None:
+            raise MarkedBad(
+                f"{path} is marked bad ({reason}): deploy another release, or take the mark away "
+                "with unmark"
+            )
+        python = os.path.join(path, "bin", "python")
+        if not os.access(python, os.X_OK):
+            raise CannotRun(f"{path} cannot run: {python} leads nowhere; reinitialize it")
 
     def active(self, link: str = CURRENT) -> str | None:
         """The name of the release that a link leads to; None where it leads to none."""
@@ -344,6 +364,39 @@ class Root:
     def note(self, event: str, release: str, **facts: Any) -> None:
         """Write an event to the history."""
         history.append(self._records, event, release, job=self.job, **facts)
+
+    def keep(self, name: str, content: bytes) -> None:
+        """Write a record that is for this user alone, all of it or nothing."""
+        aside = f"{STAGING}/{name}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        file = os.open(aside, flags, 0o600, dir_fd=self._records)
+        try:
+            os.fchmod(file, 0o600)  # whatever the umask
+            files.write_all(file, content)
+            os.fsync(file)
+        finally:
+            os.close(file)
+        os.rename(aside, name, src_dir_fd=self._records, dst_dir_fd=self._records)
+        os.fsync(self._records)
+
+    @contextmanager
+    def only_program(self, name: str, wait: float) -> Iterator[int]:
+        """Hold a lock that programs inherit: one that outlives a killed run is waited for.
+
+        Args:
+            name: of the lock's file.
+            wait: seconds to wait for such a program.
+
+        Raises:
+            Busy: one is still running.
+        """
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        file = os.open(name, flags, 0o600, dir_fd=self._records)
+        try:
+            with locking.left(file, self.path, wait):
+                yield file
+        finally:
+            os.close(file)
 
     @contextmanager
     def staged(self) -> Iterator[str]:

@@ -274,6 +274,7 @@ class _Run:
         try:
             self.staging.put_back()
             self._rewrite_back()
+            files.clear_leftovers(self.root)  # an interrupt may come between any two steps
         except OSError as second:
             if isinstance(error, OSError):
                 error = TreeError.of(self.environment.path, error)

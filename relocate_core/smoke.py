@@ -13,12 +13,12 @@ import shlex
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 
 from .artefacts import scripts
 from .errors import CannotRun
+from .running import ended_within, environment, identity
 
 SECONDS = 300.0
 _PROGRAM = re.compile(r"(?:\./)?bin/([^\s/]+)")
@@ -83,27 +83,20 @@ def _run(
     programs: str,
     owner: tuple[int, int] | None,
 ) -> None:
-    identity, user_home = _identity(owner)
-    path = (programs, os.path.join(staged, "bin"), "/usr/local/bin", "/usr/bin", "/bin")
-    environment = {
-        "PATH": ":".join((*path, "/usr/local/sbin", "/usr/sbin", "/sbin")),
-        "VIRTUAL_ENV": staged,
-        "HOME": user_home,
-        "LANG": "C.UTF-8",
-        "PYTHONDONTWRITEBYTECODE": "1",  # a release is not changed by being tried
-    }
+    user, user_home = identity(owner)
+    variables = environment(staged, user_home, programs)
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
             ["/bin/sh", "-c", line],
             cwd=staged,
-            env=environment,
+            env=variables,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            **identity,  # type: ignore[call-overload]
+            **user,  # type: ignore[call-overload]
         )
-        ended = _wait(process.pid)
+        ended = ended_within(process.pid, SECONDS)
         # Also what it has left running in the background: the tree is about to be renamed. Nobody
         # else can have its number, as it is not waited for yet.
         with suppress(OSError):
@@ -119,30 +112,3 @@ def _run(
         f"{home} is not deployed, as its smoke test `{command}` failed ({reason}); "
         "nothing stands there: see to what it tells, and run again"
     )
-
-
-def _identity(owner: tuple[int, int] | None) -> tuple[dict[str, object], str]:
-    """Who runs a command, as Popen wants it told, and that user's home."""
-    if owner is None or os.geteuid() != 0:
-        return {}, "/"
-    import pwd
-
-    user, group = owner
-    try:
-        entry = pwd.getpwuid(user)
-    except KeyError:  # a number without a name
-        return {"user": user, "group": group, "extra_groups": []}, "/"
-    groups = os.getgrouplist(entry.pw_name, group)
-    return {"user": user, "group": group, "extra_groups": groups}, entry.pw_dir
-
-
-def _wait(process: int) -> bool:
-    """Wait for a process to end, and leave it unreaped; False where it takes too long."""
-    until = time.monotonic() + SECONDS
-    pause = 0.001
-    while os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
-        if time.monotonic() > until:
-            return False
-        time.sleep(pause)
-        pause = min(2 * pause, 0.05)
-    return True

@@ -6,8 +6,9 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from . import history
-from .errors import CannotRun, InvalidPath, MarkedBad, NotARelease
+from . import history, schema_records
+from .errors import InvalidPath, NotARelease
+from .migrations import LOCK, TakingDown, leave_as_it_is
 from .releases import CURRENT, WAIT, Root, Tell, name_of, silent
 from .virtualenv import absolute_prefix
 
@@ -23,6 +24,7 @@ class Switch:
         changed: whether it was (in a dry run: would be) another one.
         bad: why the previous one was marked bad; None where it was not.
         dry_run: whether it was only looked at.
+        schema: what the schema was at and is at now, as "old" and "new", where it was taken down.
     """
 
     link: str
@@ -31,6 +33,7 @@ class Switch:
     changed: bool
     bad: str | None = None
     dry_run: bool = False
+    schema: dict[str, str] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as plain values, for JSON and Salt."""
@@ -92,24 +95,9 @@ def _is_done(root: Root, name: str, link: str) -> bool:
 
 def _look(root: Root, name: str, link: str, dry_run: bool) -> Switch:
     """What activating a release would do; refuses what must not be activated."""
-    _require_good(root, name)
+    root.require_good(name)
     previous = root.active(link)
     return Switch(os.path.join(root.path, link), name, previous, previous != name, dry_run=dry_run)
-
-
-def _require_good(root: Root, name: str) -> None:
-    """Refuse a release that must not be activated."""
-    root.require(name)
-    path = os.path.join(root.path, name)
-    reason = root.standing().bad.get(name)
-    if reason is not None:
-        raise MarkedBad(
-            f"{path} is marked bad ({reason}): deploy another release, or take the mark away "
-            "with unmark"
-        )
-    python = os.path.join(path, "bin", "python")
-    if not os.access(python, os.X_OK):
-        raise CannotRun(f"{path} cannot run: {python} leads nowhere; reinitialize it")
 
 
 def rollback(
@@ -120,12 +108,16 @@ def rollback(
     leaving: str | None = None,
     mark: bool = True,
     reason: str = "",
+    migrate: bool = True,
     job: str = "",
     dry_run: bool = False,
     tell: Tell = silent,
     wait: float = WAIT,
 ) -> Switch:
     """Let `current` lead to the release before, and mark the one that it leaves as bad.
+
+    Where the schema was migrated since that one was active, it is taken down first, by the newer
+    code; where it cannot be, nothing is done.
 
     Args:
         folder: the root.
@@ -134,6 +126,7 @@ def rollback(
         leaving: the name of the release to leave: nothing is done where another one is active.
         mark: whether to mark the release that is left as bad, so that no highstate brings it back.
         reason: why, for the mark and the history.
+        migrate: whether to take the schema down to what the release ran with.
         job: what this is done for, Salt's job id for one.
         dry_run: look, and change nothing.
         tell: called when it is done.
@@ -141,11 +134,15 @@ def rollback(
 
     Raises:
         NotARelease: there is none to go back to.
+        CannotMigrate: the schema cannot be taken down, or was not to its end; no link was changed.
     """
     root = Root(folder, job)
     link = _link_name(root, link)
     if dry_run:
-        return _look_back(root, to, link, leaving, mark, reason, dry_run=True)
+        found = _look_back(root, to, link, leaving, mark, reason, dry_run=True)
+        if migrate and found.changed:
+            found.schema = TakingDown.look(root, found.release, found.previous).told()
+        return found
     if not os.path.isdir(root.path):
         raise NotARelease(f"there are no releases in {root.path}")
     _require_active(root, link)
@@ -158,10 +155,24 @@ def rollback(
             return Switch(path, begun["release"], begun.get("previous"), True, bad)
         found = _look_back(root, to, link, leaving, mark, reason)
         if found.changed:
+            if migrate:
+                found.schema = _taken_down(root, found, tell, wait)
+            else:
+                leave_as_it_is(root, found.release)
             facts = {"previous": found.previous, "bad": mark or None, "reason": reason}
             root.switch(history.ROLLING_BACK, link, found.release, **facts)
             tell("rolled back", {"release": found.release, "previous": found.previous})
     return found
+
+
+def _taken_down(root: Root, switch: Switch, tell: Tell, wait: float) -> dict[str, str] | None:
+    """Take the schema down to what a release ran with; what it was at, and is at now."""
+    if not schema_records.read(root):
+        return None
+    with root.only_program(LOCK, wait) as lock:
+        work = TakingDown.look(root, switch.release, switch.previous, lock)
+        work.go(root, tell)
+    return work.told()
 
 
 def _look_back(
@@ -188,7 +199,7 @@ def _look_back(
         raise InvalidPath(f"the release to go to is named without its folder: {to}")
     if to == active:
         return Switch(path, active, None, False, dry_run=dry_run)
-    _require_good(root, to)
+    root.require_good(to)
     bad = (reason or "rolled back") if mark else None
     return Switch(path, to, active, True, bad, dry_run)
 

@@ -10,6 +10,7 @@ import random
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -240,6 +241,21 @@ def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
 
 
+def children() -> set[str]:
+    """This process's children; other tests' daemons among them."""
+    with open(f"/proc/{os.getpid()}/task/{os.getpid()}/children") as file:
+        return set(file.read().split())
+
+
+@pytest.fixture
+def no_child_left() -> Iterator[None]:
+    """Afterwards there is no child that was not there before."""
+    before = children()
+    yield
+    assert children() - before == set()
+
+
+@pytest.mark.usefixtures("no_child_left")
 @pytest.mark.parametrize(
     ("script", "said"),
     [
@@ -259,23 +275,17 @@ def test_a_program_that_fails_is_told(
         pack_blocks(io.BytesIO(), "zstd", 8)
     assert "\n" not in str(caught.value)
     assert len(os.listdir("/proc/self/fd")) == before
-    require_no_children()
 
 
+@pytest.mark.usefixtures("no_child_left")
 def test_a_full_disk_ends_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
     program_only(monkeypatch)
     with open("/dev/full", "wb", 0) as file, pytest.raises(OSError, match="No space"):
         pack_blocks(file, "zstd", 64)
-    require_no_children()
 
 
+@pytest.mark.usefixtures("no_child_left")
 def test_giving_up_ends_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
     program_only(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         pack_blocks(io.BytesIO(), "zstd", 4, KeyboardInterrupt())
-    require_no_children()
-
-
-def require_no_children() -> None:
-    with open(f"/proc/{os.getpid()}/task/{os.getpid()}/children") as file:
-        assert file.read() == ""

@@ -1,0 +1,142 @@
+"""What Alembic knows of its revisions, and migrating up and down."""
+
+import ast
+import io
+import os
+import traceback
+
+
+def main(asked):
+    """Answer one question: `read`, `way`, `up` or `down`."""
+    schema = _Schema(asked["config"])
+    if asked["action"] == "up":
+        from alembic import command
+
+        command.upgrade(_configured(asked["config"]), "heads")
+        schema = _Schema(asked["config"])
+    if asked["action"] in ("way", "down"):
+        way = {**schema.seen(), **schema.way(asked["wanted"])}
+        if asked["action"] == "way" or way["obstacle"]:
+            return way
+        if way["undone"]:
+            schema.undo(way["undone"])
+            schema = _Schema(asked["config"])
+    return schema.seen()
+
+
+class _Schema:
+    """The revisions that a database is at, and the revisions in the code."""
+
+    def __init__(self, config):
+        from alembic.script import ScriptDirectory
+
+        self.config = config
+        self.script = ScriptDirectory.from_config(_configured(config))
+        self.heads = []
+        self.place = ""
+
+        def look(heads, context):
+            self.heads = sorted(context.get_current_heads())
+            url = context.connection.engine.url
+            name = url.database or ""
+            if url.get_backend_name() == "sqlite" and name not in ("", ":memory:"):
+                name = os.path.realpath(name)
+            parts = (url.get_backend_name(), url.host, url.port, name)
+            self.place = " ".join(str(part) for part in parts if part)
+            return []
+
+        self._run(look)
+        # Each before those that need it.
+        self.order = [one.revision for one in self.script.walk_revisions()][::-1]
+
+    def seen(self):
+        """What stands in the database, what is still to be applied, what the code does not know."""
+        unknown = [head for head in self.heads if head not in self.order]
+        done = self._with_all_below(self.heads)
+        return {
+            "version": self.heads,
+            "place": self.place,
+            "pending": [one for one in self.order if one not in done],
+            "unknown": unknown,
+        }
+
+    def way(self, wanted):
+        """What is to be undone to come down to a version, in this order; or what is in the way."""
+        unknown = [one for one in self.heads + wanted if one not in self.order]
+        if unknown:
+            obstacle = f"{unknown[0]} is not among the revisions of the code"
+            return {"undone": [], "lacking": [], "obstacle": obstacle}
+        done, kept = self._with_all_below(self.heads), self._with_all_below(wanted)
+        undone = [one for one in reversed(self.order) if one in done and one not in kept]
+        return {
+            "undone": undone,
+            "lacking": [one for one in self.order if one in kept and one not in done],
+            "obstacle": self._obstacle(undone),
+        }
+
+    def undo(self, revisions):
+        """Undo just these revisions, in this order."""
+        steps = self._steps(revisions)
+        self._run(lambda heads, context: steps)
+
+    def _steps(self, revisions):
+        from alembic.runtime.migration import MigrationStep
+
+        map_ = self.script.revision_map
+        return [
+            MigrationStep.downgrade_from_script(map_, self.script.get_revision(one))
+            for one in revisions
+        ]
+
+    def _obstacle(self, revisions):
+        """Which revision cannot be undone: the one that raises where its SQL is only printed."""
+        for one in revisions:
+            if not hasattr(self.script.get_revision(one).module, "downgrade"):
+                return f"{one} is irreversible: it has no downgrade"
+        files = {os.path.realpath(self.script.get_revision(one).path): one for one in revisions}
+        try:
+            steps = self._steps(revisions)
+            self._run(lambda heads, context: steps, as_sql=True, starting_rev=self.heads)
+        except BaseException as error:
+            for frame in reversed(traceback.extract_tb(error.__traceback__)):
+                name = files.get(os.path.realpath(frame.filename))
+                if name is not None:
+                    # All else may come of there being no database in such a run.
+                    raised = isinstance(error, NotImplementedError) or _raises(frame)
+                    return f"{name} is irreversible" if raised else None
+        return None
+
+    def _run(self, function, **options):
+        from alembic.runtime.environment import EnvironmentContext
+
+        config = _configured(self.config, io.StringIO())
+        with EnvironmentContext(config, self.script, fn=function, **options):
+            self.script.run_env()
+
+    def _with_all_below(self, revisions):
+        """Revisions, and all that they need."""
+        found, left = set(), [one for one in revisions if one in self.order]
+        while left:
+            one = left.pop()
+            if one not in found:
+                found.add(one)
+                left += self.script.get_revision(one)._all_down_revisions
+        return found
+
+
+def _raises(frame):
+    """Whether it is a `raise` that a line in a traceback says."""
+    with open(frame.filename, "rb") as file:
+        tree = ast.parse(file.read())
+    return any(isinstance(one, ast.Raise) and one.lineno == frame.lineno for one in ast.walk(tree))
+
+
+def _configured(path, output=None):
+    from alembic.config import Config
+
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"there is no {os.path.abspath(path)}")
+    return Config(path) if output is None else Config(path, output_buffer=output)
+
+
+answer(main)  # noqa: F821 - of answering.py, which goes before this text
