@@ -43,6 +43,7 @@ _CORE = "relocate_core"
 # Work that takes longer than this tells on the event bus how far it is, and how often.
 _LONG_SECONDS = 2.0
 _PROGRESS_SECONDS = 5.0
+_ALWAYS_TOLD = ("activated", "rolled back", "migrated", "migrated back")
 _PAIRS = {"activating": "activated", "rolling_back": "rolled_back"}
 # What a hash without a name is, by the number of its digits.
 _ALGORITHMS = {32: "md5", 40: "sha1", 56: "sha224", 64: "sha256", 96: "sha384", 128: "sha512"}
@@ -222,6 +223,7 @@ def unpack(
     mode: str | None = None,
     smoke: list[str] | None = None,
     limits: dict[str, int] | None = None,
+    shared: dict[str, str] | None = None,
     hard_links: bool = False,
     source: str | None = None,
     saltenv: str = "base",
@@ -270,6 +272,11 @@ def unpack(
         What to refuse as too much: ``files`` (500000), ``size`` (20 GiB, in bytes) and ``ratio``
         (unpacked to packed, 200).
 
+    shared
+        What outlives releases, as links in each of them: absolute paths by where they shall be in
+        the release, such as ``{media: /srv/app/shared/media}``. They have to be there; a release
+        that has something of its own in such a place, but for an empty folder, is refused.
+
     hard_links
         ``True`` lets a bundle's files be second links to the same files of an earlier release,
         where these belong to the user of the minion. That saves room and time, and whoever edits
@@ -309,6 +316,7 @@ def unpack(
         "mode": _mode(mode),
         "smoke_tests": _strings(smoke, "smoke"),
         "limits": limits,
+        "shared": shared,
         "hard_links": bool(hard_links),
         "source": source or archive,
         "wait": _seconds(wait),
@@ -360,7 +368,7 @@ def activate(path: str, link: str | None = None, test: bool | None = None) -> di
             raise CommandExecutionError(f"the link must be a name or a path: {link!r}")
         switch = core.activate(_absolute(path), link, job=job, dry_run=_is_test(test), tell=tell)
     answer = switch.as_dict()
-    del answer["bad"]
+    del answer["bad"], answer["schema"]
     return _printable(answer)
 
 
@@ -371,6 +379,7 @@ def rollback(
     leaving: str | None = None,
     mark: bool = True,
     reason: str = "",
+    migrate: bool = True,
     test: bool | None = None,
 ) -> dict[str, Any]:
     """
@@ -378,6 +387,10 @@ def rollback(
 
     Nothing is downloaded, and nothing is removed. The mark keeps the next highstate from bringing
     the bad release back; :py:func:`unmark` takes it away.
+
+    Where :py:func:`migrate` has changed the schema since that release was active, it is taken down
+    first to what that one ran with, by the code that took it up. Where it cannot be, as a migration
+    is irreversible for one, nothing is done.
 
     root
         The folder of the releases, as an absolute path.
@@ -397,12 +410,16 @@ def rollback(
     reason
         Why; it stands in the history and is told when the release is refused later.
 
+    migrate
+        ``False`` leaves the schema as it is.
+
     test
         ``True`` tells what would be done, and does none of it. By default what the minion's
         ``test`` option says.
 
     Returns a dictionary: ``link``, ``release``, ``previous``, ``changed``, ``bad`` (why the
-    previous one is marked, or ``None``) and ``dry_run``.
+    previous one is marked, or ``None``), ``dry_run``, and ``schema`` (what it was at and is at now,
+    as ``old`` and ``new``) where it was taken down.
 
     Raises ``CommandExecutionError`` for whatever goes wrong, such as that there is no release to go
     back to; the link is then as it was before.
@@ -422,11 +439,15 @@ def rollback(
             leaving=leaving,
             mark=bool(mark),
             reason=str(reason),
+            migrate=bool(migrate),
             job=job,
             dry_run=_is_test(test),
             tell=tell,
         )
-    return _printable(switch.as_dict())
+    answer = switch.as_dict()
+    if answer["schema"] is None:
+        del answer["schema"]
+    return _printable(answer)
 
 
 def active(link: str) -> dict[str, Any]:
@@ -493,7 +514,8 @@ def history(root: str, limit: int = 20, full: bool = False) -> list[Any]:
 
     full
         ``True`` returns each event as a dictionary: ``time`` (UTC), ``event``, ``release``, and
-        where it belongs to it ``previous``, ``link``, ``reason``, ``source`` and ``job``.
+        where it belongs to it ``previous``, ``link``, ``schema``, ``before``, ``after``,
+        ``reason``, ``source`` and ``job``.
 
     Returns a list of lines, or of dictionaries.
 
@@ -969,6 +991,117 @@ def _files(value: Any, what: str, saltenv: str) -> list[str]:
     return files
 
 
+# --- migrations -----------------------------------------------------------------------------------
+
+
+def migrate(
+    path: str,
+    kind: str = "django",
+    manage: str | None = None,
+    settings: str | None = None,
+    database: str | None = None,
+    config: str | None = None,
+    version: str | None = None,
+    up: str | None = None,
+    down: str | None = None,
+    user: str | None = None,
+    env: dict[str, str] | None = None,
+    cwd: str | None = None,
+    timeout: float = 600,
+    wait: float = 300,
+    test: bool | None = None,
+) -> dict[str, Any]:
+    """
+    Bring the database's schema to what a release needs: what
+    :py:func:`virtualenv_relocated.migrated <saltext.states.virtualenv_relocated.migrated>` does.
+
+    The version that the schema is at is written down before and after, and what is given here is
+    kept for the release, so that :py:func:`rollback` takes the schema down by itself. That record
+    is for the user of the minion alone; nothing of ``env`` is told anywhere.
+
+    A release that ran before, with an earlier version than the schema is at now, gets that version
+    again: the schema is taken down by the code of the newer release. Where a migration fails, the
+    answer tells where the schema stands, and the same call goes on from there.
+
+    path
+        The release, as an absolute path.
+
+    kind
+        ``django``, ``alembic`` or ``commands``.
+
+    manage
+        Django: how its ``manage.py`` is called in ``cwd``: ``manage.py``, the default where it is
+        there, or a program of the release.
+
+    settings
+        Django: the settings' module, where there is no ``manage.py``.
+
+    database
+        Django: the database's alias, by default ``default``.
+
+    config
+        Alembic: its ini file, as seen from ``cwd``; by default ``alembic.ini``.
+
+    version, up, down
+        Commands, run by ``/bin/sh``: one that prints the version that the schema is at, on one
+        line; one that brings it up, and changes nothing where it is up; and one that takes it down
+        to ``{version}``. Without ``down`` it cannot be taken down.
+
+    user
+        Who runs all that. By default the user that the minion runs as.
+
+    env
+        More variables for it, such as ``DATABASE_URL``. Nothing else is there but a ``PATH`` that
+        begins with the release's programs.
+
+    cwd
+        Its working folder, as seen from the release, which is the default.
+
+    timeout
+        Seconds that one program may take.
+
+    wait
+        Seconds to wait for another run in the same root.
+
+    test
+        ``True`` tells what would be done, and does none of it. By default what the minion's
+        ``test`` option says.
+
+    Returns a dictionary: ``path``, ``schema`` (which one, where there are several), ``changed``,
+    ``old`` and ``new`` (what it was at and is at now), ``applied`` and ``undone`` (names of
+    migrations) and ``dry_run``.
+
+    Raises ``CommandExecutionError`` for whatever goes wrong.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' virtualenv_tools.migrate /srv/app/4f2a9c1 settings=app.settings user=app
+        salt '*' virtualenv_tools.migrate /srv/app/4f2a9c1 kind=alembic cwd=etc test=True
+    """
+    options = {
+        "manage": manage,
+        "settings": settings,
+        "database": database,
+        "config": config,
+        "version": version,
+        "up": up,
+        "down": down,
+        "owner": _owner(user, None),
+        "env": env,
+        "cwd": cwd,
+        "timeout": timeout,
+    }
+    seconds = _seconds(wait)
+    with _core() as core, _telling(path) as (job, tell):
+        recipe = core.Recipe.of(kind, **options)
+        done = core.migrate(
+            _absolute(path), recipe, job=job, dry_run=_is_test(test), tell=tell, wait=seconds
+        )
+    return _printable(done.as_dict())
+
+
 # --- arguments and answers ------------------------------------------------------------------------
 
 
@@ -1075,6 +1208,9 @@ def _line(event: dict[str, Any]) -> str:
     facts = {
         "from": event.get("previous"),
         "by": event.get("link"),
+        "schema": event.get("schema"),
+        "before": event.get("before"),
+        "after": event.get("after"),
         "reason": event.get("reason"),
         "source": event.get("source"),
         "job": event.get("job"),
@@ -1128,7 +1264,7 @@ def _telling(path: str) -> Iterator[tuple[str, Callable[[str, dict[str, Any]], N
             return
         words = ", ".join(f"{key} {value}" for key, value in facts.items() if value is not None)
         log.info("%s: %s (%s), job %s", path, step, words, job or "unknown")
-        if now - begun > _LONG_SECONDS or step in ("activated", "rolled back"):
+        if now - begun > _LONG_SECONDS or step in _ALWAYS_TOLD:
             told = now
             _send(step.replace(" ", "_"), {"path": path, "job": job, **facts})
 

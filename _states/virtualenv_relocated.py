@@ -84,6 +84,7 @@ def managed(
     mode: str | None = None,
     smoke: str | list[str] | None = None,
     limits: dict[str, int] | None = None,
+    shared: dict[str, str] | None = None,
     hard_links: bool = False,
     signature: str | list[str] | None = None,
     source_hash_sig: str | bool | None = None,
@@ -148,6 +149,12 @@ def managed(
         What to refuse as too much: ``files`` (500000), ``size`` (20 GiB, in bytes) and ``ratio``
         (unpacked to packed, 200).
 
+    shared
+        What outlives releases - uploads, local settings - as links in each of them: absolute paths
+        by where they shall be in the release, such as ``media: /srv/app/shared/media``. They have
+        to be there when the release is made; one that has something of its own in such a place, but
+        for an empty folder, is refused.
+
     hard_links
         ``True`` lets a bundle's files be second links to the same files of an earlier release,
         where these belong to the user of the minion. That saves room and time, and whoever edits
@@ -193,6 +200,7 @@ def managed(
         "mode": mode,
         "smoke": smoke,
         "limits": limits,
+        "shared": shared,
         "hard_links": hard_links,
         "wait": wait,
     }
@@ -235,6 +243,123 @@ def managed(
         ret = _deployed(ret, name, chosen, done)
         if unused:
             ret.setdefault("warnings", []).extend(unused)
+    return ret
+
+
+def migrated(
+    name: str,
+    kind: str = "django",
+    manage: str | None = None,
+    settings: str | None = None,
+    database: str = "default",
+    config: str | None = None,
+    version: str | None = None,
+    up: str | None = None,
+    down: str | None = None,
+    user: str | None = None,
+    env: dict[str, str] | list[dict[str, str]] | None = None,
+    cwd: str | None = None,
+    timeout: float = 600,
+    wait: float = 300,
+) -> dict[str, Any]:
+    """
+    Have the database's schema as a release needs it: to be done before the release is activated.
+
+    What the schema is at is written down before and after. When the release is left again, be it by
+    :py:func:`healthy` or by :py:func:`virtualenv_tools.rollback
+    <saltext.modules.virtualenv_tools.rollback>`, the schema is taken down to what the release
+    before ran with, by the newer code, before that one is activated; where a migration is
+    irreversible, the newer release stays. Where an earlier release is set in the pillar again,
+    this state takes the schema down for it.
+
+    As the release before goes on running until the switch, migrations have to leave it working.
+
+    name
+        The release's path.
+
+    kind
+        ``django``, ``alembic`` or ``commands``.
+
+    manage
+        Django: how its ``manage.py`` is called in ``cwd``: ``manage.py``, the default where it is
+        there, or a program of the release.
+
+    settings
+        Django: the settings' module, where there is no ``manage.py``.
+
+    database
+        Django: the database's alias.
+
+    config
+        Alembic: its ini file, as seen from ``cwd``; by default ``alembic.ini``.
+
+    version, up, down
+        Commands, run by ``/bin/sh``: one that prints the version that the schema is at, on one
+        line; one that brings it up, and changes nothing where it is up; and one that takes it down
+        to ``{version}``. Without ``down`` it cannot be taken down.
+
+    user
+        Who runs all that. By default the user that the minion runs as.
+
+    env
+        More variables for it. They are kept for a rollback, in a file for the user of the minion
+        alone, and told nowhere.
+
+    cwd
+        Its working folder, as seen from the release, which is the default.
+
+    timeout
+        Seconds that one program may take.
+
+    wait
+        Seconds to wait for another run in the same root.
+
+    .. code-block:: yaml
+
+        shop's schema:
+          virtualenv_relocated.migrated:
+            - name: /srv/app/4f2a9c1
+            - settings: shop.settings
+            - user: app
+            - env:
+                DATABASE_URL: postgres://app:{{ pillar["database"]["password"] }}@db/app
+            - require:
+              - virtualenv_relocated: /srv/app/4f2a9c1
+            - require_in:
+              - virtualenv_relocated: /srv/app/current
+
+        a schema of our own:
+          virtualenv_relocated.migrated:
+            - name: /srv/app/4f2a9c1
+            - kind: commands
+            - version: shop-schema version
+            - up: shop-schema up
+            - down: shop-schema down --to {version}
+    """
+    ret = _new(name)
+    with _told(ret):
+        name = _path(name, "the release")
+        options = {
+            "kind": kind,
+            "manage": manage,
+            "settings": settings,
+            # The default belongs to one kind alone.
+            "database": None if kind != "django" and database == "default" else database,
+            "config": config,
+            "version": version,
+            "up": up,
+            "down": down,
+            "user": user,
+            "env": _variables(env),
+            "cwd": cwd,
+            "timeout": timeout,
+            "wait": wait,
+        }
+        if __opts__["test"] and not os.path.lexists(name):
+            ret["changes"] = {"schema": {"old": None, "new": os.path.basename(name)}}
+            return _with(ret, None, f"The schema would be migrated for {name}, once it is there.")
+        done = __salt__["virtualenv_tools.migrate"](name, test=__opts__["test"], **options)
+        return _migrated(ret, name, done)
     return ret
 
 
@@ -291,7 +416,8 @@ def healthy(
     Have the active release answer, or go back to the one before.
 
     Where a check fails that many times, and the release has not been found healthy since it was
-    activated, the link leads to the last good release again, the failed one is marked bad, what
+    activated, the schema is taken down to what the last good release ran with (see
+    :py:func:`migrated`), the link leads to that one again, the failed one is marked bad, what
     this state watches is restarted, and the state fails. A highstate does not bring the bad release
     back before :py:func:`virtualenv_tools.unmark`. A release that was healthy once is not rolled
     back when its checks fail later: the cause is elsewhere then.
@@ -578,7 +704,7 @@ def mod_watch(name: str, sfun: str | None = None, **kwargs: Any) -> dict[str, An
             - listen:
               - service: app
     """
-    functions = (managed, active, healthy, pruned, absent, packed)
+    functions = (managed, migrated, active, healthy, pruned, absent, packed)
     function = {one.__name__: one for one in functions}.get(str(sfun))
     if function is None:
         return _with(_new(name), False, f"There is no state {sfun} to be watched for.")
@@ -683,6 +809,20 @@ def _repaired(
     return _with(ret, True, f"{name} stood without its Python; now it is on {done['python']}.")
 
 
+def _migrated(ret: dict[str, Any], name: str, done: dict[str, Any]) -> dict[str, Any]:
+    """The answer of a migration."""
+    if not done["changed"]:
+        return _with(ret, True, f"The schema is as {name} needs it.")
+    ret["changes"] = {"schema": {"old": done["old"], "new": done["new"]}}
+    for key in ("applied", "undone"):
+        if done[key]:
+            ret["changes"][key] = done[key]
+    what = f"taken down to what {name} ran with" if done["undone"] else f"migrated for {name}"
+    if done["dry_run"]:
+        return _with(ret, None, f"The schema would be {what}.")
+    return _with(ret, True, f"The schema was {what}.")
+
+
 # --- arguments ------------------------------------------------------------------------------------
 
 
@@ -702,6 +842,13 @@ def _target(name: str, target: Any) -> str:
 
 def _active(name: str) -> Any:
     return __salt__["virtualenv_tools.active"](name)["release"]
+
+
+def _variables(env: Any) -> Any:
+    """Variables as one dictionary; Salt's own states take a list of them as well."""
+    if isinstance(env, list) and all(isinstance(one, Mapping) for one in env):
+        return {name: value for one in env for name, value in one.items()}
+    return env
 
 
 def _number(value: Any, what: str, least: float) -> Any:
@@ -1090,6 +1237,8 @@ def _rolled_back(
     if not switch["changed"]:
         return _with(ret, False, f"{release} was not healthy, and is not active any more.")
     ret["changes"] = {"release": {"old": release, "new": switch["release"]}}
+    if switch.get("schema"):
+        ret["changes"]["schema"] = switch["schema"]
     restarted = list(_restarted())
     if restarted:
         ret["changes"]["restarted"] = restarted
@@ -1097,11 +1246,12 @@ def _rolled_back(
     still = _failure(checks, path, attempts, interval)
     if still is None:
         __salt__["virtualenv_tools.prove"](path, link=link)
+    down = "the schema was taken down, " if switch.get("schema") else ""
     after = f"{switch['release']} is healthy" if still is None else f"Now {still}"
     return _with(
         ret,
         False,
-        f"{release} is not healthy: {failure}. It is marked bad, and {link} leads to "
+        f"{release} is not healthy: {failure}. It is marked bad, {down}and {link} leads to "
         f"{switch['release']} again. {after}.",
     )
 

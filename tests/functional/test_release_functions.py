@@ -27,7 +27,8 @@ from salt.exceptions import CommandExecutionError
 NAMES = ("1", "2", "3")
 UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\Z")
 FUNCTIONS = {
-    *("activate", "active", "build", "check", "history", "info", "mark", "pack", "pin", "prove"),
+    *("activate", "active", "build", "check", "history", "info", "mark", "migrate", "pack", "pin"),
+    "prove",
     "prune",
     *("reinitialize", "releases", "remove", "rollback", "unmark", "unpack", "unpin", "update_path"),
 }
@@ -489,6 +490,7 @@ RELATIVE = {
     "activate": ("srv/app/1",),
     "active": ("srv/app/current",),
     "rollback": ("srv/app",),
+    "migrate": ("srv/app/1",),
     "releases": ("srv/app",),
     "history": ("srv/app",),
     "prune": ("srv/app",),

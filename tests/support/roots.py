@@ -153,7 +153,7 @@ def left_behind(root: str) -> list[str]:
     staging = os.path.join(records, STAGING)
     found = [os.path.join(STAGING, name) for name in _listed(staging)]
     found += [os.path.relpath(path, root) for path in temporaries(root)]
-    known = {"lock", STAGING, history.NAME}
+    known = {"lock", "migrating", "schemas.json", STAGING, history.NAME}
     return found + [name for name in _listed(records) if name not in known]
 
 
