@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Three releases of a real Django site: built and packed in one place, deployed in another by a
-# masterless minion, served by gunicorn. The second one replaces the first; the third one is broken,
-# and the highstate itself goes back. Needs no root; all of it happens in one scratch folder.
+# Three releases of a real Django site with a database: built and packed in one place, deployed in
+# another by the formula on a masterless minion, served by gunicorn under supervisor. The second one
+# migrates the database; the third one does so too and is broken: the highstate itself goes back, and
+# the schema with it. Needs no root; all of it happens in one scratch folder.
 #
 #   make demo            the folder is removed at the end
 #   KEEP=1 make demo     the folder stays, to look around in
@@ -13,6 +14,7 @@ PYTHON=${PYTHON:-python3}
 SCRATCH=$(mktemp -d "${TMPDIR:-/tmp}/relocate-demo.XXXX")
 SCRATCH=$(cd "$SCRATCH" && pwd -P)
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1
+export PYTHONWARNINGS=ignore::DeprecationWarning # of modules of Salt itself
 unset VIRTUAL_ENV PYTHONPATH PYTHONHOME
 
 if [[ -t 1 && -z ${NO_COLOR:-} ]]; then
@@ -26,8 +28,14 @@ fi
 finish() {
     local code=$?
     trap - EXIT
-    if [[ -s $SCRATCH/run/pid ]]; then
-        kill "$(<"$SCRATCH/run/pid")" 2>/dev/null && sleep 0.5 || true
+    local pid
+    if [[ -s $SCRATCH/run/supervisord.pid ]]; then # it ends its programs, then itself
+        pid=$(<"$SCRATCH/run/supervisord.pid")
+        kill "$pid" 2>/dev/null || true
+        for _ in {1..100}; do
+            kill -0 "$pid" 2>/dev/null || break
+            sleep 0.1
+        done
     fi
     if ((code)); then
         printf '\n%sdemo: stopped with exit code %s in step %s%s\n' "$RED" "$code" "$STEP" "$PLAIN" >&2
@@ -91,13 +99,15 @@ cd "$SCRATCH"
 echo "In $SCRATCH, with Python $("$PYTHON" -c 'import platform; print(platform.python_version())')" \
     "and $(salt-call --version)."
 
-# The minion: no master, its modules out of this checkout, its files below the scratch folder.
-mkdir -p etc file_root/shop log run
+# The minion: no master, its modules and the formula out of this checkout, its files below the
+# scratch folder.
+mkdir -p etc pillar file_root/shop log run/conf.d
 ln -s "$CHECKOUT/_modules" "$CHECKOUT/_states" "$CHECKOUT/_utils" file_root/
 cat >etc/minion <<END
 id: demo
 file_client: local
-file_roots: {base: ["$SCRATCH/file_root"]}
+file_roots: {base: ["$SCRATCH/file_root", "$CHECKOUT/formula"]}
+pillar_roots: {base: ["$SCRATCH/pillar"]}
 root_dir: $SCRATCH/minion
 pki_dir: $SCRATCH/minion/pki
 log_file: $SCRATCH/log/minion
@@ -114,41 +124,62 @@ ln -s "$("$PYTHON" -c 'import os, sys; print(os.path.realpath(sys.executable))')
 run "$BUILD_PYTHON" -m venv build/shop
 run build/shop/bin/pip install --quiet django gunicorn
 run build/shop/bin/django-admin startproject shop build/shop
+mkdir -p build/shop/goods/migrations
+touch build/shop/goods/__init__.py build/shop/goods/migrations/__init__.py
+# Its database is shared by all releases: a link in each of them, var, leads to it.
+cat >>build/shop/shop/settings.py <<'END'
+INSTALLED_APPS += ["goods"]
+DATABASES["default"]["NAME"] = BASE_DIR / "var" / "db.sqlite3"
+END
 
-commit() { # TITLE [LINE]: change the site
+commit() { # TITLE FIELDS [LINE]: change the site and what its database holds
+    cat >build/shop/goods/models.py <<END
+from django.db import models
+
+
+class Article(models.Model):
+    name = models.CharField(max_length=80)
+$2
+END
     cat >build/shop/shop/urls.py <<END
 import os
 import sys
 
 from django.http import HttpResponse
 from django.urls import path
+from goods.models import Article
 
 
 def home(request):
-    ${2:-pass}
-    return HttpResponse(f"$1, release {os.path.basename(sys.prefix)}\n", content_type="text/plain")
+    ${3:-pass}
+    tea, _ = Article.objects.get_or_create(name="tea")
+    row = Article.objects.values().get(pk=tea.pk)
+    release = os.path.basename(sys.prefix)
+    return HttpResponse(f"$1: {row}, release {release}\n", content_type="text/plain")
 
 
 urlpatterns = [path("", home)]
 END
+    run build/shop/bin/python -W ignore build/shop/manage.py makemigrations --verbosity 1 goods
     HASH=$("$PYTHON" -c 'import hashlib, sys
 print(hashlib.sha1(open(sys.argv[1], "rb").read()).hexdigest()[:10])' build/shop/shop/urls.py)
 }
 
 step 'The first commit is packed with tar: any tarball of a virtualenv will do'
-commit 'The shop opens'
+commit 'The shop opens' ''
 FIRST=$HASH
 run tar -czf "file_root/shop/$FIRST.tar.gz" -C build/shop .
 
-step 'The second one becomes a bundle, which knows what it holds: servers have less to do'
-commit 'The shop sells'
+step 'The second one needs a new column. It becomes a bundle: servers have less to do'
+commit 'The shop sells' '    price = models.IntegerField(default=3)'
 SECOND=$HASH
 show "salt-call --local -c etc saltutil.sync_all"
-salt-call --local -c etc saltutil.sync_all >log/sync
+salt-call --local -c etc saltutil.sync_all >log/sync 2>&1
 salt virtualenv_tools.pack "$SCRATCH/build/shop" "$SCRATCH/file_root/shop/$SECOND.tar.gz"
 
-step 'The third one has a bug. It is packed twice: whole, and with only what the second one lacks'
-commit 'The shop crashes' 'raise RuntimeError("out of stock")'
+step 'The third one too, and has a bug. It is packed twice: whole, and what the second one lacks'
+commit 'The shop crashes' '    price = models.IntegerField(default=3)
+    stock = models.IntegerField(default=0)' 'raise RuntimeError("out of stock")'
 THIRD=$HASH
 PACK="virtualenv-tools --pack file_root/shop/$THIRD"
 run $PACK.tar.gz build/shop
@@ -167,104 +198,112 @@ fi
 sed 's|^.*: line [0-9]*: ||' log/broken | indent
 rm -rf plain
 
+step 'On the server: supervisor, as its distribution would have brought it'
+run "$PYTHON" -m venv manager
+run manager/bin/pip install --quiet supervisor
 PORT=$("$PYTHON" -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])')
-# In place of a process manager, which not every machine has: stop the old gunicorn, start the new.
-# It is started by its script, whose first line names the release; gunicorn's own control socket
-# would be put into the home folder.
-cat >run/restart <<END
-#!/bin/sh
-cd "$SCRATCH/run" || exit 1
-if [ -s pid ]; then
-    kill "\$(cat pid)" && while [ -e pid ]; do sleep 0.1; done
-fi
-env -u XDG_RUNTIME_DIR HOME="$SCRATCH/run" ../srv/shop/current/bin/gunicorn \\
-    --chdir "\$(readlink -f ../srv/shop/current)" --bind 127.0.0.1:$PORT \\
-    --pid "$SCRATCH/run/pid" --daemon shop.wsgi
+cat >run/supervisord.conf <<END
+[supervisord]
+pidfile=$SCRATCH/run/supervisord.pid
+logfile=$SCRATCH/log/supervisord.log
+childlogdir=$SCRATCH/log
+[unix_http_server]
+file=$SCRATCH/run/supervisor.sock
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
+[supervisorctl]
+serverurl=unix://$SCRATCH/run/supervisor.sock
+[include]
+files=$SCRATCH/run/conf.d/*.conf
 END
-chmod +x run/restart
+show manager/bin/supervisord -c run/supervisord.conf
+env -u XDG_RUNTIME_DIR manager/bin/supervisord -c run/supervisord.conf 2>&1 | indent
 
-step 'The highstate: what an operator writes'
-cat >file_root/shop/init.sls <<END
-{% set root = "$SCRATCH/srv/shop" %}
-{% set release = pillar["release"] %}
-
-{{ root }}/{{ release }}:
-  virtualenv_relocated.managed:
-    - source: salt://shop/{{ release }}.tar.gz
-    - smoke: python -c 'import shop.wsgi'
-
-{{ root }}/current:
-  virtualenv_relocated.active:
-    - target: {{ release }}
-    - require:
-      - virtualenv_relocated: {{ root }}/{{ release }}
-
-gunicorn:
-  cmd.run:
-    - name: $SCRATCH/run/restart
-    - onchanges:
-      - virtualenv_relocated: {{ root }}/current
-
-the shop answers:
-  virtualenv_relocated.healthy:
-    - link: {{ root }}/current
-    - checks:
-      - url: http://127.0.0.1:$PORT/
-        match: The shop
-    - attempts: 5
-    - watch:
-      - cmd: gunicorn
-
-{{ root }}:
-  virtualenv_relocated.pruned:
-    - keep: 3
-    - require:
-      - virtualenv_relocated: the shop answers
+step 'The pillar: pillar.example of this repository, and what is different on this machine'
+release() { # HASH: the one line that changes with a deploy
+    sed -E "s/^( +release:) .*/\1 '$1'/" "$CHECKOUT/pillar.example" >pillar/releases.sls
+}
+release "$FIRST"
+cat >pillar/here.sls <<END
+releases:
+  apps:
+    shop:
+      root: $SCRATCH/srv/shop
+      user: $(id -un)
+      group: $(id -gn)
+      programs:
+        web:
+          socket: 127.0.0.1:$PORT
+          environment: {HOME: $SCRATCH/run}
+      checks:
+        - url: http://127.0.0.1:$PORT/
+          match: The shop
+      health: {attempts: 5}
+  supervisor:
+    command: $SCRATCH/manager/bin/supervisorctl -c $SCRATCH/run/supervisord.conf
+    configs: $SCRATCH/run/conf.d
+    logs: $SCRATCH/log
 END
-run cat file_root/shop/init.sls
+echo "base: {'*': [releases, here]}" >pillar/top.sls
+show cat pillar/releases.sls
+sed -E '/^ *(#|$)/d' pillar/releases.sls | indent
+run cat pillar/here.sls
 
-fetch() { # the page, as a visitor sees it; it has to begin with these words
+fetch() { # the page, as a visitor sees it; it has to begin and end with these words
     show "curl http://127.0.0.1:$PORT/"
     "$PYTHON" -c 'import sys, urllib.request as u; print(u.build_opener(u.ProxyHandler({})).open(
         sys.argv[1], timeout=5).read().decode(), end="")' "http://127.0.0.1:$PORT/" >log/page
     indent <log/page
-    grep -q "^$1" log/page || { echo "demo: the page was expected to begin with: $1" >&2; exit 1; }
+    grep -q "^$1.*$2\$" log/page || {
+        echo "demo: the page was expected to be: $1 ... $2" >&2
+        exit 1
+    }
 }
 
-step 'The first release: what would happen'
-salt state.apply shop "pillar={release: $FIRST}" test=True
+step 'A mistake in the pillar is one sentence'
+sed -i 's/release:/relase:/' pillar/releases.sls
+fails state.apply releases
+release "$FIRST"
 
-step 'The first release: deployed, relocated, put onto this Python, tried, linked, started, checked'
-salt state.apply shop "pillar={release: $FIRST}"
-fetch "The shop opens, release $FIRST"
+step 'The first release: what would happen'
+salt state.apply releases test=True
+
+step 'The first release, from bare to a page that answers'
+salt state.apply releases
+fetch 'The shop opens' "release $FIRST"
 
 step 'Once more: nothing to do'
-salt state.apply shop "pillar={release: $FIRST}"
+salt state.apply releases
 
-step 'The second release, out of a bundle: a switch'
-salt state.apply shop "pillar={release: $SECOND}"
-fetch "The shop sells, release $SECOND"
+step 'The second release, out of a bundle: the schema is migrated, and nobody sees the switch'
+release "$SECOND"
+run grep release: pillar/releases.sls
+salt state.apply releases
+fetch "The shop sells.*'price': 3" "release $SECOND"
 
-step 'The third release takes over what did not change. It is broken: the highstate goes back itself'
-fails state.apply shop "pillar={release: $THIRD}"
-fetch "The shop sells, release $SECOND"
+step 'The third one takes over what did not change. It is broken: the highstate goes back itself'
+release "$THIRD"
+fails state.apply releases
+fetch "The shop sells.*'price': 3}" "release $SECOND"
+
+step 'The schema is as before'
+run srv/shop/current/bin/python srv/shop/current/manage.py showmigrations goods
 
 step 'The next highstate does not bring it back'
-fails state.apply shop "pillar={release: $THIRD}"
+fails state.apply releases
 
-step 'An operator goes back by hand: at once, without a download'
-salt virtualenv_tools.rollback "$SCRATCH/srv/shop" reason='the prices are wrong'
-run run/restart
-for _ in {1..50}; do
-    "$PYTHON" -c "import socket; socket.create_connection(('127.0.0.1', $PORT), 1)" 2>/dev/null && break
-    sleep 0.1
-done
-fetch "The shop opens, release $FIRST"
+step 'An operator goes back by hand: at once, without a download, the schema included'
+salt state.apply releases.rollback
+fetch "The shop opens: .*'name': 'tea'}" "release $FIRST"
 
 step 'What there is, and what happened'
 run ls -l srv/shop
 salt virtualenv_tools.releases "$SCRATCH/srv/shop"
 salt virtualenv_tools.history "$SCRATCH/srv/shop"
+
+step 'Away with it; what is shared stays'
+salt state.apply releases.clean
+run find srv -mindepth 1
 
 printf '\n%sDone in %s s: two releases deployed and switched, a broken one rolled back.%s\n' \
     "$BOLD" "$SECONDS" "$PLAIN"

@@ -137,7 +137,7 @@ class Masterless:
         self._count += 1
         file = self.root / f"case{self._count}.sls"
         file.write_text(textwrap.dedent(sls))
-        return _answers(self.functions["state.apply"](file.stem, test=test, **options))
+        return answered(self.functions["state.apply"](file.stem, test=test, **options))
 
     def fetched(self) -> set[str]:
         """The files in the minion's cache."""
@@ -151,7 +151,7 @@ class Masterless:
         }
 
 
-def _answers(answers: Any) -> dict[str, dict[str, Any]]:
+def answered(answers: Any) -> dict[str, dict[str, Any]]:
     """States' answers by ID; each of ours has to be as an operator may see it."""
     assert isinstance(answers, dict), answers
     for tag, answer in answers.items():

@@ -1,0 +1,483 @@
+"""
+The programs of a release: running on the active one, under supervisor or systemd.
+
+They are started so that they stay on the release that they were started from, as the formula
+``releases`` does it. Whether one has to be restarted is therefore read off the process, and not off
+what else happened in this run: a highstate that was killed between the switch and the restart is
+healed by the next one.
+
+.. code-block:: yaml
+
+    shop runs:
+      release_programs.running:
+        - link: /srv/shop/current
+        - manager: supervisor
+        - programs:
+          - unit: shop:web
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from salt.exceptions import CommandExecutionError, SaltException
+
+__virtualname__ = "release_programs"
+
+# How long a program may take until it counts as running, and how often that is asked.
+_START_SECONDS = 60.0
+_PAUSE = 0.2
+_GOOD = ("RUNNING", "active")
+_ON_THE_WAY = ("STARTING", "STOPPING", "BACKOFF", "activating", "deactivating", "reloading")
+
+
+def __virtual__() -> str | tuple[bool, str]:  # noqa: N807
+    if os.path.isdir("/proc/self"):
+        return __virtualname__
+    return False, "release_programs: needs a /proc to see what a program runs on"
+
+
+def running(
+    name: str,
+    link: str,
+    programs: list[dict[str, Any]] | None = None,
+    manager: str = "supervisor",
+    command: str | None = None,
+    scripts: list[str] | None = None,
+) -> dict[str, Any]:
+    """
+    Have programs run, on the active release and with their present configuration.
+
+    One that runs on another release is restarted. One with a socket is restarted without a gap:
+    supervisor has two of it and takes them one after the other, systemd holds the socket itself.
+
+    name
+        Any name.
+
+    link
+        The link to the active release.
+
+    programs
+        A list of dictionaries: ``unit`` (what the manager calls it: ``shop:web``, or
+        ``shop-web.service``), and where wanted ``socket`` and ``reload`` (the signal that
+        :py:func:`reloaded` sends).
+
+    manager
+        ``supervisor`` or ``systemd``.
+
+    command
+        What to talk to it with: ``supervisorctl`` or ``systemctl`` by default, with options as in
+        ``supervisorctl -c /etc/supervisord.conf``.
+
+    scripts
+        WSGI scripts of Apache's: to be touched where the link is newer, so that mod_wsgi starts
+        anew.
+
+    .. code-block:: yaml
+
+        shop runs:
+          release_programs.running:
+            - link: /srv/shop/current
+            - manager: systemd
+            - programs:
+              - unit: shop-web.service
+                socket: 127.0.0.1:8000
+    """
+    ret = _new(name)
+    try:
+        return _have_running(ret, link, _manager(manager, command, programs), scripts or [], False)
+    except SaltException as error:
+        return _with(ret, False, _sentence(error))
+
+
+def reloaded(
+    name: str,
+    link: str,
+    programs: list[dict[str, Any]] | None = None,
+    manager: str = "supervisor",
+    command: str | None = None,
+    scripts: list[str] | None = None,
+) -> dict[str, Any]:
+    """
+    Have programs read their settings anew: by a signal where that is enough, else by a restart.
+
+    A signal is enough where a program names one as ``reload`` and runs on the active release. On
+    another one it would stay there - gunicorn's master does, whatever it is sent - so it is
+    restarted.
+
+    name, link, programs, manager, command, scripts
+        As for :py:func:`running`.
+
+    .. code-block:: yaml
+
+        shop is reloaded:
+          release_programs.reloaded:
+            - link: /srv/shop/current
+            - programs:
+              - unit: shop:web
+                reload: HUP
+    """
+    ret = _new(name)
+    try:
+        return _have_running(ret, link, _manager(manager, command, programs), scripts or [], True)
+    except SaltException as error:
+        return _with(ret, False, _sentence(error))
+
+
+def dead(
+    name: str,
+    programs: list[dict[str, Any]] | None = None,
+    manager: str = "supervisor",
+    command: str | None = None,
+    **_: Any,
+) -> dict[str, Any]:
+    """
+    Have programs stopped, and not started again with the machine.
+
+    name, programs, manager, command
+        As for :py:func:`running`.
+
+    .. code-block:: yaml
+
+        shop is stopped:
+          release_programs.dead:
+            - manager: systemd
+            - programs:
+              - unit: shop-web.service
+    """
+    ret = _new(name)
+    try:
+        told = _manager(manager, command, programs)
+        up = [one for one in told.look() if one.state in (*_GOOD, *_ON_THE_WAY) or one.known]
+        if not up:
+            return _with(ret, True, "None of the programs runs.")
+        ret["changes"] = {"stopped": sorted({one.unit for one in up})}
+        if __opts__["test"]:
+            return _with(ret, None, f"Would be stopped: {_names(up)}.")
+        told.stop()
+        return _with(ret, True, f"Stopped: {_names(up)}.")
+    except SaltException as error:
+        return _with(ret, False, _sentence(error))
+
+
+def mod_watch(name: str, sfun: str | None = None, **kwargs: Any) -> dict[str, Any]:
+    """
+    What a ``watch`` calls when what is watched has changed: a restart.
+
+    .. note::
+        Not to be called directly.
+
+    .. code-block:: yaml
+
+        shop runs:
+          release_programs.running:
+            - link: /srv/shop/current
+            - programs:
+              - unit: shop:web
+            - watch:
+              - file: /srv/shop/shared/local_settings.py
+    """
+    known = ("link", "programs", "manager", "command", "scripts")
+    given = {key: value for key, value in kwargs.items() if key in known}
+    if sfun == "dead":
+        return dead(name, **given)
+    given["programs"] = [{**one, "reload": None} for one in given.get("programs") or []]
+    return reloaded(name, **given)
+
+
+# --- answers --------------------------------------------------------------------------------------
+
+
+def _new(name: str) -> dict[str, Any]:
+    return {"name": name, "changes": {}, "result": False, "comment": ""}
+
+
+def _with(ret: dict[str, Any], result: bool | None, comment: str) -> dict[str, Any]:
+    ret["result"] = result
+    ret["comment"] = comment
+    return ret
+
+
+def _sentence(error: object) -> str:
+    text = " ".join(str(error).split())
+    text = text[:1].upper() + text[1:]
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def _have_running(
+    ret: dict[str, Any], link: str, told: _Manager, scripts: list[str], anew: bool
+) -> dict[str, Any]:
+    active = os.path.realpath(link)
+    release = os.path.basename(active)
+    test = __opts__["test"]
+    if not os.path.isdir(active) and not test:
+        raise CommandExecutionError(f"{link} leads to no release: activate one")
+    changes: dict[str, list[str]] = {}
+    if not test:
+        for unit in told.update():
+            changes.setdefault("configured", []).append(unit)
+    for script in scripts:
+        if os.path.lexists(link) and (anew or _is_older(script, link)):
+            changes.setdefault("touched", []).append(script)
+            if not test:
+                __salt__["file.touch"](script)
+    for one in told.look():
+        what = _what(one, active, anew)
+        if what is None or one.unit in changes.get("configured", ()):
+            continue
+        changes.setdefault(what, []).append(one.unit)
+        if not test:
+            told.act(what, one)
+    ret["changes"] = {key: list(dict.fromkeys(units)) for key, units in changes.items()}
+    done = "; ".join(f"{key}: {', '.join(units)}" for key, units in ret["changes"].items())
+    if test:
+        if not changes:
+            return _with(ret, True, f"All programs run on {release}.")
+        return _with(ret, None, _sentence(f"would be {done}"))
+    now = told.settled()
+    failed = [
+        f"{one.unit} is {one.state.lower()}{one.more}" for one in now if one.state not in _GOOD
+    ]
+    failed += [
+        f"{one.unit} still runs on another release" for one in now if _is_elsewhere(one.pid, active)
+    ]
+    if failed:
+        return _with(ret, False, _sentence(f"on {release}, {', '.join(failed)}; see its log"))
+    return _with(ret, True, _sentence(done or f"all programs run on {release}"))
+
+
+def _what(one: _Process, active: str, anew: bool) -> str | None:
+    """What is to be done about a process."""
+    if one.state not in (*_GOOD, *_ON_THE_WAY):
+        return "started"
+    stale = one.outdated or _is_elsewhere(one.pid, active)
+    if anew and one.reload and not stale:
+        return "reloaded"
+    return "restarted" if stale or anew else None
+
+
+def _is_elsewhere(pid: int, active: str) -> bool:
+    """Whether a process was started from another release."""
+    try:
+        cwd = os.readlink(f"/proc/{pid}/cwd")
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            program = os.fsdecode(file.read().split(b"\0")[0])
+    except OSError:  # it has just ended, or is not ours to look at
+        return False
+    root = os.path.dirname(active)
+    ours = [path for path in (cwd, program) if path.startswith(f"{root}/")]
+    return any(not f"{path}/".startswith(f"{active}/") for path in ours)
+
+
+def _is_older(script: str, link: str) -> bool:
+    try:
+        return os.stat(script).st_mtime < os.lstat(link).st_mtime
+    except FileNotFoundError:
+        return False
+
+
+def _names(processes: list[_Process]) -> str:
+    return ", ".join(dict.fromkeys(one.unit for one in processes))
+
+
+# --- process managers -----------------------------------------------------------------------------
+
+
+class _Process(NamedTuple):
+    """What a manager says of a process."""
+
+    unit: str
+    state: str
+    pid: int = 0
+    more: str = ""
+    reload: str | None = None
+    outdated: bool = False
+    known: bool = True
+
+
+def _manager(kind: str, command: str | None, programs: list[dict[str, Any]] | None) -> _Manager:
+    managers = {"supervisor": _Supervisor, "systemd": _Systemd}
+    if kind not in managers:
+        raise CommandExecutionError(f"the manager must be supervisor or systemd: {kind}")
+    given = [dict(one) for one in programs or []]
+    if not all(isinstance(one.get("unit"), str) for one in given):
+        raise CommandExecutionError("each of the programs needs a unit")
+    return managers[kind](command, given)
+
+
+class _Manager:
+    """A process manager, and the programs that it is asked about."""
+
+    default = ""
+
+    def __init__(self, command: str | None, programs: list[dict[str, Any]]) -> None:
+        self.command = shlex.split(command or self.default)
+        self.programs = programs
+
+    def run(self, *words: str, fine: tuple[int, ...] | None = (0,)) -> str:
+        """What the manager answers; fails but with the exit codes that are fine, None for all."""
+        done = __salt__["cmd.run_all"](
+            [*self.command, *words], python_shell=False, ignore_retcode=True, redirect_stderr=True
+        )
+        said = str(done["stdout"]).strip()
+        if fine is not None and (done["retcode"] not in fine or "ERROR (" in said):
+            lines = [line for line in said.splitlines() if line.strip()]
+            errors = [line for line in lines if "ERROR" in line] or lines or ["no answer"]
+            raise CommandExecutionError(f"`{shlex.join([*self.command, *words])}`: {errors[-1]}")
+        return said
+
+    def look(self) -> list[_Process]:
+        """The processes as they are."""
+        raise NotImplementedError
+
+    def update(self) -> list[str]:
+        """Let changed configuration be in force; which units were started anew by that."""
+        raise NotImplementedError
+
+    def act(self, what: str, process: _Process) -> None:
+        """Have a process started, restarted or reloaded."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Stop all of it."""
+        raise NotImplementedError
+
+    def settled(self) -> list[_Process]:
+        """The processes, when none is on the way any more."""
+        until = time.monotonic() + _START_SECONDS
+        while True:
+            now = self.look()
+            if not any(one.state in _ON_THE_WAY for one in now) or time.monotonic() > until:
+                return now
+            time.sleep(_PAUSE)
+
+
+class _Supervisor(_Manager):
+    default = "supervisorctl"
+
+    def look(self) -> list[_Process]:
+        if not self.programs:
+            return []
+        found = []
+        said = self.run("status", fine=(0, 3))  # 3: not everything runs
+        lines = re.findall(r"^(\S+)[ \t]+([A-Z]+)[ \t]*(?:pid (\d+), )?(.*)$", said, re.M)
+        for program in self.programs:
+            unit = program["unit"]
+            own = [one for one in lines if _named(one[0], unit)]
+            for full, state, pid, more in own:
+                told = f" ({more})" if more and not pid else ""
+                found.append(_Process(full, state, int(pid or 0), told, program.get("reload")))
+            if not own:
+                found.append(_Process(unit, "UNKNOWN", known=False))
+        return found
+
+    def update(self) -> list[str]:
+        if not self.programs:
+            return []
+        said = self.run("update", *self._groups())
+        groups = re.findall(r"^(\S+): (?:added|updated) process group$", said, re.M)
+        return [one.unit for one in self.look() if one.unit.split(":")[0] in groups]
+
+    def act(self, what: str, process: _Process) -> None:
+        if what == "reloaded":
+            self.run("signal", str(process.reload), process.unit)
+        elif what == "restarted":
+            self.run("restart", process.unit, fine=None)  # why it failed is told by its state
+        elif process.known:
+            self.run("start", process.unit, fine=None)
+
+    def stop(self) -> None:
+        groups = self._groups()
+        self.run("stop", *(f"{group}:*" for group in groups))
+        self.run("remove", *groups)
+
+    def _groups(self) -> list[str]:
+        return list(dict.fromkeys(one["unit"].split(":")[0] for one in self.programs))
+
+
+def _named(full: str, unit: str) -> bool:
+    """Whether a process of supervisor's is the unit `shop:web`, or one of `shop-web:*`."""
+    return full == unit or (unit.endswith(":*") and full.split(":", maxsplit=1)[0] == unit[:-2])
+
+
+class _Systemd(_Manager):
+    default = "systemctl"
+
+    def look(self) -> list[_Process]:
+        return [self._look(one) for one in self.programs]
+
+    def _look(self, program: Mapping[str, Any]) -> _Process:
+        facts = self._facts(program["unit"])
+        state = facts.get("ActiveState", "inactive")
+        pid = int(facts.get("MainPID") or 0)
+        if program.get("socket") and state == "inactive":  # the first request starts it
+            state = self._facts(_socket(program["unit"])).get("ActiveState", "inactive")
+        started = int(facts.get("ExecMainStartTimestampMonotonic") or 0) / 1e6
+        more = f" ({facts['Result']})" if facts.get("Result", "success") != "success" else ""
+        return _Process(
+            program["unit"],
+            state,
+            pid,
+            more,
+            program.get("reload"),
+            bool(pid) and _is_newer(facts.get("FragmentPath"), started),
+            facts.get("LoadState") != "not-found",
+        )
+
+    def _facts(self, unit: str) -> dict[str, str]:
+        wanted = (
+            "LoadState,ActiveState,MainPID,Result,NeedDaemonReload,UnitFileState,FragmentPath,"
+            "ExecMainStartTimestampMonotonic"
+        )
+        said = self.run("show", f"--property={wanted}", unit)
+        return dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
+
+    def update(self) -> list[str]:
+        units = list(self._units())
+        facts = {unit: self._facts(unit) for unit in units}
+        changed = [
+            unit
+            for unit, one in facts.items()
+            if one.get("NeedDaemonReload") == "yes" or one.get("LoadState") == "not-found"
+        ]
+        if changed:
+            self.run("daemon-reload")
+        off = [unit for unit, one in facts.items() if one.get("UnitFileState") != "enabled"]
+        if off:
+            self.run("enable", *off)
+        for unit in units:
+            if unit.endswith(".socket") and facts[unit].get("ActiveState") != "active":
+                self.run("start", unit)
+        return []
+
+    def act(self, what: str, process: _Process) -> None:
+        verb = {"reloaded": "reload", "restarted": "restart", "started": "start"}[what]
+        self.run(verb, process.unit, fine=None)  # why it failed is told by its state
+
+    def stop(self) -> None:
+        self.run("disable", "--now", *self._units())
+
+    def _units(self) -> Iterator[str]:
+        for one in self.programs:
+            if one.get("socket"):
+                yield _socket(one["unit"])
+            yield one["unit"]
+
+
+def _socket(unit: str) -> str:
+    return unit.replace(".service", ".socket")
+
+
+def _is_newer(file: str | None, started: float) -> bool:
+    """Whether a file was changed after a program was started, in seconds since the boot."""
+    if not file or not started:
+        return False
+    try:
+        return os.stat(file).st_mtime > time.time() - time.monotonic() + started
+    except OSError:
+        return False

@@ -1,0 +1,62 @@
+# What has to be there once: a user, system packages, a Python, folders.
+{% from "./map.jinja" import apps with context %}
+
+include:
+  - .checked
+
+{% for app in apps %}
+# Whoever is there already is left as they are. That is asked here, and not by `unless`: that would be
+# run by the shell of the user, and lets Salt load all of its modules.
+{% if app.needs.group %}
+{{ app.name }} has a group:
+  group.present:
+    - name: {{ app.group }}
+    - system: True
+{% endif %}
+
+{% if app.needs.user %}
+{{ app.name }} has a user:
+  user.present:
+    - name: {{ app.user }}
+    - gid: {{ app.group }}
+    - system: True
+    - createhome: False
+    - shell: /usr/sbin/nologin
+    {% if app.needs.group %}
+    - require:
+      - group: {{ app.name }} has a group
+    {% endif %}
+    - require_in:
+      - file: {{ app.name }} has a folder
+{% endif %}
+
+{% if app.packages %}
+{{ app.name }} has its packages:
+  pkg.installed:
+    - pkgs: {{ app.packages | json }}
+{% endif %}
+
+{% if app.needs.python %}
+{{ app.name }} has a Python:
+  pkg.installed:
+    - name: {{ app.needs.python }}
+{% endif %}
+
+# The minion's own, as are the releases: a program cannot change its code.
+{{ app.name }} has a folder:
+  file.directory:
+    - name: {{ app.root }}
+    - mode: '0755'
+    - makedirs: True
+
+# What outlives releases is the program's.
+{% for folder in app.folders %}
+{{ folder }}:
+  file.directory:
+    - user: {{ app.user }}
+    - group: {{ app.group }}
+    - makedirs: True
+    - require:
+      - file: {{ app.name }} has a folder
+{% endfor %}
+{% endfor %}

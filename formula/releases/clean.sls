@@ -1,0 +1,66 @@
+# All that the formula made, away: programs, their configuration, releases. Shared data, users and
+# packages stay; `releases:with_data: True` takes the shared data as well.
+#
+#   salt web1 state.apply releases.clean pillar='{releases: {only: shop}}'
+{% from "./map.jinja" import settings with context %}
+
+include:
+  - .checked
+
+{% if settings.several %}
+releases.clean takes away one app:
+  test.fail_without_changes:
+    - comment: >-
+        Which of {{ settings.chosen | join(", ") }}? Name it:
+        pillar='{releases: {only: {{ settings.chosen | first }}}}', or a list of them.
+{% else %}
+{% for app in settings.chosen.values() %}
+{{ app.name }} is stopped:
+  release_programs.dead: {{ app.running | json }}
+
+{% for file in app.files %}
+{{ file.path }}:
+  file.absent:
+    - require:
+      - release_programs: {{ app.name }} is stopped
+{% endfor %}
+
+{% for server in app.web %}
+{{ app.name }} is gone from {{ server }}:
+  cmd.run:
+    - name: {{ settings[server].reload | yaml_dquote }}
+    - onchanges:
+      {% for file in app.files if file.for == server %}
+      - file: {{ file.path }}
+      {% endfor %}
+{% endfor %}
+
+{{ app.link }}:
+  file.absent:
+    - require:
+      - release_programs: {{ app.name }} is stopped
+
+# The active one would be refused while the link is there, as it is in a test.
+{% for release, facts in salt["virtualenv_tools.releases"](app.root).items() %}
+{{ app.root }}/{{ release }}:
+  {{ "file" if opts.test and facts.active else "virtualenv_relocated" }}.absent:
+    - require:
+      - file: {{ app.link }}
+    - require_in:
+      - file: {{ app.root }}/.releases
+{% endfor %}
+
+# The records, when there is nothing left that they tell of.
+{{ app.root }}/.releases:
+  file.absent
+
+{% if settings.with_data %}
+{% for folder in app.folders + [app.root] %}
+{{ folder }}:
+  file.absent:
+    - require:
+      - file: {{ app.root }}/.releases
+{% endfor %}
+{% endif %}
+{% endfor %}
+{% endif %}

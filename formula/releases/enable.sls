@@ -1,0 +1,28 @@
+# What process managers and web servers are told of an app.
+{% from "./map.jinja" import apps, settings with context %}
+
+include:
+  - .checked
+
+{% for app in apps %}
+{% for file in app.files %}
+{{ file.path }}:
+  file.managed:
+    - source: salt://{{ tpldir }}/files/{{ file.template }}.jinja
+    - template: jinja
+    - mode: '{{ file.mode }}'
+    - makedirs: True
+    - show_changes: {{ file.mode != "0600" }}     # what is not for everybody's eyes may be a secret
+    - context: {{ dict(file.context, app=app) | json }}
+{% endfor %}
+
+{% for server in app.web %}
+{{ app.name }} is told to {{ server }}:
+  cmd.run:
+    - name: {{ settings[server].reload | yaml_dquote }}
+    - onchanges:
+      {% for file in app.files if file.for == server %}
+      - file: {{ file.path }}
+      {% endfor %}
+{% endfor %}
+{% endfor %}

@@ -1,0 +1,760 @@
+"""The formula `releases`: each of its SLS files, and all of it, on a masterless minion."""
+
+from __future__ import annotations
+
+import copy
+import grp
+import json
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import environments, minions
+from tests.support.managers import Manager
+from tests.support.minions import CHECKOUT, Masterless
+
+pytest.importorskip("salt", reason="Salt does not run on this Python")
+
+from salt.exceptions import CommandExecutionError
+
+NAMES = ("1", "2", "3")
+ME = pwd.getpwuid(os.geteuid()).pw_name
+SLEEPS = "bin/python -c 'import time; time.sleep(600)'"
+PARTS = ("bootstrap", "deploy", "enable", "service", "healthy")
+
+
+@pytest.fixture(scope="module")
+def minion(tmp_path_factory: pytest.TempPathFactory) -> Masterless:
+    """A minion that has the formula twice: in a file root of its own, and below this checkout's."""
+    folder = tmp_path_factory.mktemp("minion")
+    made = Masterless(
+        folder, file_roots={"base": [str(folder / "root"), str(CHECKOUT / "formula")]}
+    )
+    (made.root / "formula").symlink_to(CHECKOUT / "formula")
+    for name in NAMES:
+        minions.pack(made.root / "shop" / f"{name}.tar.gz", name)
+    return made
+
+
+def applied(minion: Masterless, sls: str, pillar: Any, test: bool = False) -> dict[str, Any]:
+    """What the states of an SLS answer, by ID, with this pillar and nothing of an earlier one."""
+    minion.functions.pack["__pillar__"].clear()  # Salt puts what is given for a call into it
+    return minions.answered(
+        minion.functions["state.apply"](sls, pillar=copy.deepcopy(pillar), test=test)
+    )
+
+
+@dataclass
+class Shop:
+    """An app in a scratch folder, and its process manager.
+
+    Attributes:
+        minion: the minion.
+        folder: where all of it is.
+        manager: the process manager.
+        app: what stands in the pillar of the app.
+        more: what stands there beside the apps.
+    """
+
+    minion: Masterless
+    folder: Path
+    manager: Manager
+    app: dict[str, Any] = field(default_factory=dict)
+    more: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def root(self) -> Path:
+        """The folder of the releases."""
+        return self.folder / "srv" / "shop"
+
+    def pillar(self, **changes: Any) -> dict[str, Any]:
+        """The pillar, with changes to the app; None takes a key away."""
+        app = {**self.app, **changes}
+        app = {key: value for key, value in app.items() if value is not None}
+        return {"releases": {**self.more, "apps": {"shop": app, **self.more.get("apps", {})}}}
+
+    def apply(self, sls: str = "releases", test: bool = False, **changes: Any) -> dict[str, Any]:
+        """What the states of one of the SLS files answer, by ID."""
+        return self.given(self.pillar(**changes), sls, test)
+
+    def given(self, pillar: Any, sls: str = "releases", test: bool = False) -> dict[str, Any]:
+        """The same, for a whole pillar."""
+        return applied(self.minion, sls, pillar, test)
+
+    def done(self, sls: str = "releases", **changes: Any) -> dict[str, Any]:
+        """Apply an SLS that has to succeed; what has changed, by ID."""
+        answers = self.apply(sls, **changes)
+        failed = {key: one for key, one in answers.items() if one["result"] is not True}
+        assert not failed, failed
+        return {key: one["changes"] for key, one in answers.items() if one["changes"]}
+
+    def active(self) -> str:
+        """The name of the active release."""
+        return os.readlink(self.root / "current")
+
+
+@pytest.fixture(params=["supervisor"])
+def shop(request: pytest.FixtureRequest, minion: Masterless, tmp_path: Path) -> Iterator[Shop]:
+    """An app that is not deployed yet."""
+    kind = request.param
+    manager = Manager(kind, tmp_path / kind)
+    made = Shop(minion, tmp_path, manager)
+    made.app = {
+        "release": "1",
+        "source": "salt://shop/{release}.tar.gz",
+        "root": str(made.root),
+        "user": ME,
+        "group": "root" if ME == "root" else None,
+        "smoke": "python -c 'import omega'",
+        "shared": ["media/"],
+        "programs": {"web": {"command": SLEEPS, "reload": "HUP"}, "worker": {"command": SLEEPS}},
+        "manager": kind,
+        "checks": f"grep -v 2 {minions.WHICH}",
+        "health": {"attempts": 1, "interval": 0},
+        "keep": 2,
+    }
+    made.more = {kind: {"command": str(manager.command), "configs": str(manager.configs)}}
+    if kind == "supervisor":
+        made.more[kind]["logs"] = str(tmp_path)
+    yield made
+    manager.end()
+
+
+both_managers = pytest.mark.parametrize("shop", ["supervisor", "systemd"], indirect=True)
+
+
+def world(shop: Shop) -> Any:
+    """All that a test must not touch."""
+    return environments.digest(str(shop.folder)), shop.manager.known()
+
+
+# --- all of it ------------------------------------------------------------------------------------
+
+
+@both_managers
+@pytest.mark.parametrize("sls", ["releases", "formula.releases"])
+def test_from_bare_to_running(shop: Shop, sls: str) -> None:
+    before = [path.name for path in shop.root.parent.parent.rglob("*")]
+    said = shop.apply(sls, test=True)
+    wanted = {"shop has a folder", "shop is deployed", "shop runs", "shop answers"}
+    assert wanted <= {key for key, one in said.items() if one["result"] is None}
+    assert {one["result"] for one in said.values()} == {True, None}
+    left = {path.name for path in shop.root.parent.parent.rglob("*")} - set(before)
+    assert left <= {"state.json", "state.json.calls"}
+
+    changed = shop.done(sls)
+    assert "shop has a user" not in changed
+    assert (shop.active(), set(shop.manager.runs_on().values())) == ("1", {"1"})
+    assert len(shop.manager.runs_on()) == 2
+    assert os.readlink(shop.root / "1" / "media") == str(shop.root / "shared" / "media")
+    before = world(shop)
+    assert shop.done(sls) == {}
+    assert {one["result"] for one in shop.apply(sls, test=True).values()} == {True}
+    assert shop.manager.known() == before[1]
+
+
+@both_managers
+def test_a_switch_restarts_and_a_bad_release_is_left_again(shop: Shop) -> None:
+    shop.done()
+    said = shop.apply(test=True, release="3")
+    assert said["shop runs"]["result"] is None
+    assert said["shop runs"]["comment"].startswith("Would be restarted: shop")
+    changed = shop.done(release="3")
+    assert set(changed) == {"shop is deployed", str(shop.root / "current"), "shop runs"}
+    assert set(shop.manager.runs_on().values()) == {"3"}
+
+    answers = shop.apply(release="2")
+    assert answers["shop answers"]["result"] is False
+    assert answers["shop answers"]["changes"]["restarted"] == ["release_programs shop runs"]
+    assert (shop.active(), set(shop.manager.runs_on().values())) == ("3", {"3"})
+    again = shop.apply(release="2")
+    assert "is marked bad" in again[str(shop.root / "current")]["comment"]
+    assert (shop.active(), set(shop.manager.runs_on().values())) == ("3", {"3"})
+
+
+def test_old_releases_go(shop: Shop) -> None:
+    for name in ("1", "3"):
+        shop.done(release=name)
+    changed = shop.done(release="2", checks="true", keep=1)
+    assert changed[str(shop.root)] == {"removed": ["1"]}
+
+
+def test_nobody_who_is_there_is_changed(shop: Shop) -> None:
+    before = Path("/etc/passwd").read_bytes(), Path("/etc/group").read_bytes()
+    shop.done("releases.bootstrap", root=str(shop.folder / "home"))
+    assert (Path("/etc/passwd").read_bytes(), Path("/etc/group").read_bytes()) == before
+
+
+def test_who_is_not_there_would_be_made(shop: Shop) -> None:
+    said = shop.apply("releases.bootstrap", test=True, user="surely-nobody", group=None)
+    assert said["shop has a user"]["result"] is None
+    assert said["shop has a group"]["name"] == "surely-nobody"
+
+
+@pytest.mark.parametrize("python", ["9.9"])
+def test_a_python_is_installed_where_it_is_not_there(shop: Shop, python: str) -> None:
+    shown = shop.minion.functions["state.show_sls"](
+        "releases.bootstrap", pillar=shop.pillar(python=python, packages=["libpq5"])
+    )
+    assert {"pkgs": ["libpq5"]} in shown["shop has its packages"]["pkg"]
+    if shop.minion.opts["grains"]["os_family"] == "Debian":
+        assert {"name": "python9.9"} in shown["shop has a Python"]["pkg"]
+
+
+# --- each SLS alone -------------------------------------------------------------------------------
+
+
+def test_every_part_alone_one_after_the_other(shop: Shop) -> None:
+    for part in PARTS:
+        assert shop.done(f"releases.{part}") or part == "healthy"
+    assert shop.done() == {}
+
+
+@both_managers
+def test_a_run_killed_after_the_switch_is_healed_by_the_next(shop: Shop) -> None:
+    shop.done()
+    shop.done("releases.deploy", release="3")
+    assert set(shop.manager.runs_on().values()) == {"1"}
+    assert set(shop.done(release="3")) == {"shop runs"}
+    assert set(shop.manager.runs_on().values()) == {"3"}
+
+
+@both_managers
+def test_changed_settings_restart(shop: Shop) -> None:
+    shop.done()
+    old = {key: one["pid"] for key, one in shop.manager.known().items()}
+    programs = {**shop.app["programs"], "worker": {"command": f"{SLEEPS} more"}}
+    assert "shop runs" in shop.done(programs=programs)
+    new = {key: one["pid"] for key, one in shop.manager.known().items()}
+    changed = {key for key in new if new[key] != old[key]}
+    assert any("worker" in key for key in changed)
+    assert shop.done(programs=programs) == {}
+
+
+@both_managers
+def test_rollback(shop: Shop) -> None:
+    shop.done()
+    shop.done(release="3")
+    said = shop.apply("releases.rollback", test=True)
+    assert said["shop goes back"]["result"] is None
+    assert shop.active() == "3"
+    shop.done("releases.rollback")
+    assert (shop.active(), set(shop.manager.runs_on().values())) == ("1", {"1"})
+    shop.minion.functions["virtualenv_tools.unmark"](str(shop.root / "3"))
+    shop.more["to"] = "3"
+    shop.done("releases.rollback")
+    assert (shop.active(), set(shop.manager.runs_on().values())) == ("3", {"3"})
+
+
+@both_managers
+def test_reload(shop: Shop) -> None:
+    app = {"programs": {"web": {"command": SLEEPS}, "worker": {"command": SLEEPS}}}
+    app["programs"]["web"] = {
+        "command": "bin/python -c 'import signal, time; signal.signal(1, print); time.sleep(600)'",
+        "reload": "HUP",
+    }
+    shop.done(**app)
+    shop.manager.calls()
+    changed = shop.done("releases.reload", **app)["shop is reloaded"]
+    assert {key: len(units) for key, units in changed.items()} == {"reloaded": 1, "restarted": 1}
+    shop.done("releases.deploy", release="3", **app)  # on another release a signal is not enough
+    changed = shop.done("releases.reload", release="3", **app)["shop is reloaded"]
+    assert {key: len(units) for key, units in changed.items()} == {"restarted": 2}
+    assert set(shop.manager.runs_on().values()) == {"3"}
+
+
+@both_managers
+def test_clean(shop: Shop) -> None:
+    shop.done()
+    (shop.root / "shared" / "media" / "upload").write_text("kept")
+    before = world(shop)
+    assert {one["result"] for one in shop.apply("releases.clean", test=True).values()} == {None}
+    assert world(shop)[1] == before[1]
+    assert shop.active() == "1"
+    pids = [one["pid"] for one in shop.manager.known().values()]
+    shop.done("releases.clean")
+    assert os.listdir(shop.root) == ["shared"]
+    assert (shop.root / "shared" / "media" / "upload").read_text() == "kept"
+    assert os.listdir(shop.manager.configs) == []
+    assert not any(Path(f"/proc/{pid}/cwd").exists() for pid in pids if pid)
+    assert shop.done("releases.clean") == {}
+    shop.more["with_data"] = True
+    shop.done("releases.clean")
+    assert not shop.root.exists()
+
+
+def test_a_build_machine_packs(shop: Shop) -> None:
+    bundle = str(shop.folder / "shop.tar.gz")
+    pillar = {"releases": {"builds": {bundle: {"packages": ["nothing-of-that-name"]}}}}
+    said = shop.given(pillar, "releases.build", test=True)
+    assert said[bundle]["result"] is None
+    assert said[bundle]["comment"].startswith(f"{bundle} would be built")
+
+
+def test_a_socket_is_held_while_its_programs_are_restarted_in_turn(shop: Shop) -> None:
+    shop.app["programs"] = {"web": {"command": SLEEPS, "socket": "127.0.0.1:1"}}
+    shop.done()
+    shop.manager.calls()
+    shop.done(release="3")
+    assert shop.manager.calls() == ["restart shop-web:web0", "restart shop-web:web1"]
+
+
+# --- several apps ---------------------------------------------------------------------------------
+
+
+def test_two_apps(shop: Shop) -> None:
+    other = {
+        "release": "2",
+        "source": "salt://shop/{release}.tar.gz",
+        "root": str(shop.folder / "srv" / "blog"),
+        "user": ME,
+        "group": shop.app["group"],
+        "programs": {"web": {"command": SLEEPS}},
+        "manager": shop.app["manager"],
+    }
+    shop.more["apps"] = {"blog": other}
+    shop.done()
+    runs = shop.manager.runs_on()
+    assert runs == {"shop:web": "1", "shop:worker": "1", "blog:web": "2"}
+    for sls in ("releases.rollback", "releases.clean"):
+        answers = shop.apply(sls)
+        (refused,) = [one["comment"] for one in answers.values() if one["result"] is False]
+        assert refused.startswith("Which of shop, blog? Name it: ")
+    assert shop.manager.runs_on() == runs
+    shop.more["only"] = "blog"
+    shop.done("releases.clean")
+    assert shop.manager.runs_on() == {"shop:web": "1", "shop:worker": "1"}
+    assert (shop.root / "1").is_dir()
+
+
+# --- a pillar that is wrong -----------------------------------------------------------------------
+
+APP = "releases:apps:shop"
+WRONG: dict[str, tuple[Any, str]] = {
+    "no release": ({"release": None}, f"{APP}:release is missing: name what is to be deployed"),
+    "a number": ({"release": 12345}, f"{APP}:release is read as the number 12345: put it into"),
+    "a path": ({"release": "../1"}, f"{APP}:release must be a name, of letters, digits and . _ +"),
+    "a typing error": ({"relase": "1"}, f"{APP}:relase is no setting: did you mean release?"),
+    "unknown": ({"zzz": "1"}, f"{APP}:zzz is no setting: there are checks, gnupghome, group"),
+    "no source": ({"source": None}, f"{APP}:source is missing: name the archive"),
+    "a hash alone": (
+        {"source": None, "source_hash": "abc"},
+        f"{APP}:source_hash vouches for nothing, as source is missing",
+    ),
+    "no hash": (
+        {"source": "https://example.org/{release}.tar"},
+        f"{APP}:source_hash is missing: nothing vouches for https://example.org/1.tar",
+    ),
+    "no full one": ({"source": {"from": {}}}, f"{APP}:source:full is missing"),
+    "a relative root": ({"root": "srv"}, f"{APP}:root must be an absolute path"),
+    "keep": ({"keep": "all"}, f"{APP}:keep must be a number: 'all'"),
+    "manager": ({"manager": "runit"}, f"{APP}:manager must be supervisor or systemd: 'runit'"),
+    "programs": ({"programs": ["web"]}, f"{APP}:programs must be a dictionary: ['web']"),
+    "no command": ({"programs": {"web": {}}}, f"{APP}:programs:web:command is missing"),
+    "a command on the PATH": (
+        {"programs": {"web": {"command": "gunicorn shop.wsgi"}}},
+        f"{APP}:programs:web:command must begin with a path in the release, such as bin/gunicorn",
+    ),
+    "a command by current": (
+        {"programs": {"web": {"command": "/srv/shop/current/bin/gunicorn"}}},
+        f"{APP}:programs:web:command must begin with a path in the release",
+    ),
+    "an open quote": (
+        {"programs": {"web": {"command": "bin/a '"}}},
+        f"{APP}:programs:web:command must be a command: no closing quotation",
+    ),
+    "two lines": (
+        {"programs": {"web": {"command": "bin/a", "environment": {"A": "1\nuser=root"}}}},
+        f"{APP}:programs:web:environment:A must be one line of printable characters",
+    ),
+    "a remark": (
+        {"programs": {"web": {"command": "bin/a ' ; b'"}}},
+        f"{APP}:programs:web cannot have a ; or # after a space",
+    ),
+    "a boolean": (
+        {"programs": {"web": {"command": "bin/a", "environment": {"DEBUG": True}}}},
+        f"{APP}:programs:web:environment:DEBUG is read as True: put it into quotes",
+    ),
+    "quotes": (
+        {"programs": {"web": {"command": "bin/a", "environment": {"A": "'b\" c"}}}},
+        f"{APP}:programs:web:environment cannot have both kinds of quotes in a value",
+    ),
+    "no kind": ({"migrations": {"settings": "a"}}, f"{APP}:migrations:kind is missing"),
+    "a web server": ({"web": {"ngix": {}}}, f"{APP}:web:ngix is no setting: did you mean nginx?"),
+    "no upstream": ({"web": {"nginx": {"listen": 80}}}, f"{APP}:web:nginx:upstream is missing"),
+    "an upstream": (
+        {"web": {"nginx": {"upstream": "http://a; }"}}},
+        f"{APP}:web:nginx:upstream must be http:// or uwsgi:// with a host and a port",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_wrong_pillar_is_one_sentence(shop: Shop, kind: str) -> None:
+    changes, words = WRONG[kind]
+    known = shop.minion.functions.pack["__pillar__"]
+    known.clear()
+    known.update(copy.deepcopy(shop.pillar(**changes)))
+    found = shop.minion.functions["releases_pillar.settings"]()
+    assert (found["apps"], found["chosen"], found["builds"]) == ({}, {}, {})
+    assert found["problem"].startswith(words), found["problem"]
+    assert minions.sentence(found["problem"])
+    with pytest.raises(CommandExecutionError) as raised:
+        shop.minion.functions["releases_pillar.check"]()
+    assert str(raised.value) == found["problem"]
+
+
+@pytest.mark.parametrize("part", [*PARTS, "reload", "rollback", "clean", "build", ""])
+def test_every_sls_refuses_it(shop: Shop, part: str) -> None:
+    before = world(shop)
+    answers = shop.apply(f"releases.{part}".rstrip("."), relase="1")
+    assert list(answers) == ["the pillar of releases"]
+    assert answers["the pillar of releases"]["result"] is False
+    assert answers["the pillar of releases"]["comment"] == WRONG["a typing error"][1]
+    assert world(shop) == before
+
+
+def test_a_wrong_top(shop: Shop) -> None:
+    for pillar, words in (
+        ({"releases": {"app": {}}}, "releases:app is no setting: did you mean apps?"),
+        ({"releases": {"apps": []}}, "releases:apps must be a dictionary: []"),
+        ({"releases": ["shop"]}, "releases must be a dictionary: ['shop']"),
+        ({"releases": {"only": "a"}}, "releases:only names a, which is no app here: there are "),
+        ({"releases": {"apps": {"a b": {}}}}, "releases:apps:a b must be a name"),
+    ):
+        answers = shop.given(pillar)
+        assert answers["the pillar of releases"]["comment"].startswith(words)
+
+
+def test_no_pillar_at_all_is_nothing_to_do(shop: Shop) -> None:
+    for sls in ("releases", "releases.deploy", "releases.clean", "releases.rollback"):
+        assert not {one["comment"] for one in shop.given({}, sls).values() if not one["result"]}
+
+
+# --- what is written ------------------------------------------------------------------------------
+
+
+def example() -> dict[str, Any]:
+    """What stands in `pillar.example`."""
+    import yaml
+
+    return dict(yaml.safe_load((CHECKOUT / "pillar.example").read_text()))
+
+
+def test_the_example_renders_as_it_stands(minion: Masterless) -> None:
+    shown = minion.functions["state.show_sls"]("releases", pillar=example())
+    assert isinstance(shown, dict), shown
+    assert {"shop is deployed", "shop is migrated", "shop runs", "shop answers"} <= set(shown)
+    assert {"name": "/srv/shop/5787e00143"} in shown["shop is deployed"]["virtualenv_relocated"]
+    assert "/etc/supervisor/conf.d/shop.conf" in shown
+
+
+WEB = {
+    "nginx": {
+        "listen": [8080, "127.0.0.1:8081"],
+        "names": ["shop.example.org"],
+        "upstream": "http://127.0.0.1:8000",
+        "static": {"/static/": "static/", "/media/": "/srv/shop/shared/media/"},
+    },
+}
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not here")
+@pytest.mark.parametrize("shop", ["systemd"], indirect=True)
+def test_units_are_right_for_systemd(shop: Shop) -> None:
+    odd = "100% of $HOME \"and\" 'more' \\ é"
+    web = {"command": f"{SLEEPS} '$HOME 5%'", "socket": "127.0.0.1:1", "reload": "HUP"}
+    shop.app["programs"]["web"] = {**web, "environment": {"ODD": odd, "EMPTY": ""}}
+    shop.done("releases.enable")
+    units = sorted(str(path) for path in shop.manager.configs.iterdir())
+    assert [os.path.basename(path) for path in units] == [
+        "shop-web.service",
+        "shop-web.socket",
+        "shop-worker.service",
+    ]
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *units], capture_output=True, text=True
+    )
+    about_ours = [line for line in verified.stderr.splitlines() if "shop" in line]
+    assert not about_ours, verified.stderr
+    assert oct(os.stat(units[0]).st_mode)[-3:] == "600"
+
+
+@pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not on this machine")
+@pytest.mark.parametrize("upstream", ["http://127.0.0.1:8000", "uwsgi://127.0.0.1:8000"])
+def test_the_configuration_is_right_for_nginx(shop: Shop, upstream: str) -> None:
+    folder = shop.folder / "nginx"
+    (folder / "conf.d").mkdir(parents=True)
+    Path(folder, "nginx.conf").write_text(
+        f"pid {folder}/pid; error_log stderr; events {{}}\n"
+        f"http {{ access_log off; include {folder}/conf.d/*.conf; }}\n"
+    )
+    params = Path("/etc/nginx/uwsgi_params")
+    if params.exists():
+        shutil.copy(params, folder)
+    told = folder / "told"
+    shop.more["nginx"] = {
+        "configs": str(folder / "conf.d"),
+        "reload": f"nginx -t -c {folder}/nginx.conf && touch {told}",
+    }
+    web = {"nginx": {**WEB["nginx"], "upstream": upstream}}
+    answers = shop.apply("releases.enable", web=web)
+    assert answers["shop is told to nginx"]["result"] is True, answers["shop is told to nginx"]
+    assert told.exists()
+    assert shop.done("releases.enable", web=web) == {}
+
+
+def test_mod_wsgi_is_told_of_a_switch(shop: Shop) -> None:
+    shop.more["apache"] = {"configs": str(shop.folder / "apache"), "reload": "true"}
+    web = {"apache": {"listen": "127.0.0.1:8001", "wsgi": "omega"}}
+    shop.app["programs"] = None
+    shop.done(web=web)
+    script = shop.root / "shop.wsgi"
+    compile(script.read_text(), str(script), "exec")
+    os.utime(script, (1, 1))
+    assert shop.done(web=web, release="3")["shop runs"] == {"touched": [str(script)]}
+    assert shop.done(web=web, release="3") == {}
+
+
+# --- real ones ------------------------------------------------------------------------------------
+
+_URLS = """
+import json, os, sys
+from django.http import JsonResponse
+from django.urls import path
+
+def home(request):
+    from shop import late  # imported as late as can be
+    return JsonResponse({
+        "release": os.path.basename(sys.prefix), "cwd": os.path.basename(os.getcwd()),
+        "late": late.__file__.split("/")[-3], "odd": os.environ.get("ODD"), "pid": os.getpid(),
+    })
+
+urlpatterns = [path("", home)]
+"""
+ODD = "100% of $HOME;#1 'and' more \\ a,b=c %s"
+CONFIG = """
+[supervisord]
+pidfile={folder}/supervisord.pid
+logfile={folder}/supervisord.log
+childlogdir={folder}
+[unix_http_server]
+file={folder}/supervisor.sock
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
+[supervisorctl]
+serverurl=unix://{folder}/supervisor.sock
+[include]
+files={folder}/conf.d/*.conf
+"""
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def ended(pid: int) -> None:
+    """End a process, and wait until it is gone."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+        for _ in range(200):
+            os.kill(pid, 0)
+            time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def site(minion: Masterless, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Archives of a Django site, and a virtualenv with supervisor; where that is."""
+    folder = tmp_path_factory.mktemp("site")
+    for name, packages in (("shop", ["django", "gunicorn"]), ("manager", ["supervisor"])):
+        environments.run(sys.executable, "-m", "venv", str(folder / name))
+        environments.run(str(folder / name / "bin" / "pip"), "install", "--quiet", *packages)
+    build = folder / "shop"
+    environments.run(str(build / "bin" / "django-admin"), "startproject", "shop", str(build))
+    (build / "shop" / "urls.py").write_text(_URLS)
+    (build / "shop" / "late.py").touch()
+    with (build / "shop" / "settings.py").open("a") as file:
+        file.write('DATABASES["default"]["NAME"] = BASE_DIR / "var" / "db.sqlite3"\n')
+    archive = minion.root / "shop" / "5787e00143.tar.gz"
+    with tarfile.open(archive, "w:gz", compresslevel=1) as packed:
+        packed.add(build, arcname=".")
+    for name in ("second", "third"):
+        shutil.copy(archive, archive.with_name(f"{name}.tar.gz"))
+    return str(folder / "manager" / "bin")
+
+
+@dataclass
+class Real:
+    """The app of `pillar.example`, with a real supervisord.
+
+    Attributes:
+        minion: the minion.
+        folder: where all of it is.
+        url: where the app answers.
+        pillar: the example, with other paths and ports.
+    """
+
+    minion: Masterless
+    folder: Path
+    url: str
+    pillar: dict[str, Any]
+
+    def deploy(self, release: str, sls: str = "releases") -> dict[str, Any]:
+        """Deploy a release; what has changed, by ID."""
+        self.pillar["releases"]["apps"]["shop"]["release"] = release
+        answers = applied(self.minion, sls, self.pillar)
+        failed = {key: one for key, one in answers.items() if one["result"] is not True}
+        assert not failed, failed
+        return {key: one["changes"] for key, one in answers.items() if one["changes"]}
+
+    def page(self) -> dict[str, Any]:
+        """What the app says."""
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(self.url, timeout=10) as answer:
+            return dict(json.load(answer))
+
+    def under_load(self, release: str) -> tuple[list[tuple[float, str]], int]:
+        """Deploy a release while the page is asked for all the time; the failures, and how many
+        were answered."""
+        failures, good, stop = [], [0], threading.Event()
+
+        def ask() -> None:
+            while not stop.is_set():
+                try:
+                    page = self.page()
+                    assert page["release"] == page["cwd"] == page["late"], page
+                    good[0] += 1
+                except Exception as error:
+                    failures.append((time.monotonic(), str(error)))
+                    time.sleep(0.01)
+
+        threads = [threading.Thread(target=ask) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        try:
+            self.deploy(release)
+            time.sleep(0.5)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        return failures, good[0]
+
+
+@pytest.fixture
+def real(minion: Masterless, site: str, tmp_path: Path) -> Iterator[Real]:
+    """The example's app, not deployed yet."""
+    folder = tmp_path
+    (folder / "conf.d").mkdir()
+    (folder / "supervisord.conf").write_text(CONFIG.format(folder=folder))
+    environments.run(f"{site}/supervisord", "-c", str(folder / "supervisord.conf"))
+    port = free_port()
+    pillar = example()
+    app = pillar["releases"]["apps"]["shop"]
+    app["root"], app["user"] = str(folder / "srv" / "shop"), ME
+    app["group"] = grp.getgrgid(os.getegid()).gr_name
+    app["programs"]["web"]["socket"] = f"127.0.0.1:{port}"
+    app["programs"]["web"]["environment"].update(HOME=str(folder), ODD=ODD)
+    app["checks"] = [f"http://127.0.0.1:{port}/"]
+    pillar["releases"]["supervisor"] = {
+        "command": f"{site}/supervisorctl -c {folder}/supervisord.conf",
+        "configs": str(folder / "conf.d"),
+        "logs": str(folder),
+    }
+    yield Real(minion, folder, f"http://127.0.0.1:{port}/", pillar)
+    ended(int((folder / "supervisord.pid").read_text()))
+
+
+@pytest.mark.slow
+def test_the_example_deploys_and_a_switch_loses_no_request(real: Real) -> None:
+    assert {"shop is deployed", "shop is migrated", "shop runs"} <= set(real.deploy("5787e00143"))
+    page = real.page()
+    assert page["release"] == page["cwd"] == page["late"] == "5787e00143"
+    assert page["odd"] == ODD
+    assert real.deploy("5787e00143") == {}
+    failures, good = real.under_load("second")
+    assert (failures, real.page()["release"]) == ([], "second")
+    assert good > 100
+    assert "shop goes back" in real.deploy("second", "releases.rollback")
+    assert real.page()["release"] == "5787e00143"
+    workers = {real.page()["pid"] for _ in range(20)}
+    assert real.deploy("5787e00143", "releases.reload")["shop is reloaded"].keys() == {"reloaded"}
+    time.sleep(2)
+    assert not workers & {real.page()["pid"] for _ in range(20)}
+    real.deploy("5787e00143", "releases.clean")
+    with pytest.raises(OSError, match="refused"):
+        real.page()
+
+
+@pytest.mark.slow
+def test_without_a_socket_a_restart_has_a_gap(
+    real: Real, record_property: Callable[[str, object], None]
+) -> None:
+    web = real.pillar["releases"]["apps"]["shop"]["programs"]["web"]
+    web["command"] += f" --bind {web.pop('socket')}"
+    real.deploy("5787e00143")
+    failures, good = real.under_load("second")
+    gap = failures[-1][0] - failures[0][0]
+    record_property("gap", round(gap, 2))
+    print(f"without a socket: {len(failures)} of {len(failures) + good} failed, in {gap:.2f} s")
+    assert (real.page()["release"], gap < 30) == ("second", True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not on this machine")
+def test_nginx_in_front(real: Real) -> None:
+    port, folder = free_port(), real.folder / "nginx"
+    (folder / "conf.d").mkdir(parents=True)
+    (folder / "static").mkdir()
+    (folder / "static" / "logo").write_text("a logo")
+    user = f"user {ME};" if ME == "root" else ""
+    temporary = "".join(
+        f"{kind}_temp_path {folder}/{kind};"
+        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    (folder / "nginx.conf").write_text(
+        f"{user} pid {folder}/pid; error_log {folder}/log; events {{}}\n"
+        f"http {{ access_log off; {temporary} include {folder}/conf.d/*.conf; }}\n"
+    )
+    nginx = f"nginx -c {folder}/nginx.conf"
+    upstream = real.url.rstrip("/")
+    real.pillar["releases"]["nginx"] = {
+        "configs": str(folder / "conf.d"),
+        "reload": f"{nginx} -t && if [ -s {folder}/pid ]; then {nginx} -s reload; else {nginx}; fi",
+    }
+    real.pillar["releases"]["apps"]["shop"]["web"] = {
+        "nginx": {
+            "listen": f"127.0.0.1:{port}",
+            "upstream": upstream,
+            "static": {"/static/": f"{folder}/static/"},
+        }
+    }
+    real.url = f"http://127.0.0.1:{port}/"
+    try:
+        real.deploy("5787e00143")
+        assert real.page()["release"] == "5787e00143"
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        assert opener.open(f"{real.url}static/logo", timeout=5).read() == b"a logo"
+        failures, good = real.under_load("third")
+        assert (failures, real.page()["release"]) == ([], "third")
+        assert good > 100
+    finally:
+        if (folder / "pid").exists():
+            ended(int((folder / "pid").read_text()))
