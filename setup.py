@@ -1,7 +1,7 @@
 """Which folder becomes which package; everything else stands in pyproject.toml.
 
-Salt wants its modules in `_modules` and `_states` of a file root, and in `modules` and `states`
-of an installed package: the same folders serve both.
+Salt wants its modules in `_modules`, `_runners` and `_states` of a file root, and in `modules`,
+`runners` and `states` of an installed package: the same folders serve both.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ HERE = Path(__file__).resolve().parent
 EXTENSION = "saltext_virtualenv_tools"
 LOADED_BY_SALT = {
     f"{EXTENSION}.{kind}": f"_{kind}"
-    for kind in ("modules", "states")
+    for kind in ("modules", "runners", "states")
     if (HERE / f"_{kind}").is_dir()
 }
 

@@ -1,0 +1,945 @@
+"""
+Releases on a whole fleet: which minion is on which one, and a new one rolled out step by step.
+
+:py:func:`fleet` asks all minions once, and tells the release of each, those that lag behind, what
+is marked bad, and who deployed when. :py:func:`roll` brings a release to a few minions first and
+then to the others in batches, and goes back where one of them fails.
+
+It comes to the master with ``salt-run saltutil.sync_runners`` or with the installed package; the
+minions need the execution module ``virtualenv_tools``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import salt.client
+import salt.loader
+import salt.utils.dictupdate
+import salt.utils.event
+import salt.utils.master
+from salt.exceptions import SaltException, SaltInvocationError
+
+log = logging.getLogger(__name__)
+
+__virtualname__ = "releases"
+__load__ = ["fleet", "roll"]
+
+_TOOLS = "virtualenv_tools"
+# How much of a minion's history is asked for: the switch to its release is rarely further back.
+_EVENTS = 20
+# A number has a minion wait for a state run that is under way. With `True` Salt 3008 puts the job
+# aside and answers at once.
+_QUEUE = 10
+_SHOWN_MINIONS = 3
+_SILENT = "does not answer"
+
+
+def __virtual__() -> str:  # noqa: N807
+    return __virtualname__
+
+
+def fleet(
+    root: str | None = None,
+    tgt: str = "*",
+    tgt_type: str = "glob",
+    release: str | None = None,
+    link: str = "current",
+    brief: bool = False,
+    timeout: int | None = None,
+    **kwargs: Any,
+) -> dict[str, Any]:
+    """
+    Tell which minion is on which release, and what is odd.
+
+    All minions are asked at once, in one job; nothing is changed.
+
+    root
+        The folder of the releases on the minions, as an absolute path.
+
+    tgt, tgt_type
+        Which minions, as for the command ``salt``.
+
+    release
+        The release that they should be on. By default the one that most of them are on.
+
+    link
+        The link's name.
+
+    brief
+        ``True`` leaves the details of each minion out.
+
+    timeout
+        Seconds to wait for an answer before Salt asks whether the minion is still there.
+
+    Returns a dictionary:
+
+    ``comment``
+        How it stands, in a sentence.
+    ``release``
+        The release that most of them are on, or the one that was asked for.
+    ``releases``
+        The minions, by release.
+    ``stragglers``
+        What is wrong with each minion that is not on that release.
+    ``bad``
+        The minions on which a release is marked bad, by release and reason.
+    ``minions``
+        Of each minion its ``release``, ``since`` when (UTC), ``how`` it came there (``activated``
+        or ``rolled back``), ``job`` and ``user`` of that as far as the job cache knows them,
+        whether it was found ``healthy``, and its ``problem``, if any.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run releases.fleet /srv/shop
+        salt-run releases.fleet /srv/shop tgt='web*' release=4f2a9c1 --out=json
+        salt-run releases.fleet /srv/shop tgt='G@role:web and not web7' tgt_type=compound
+    """
+
+    def answer() -> dict[str, Any]:
+        _refuse_unknown(kwargs)
+        folder = _root(root)
+        found = _standings(folder, _name(link, "the link"), tgt, tgt_type, _timeout(timeout))
+        wanted = None if release is None else _name(release, "the release")
+        told = _overview(folder, found, wanted)
+        if not brief:
+            told["minions"] = _details(found)
+        return told
+
+    return _told({"root": root}, answer)
+
+
+def roll(
+    root: str | None = None,
+    release: str | None = None,
+    tgt: str | list[str] = "*",
+    tgt_type: str = "glob",
+    canary: int | str | list[str] = 1,
+    batch: int | str = "25%",
+    sls: str | list[str] = "releases",
+    pillar: dict[str, Any] | None = None,
+    pillar_key: str = "releases:apps:{app}:release",
+    pause: float = 0,
+    link: str = "current",
+    saltenv: str = "base",
+    timeout: int | None = None,
+    test: bool = False,
+    **kwargs: Any,
+) -> dict[str, Any]:
+    """
+    Bring a release to a few minions first, then to the others in batches; go back on a failure.
+
+    On each minion an SLS is applied, with the release in its pillar. A minion has failed where one
+    of its states has, such as
+    :py:func:`virtualenv_relocated.healthy <saltext.states.virtualenv_relocated.healthy>`, where it
+    does not answer, or where it is not on the release then. Nothing more is rolled out after that,
+    and all minions that this run has switched go back to the release that each had before, by the
+    same SLS and in batches of the same size. There the release is marked bad, so that no highstate
+    brings it back before :py:func:`virtualenv_tools.unmark
+    <saltext.modules.virtualenv_tools.unmark>`.
+
+    It may be called again at any time: a minion that has the release already is skipped, so a
+    roll-out that was interrupted goes on. One that does not answer in the beginning is left out,
+    and named.
+
+    The release is in the pillar of this run only. Write it into the pillar itself when it is rolled
+    out, as the next highstate brings what stands there.
+
+    root
+        The folder of the releases on the minions, as an absolute path.
+
+    release
+        The release's name. One that is all digits has to be in two pairs of quotes where it begins
+        with a zero.
+
+    tgt, tgt_type
+        Which minions, as for the command ``salt``.
+
+    canary
+        How many minions come first, or a list of them; 0 for none.
+
+    batch
+        How many minions are switched at once after that: a number, or a percentage such as ``25%``.
+
+    sls
+        What to apply, a name or a list of names.
+
+    pillar
+        More of pillar, for this run only.
+
+    pillar_key
+        Where in pillar the release is read from; ``{app}`` is the last part of the root.
+
+    pause
+        Seconds to wait between two steps.
+
+    link
+        The link's name.
+
+    saltenv
+        The environment of the SLS.
+
+    timeout
+        Seconds to wait for an answer before Salt asks whether the minion is still there. An SLS may
+        take as long as it wants.
+
+    test
+        ``True`` tells on which minions it would be done, and in which order, and does none of it.
+
+    Returns a dictionary:
+
+    ``result``, ``comment``
+        Whether all went well (``None`` with ``test``), and what happened, in a sentence or two.
+        The call's return code is 1 where it did not.
+    ``steps``
+        The steps that there are to do, each with its name and its minions.
+    ``before``
+        What each minion of the steps was on before.
+    ``switched``
+        Which minions are on the release by this run.
+    ``skipped``
+        Which ones had it already.
+    ``failed``
+        Why a minion has failed.
+    ``back``
+        The release that a minion is back on, by itself or by this run.
+    ``stuck``
+        Which minions could not go back, and why.
+    ``untouched``
+        Which minions were not reached before the failure.
+    ``missing``
+        Which minions did not answer in the beginning.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run releases.roll /srv/shop 4f2a9c1 tgt='web*' test=True
+        salt-run releases.roll /srv/shop 4f2a9c1 tgt='web*' canary=2 batch=10% pause=60
+        salt-run releases.roll /srv/shop 4f2a9c1 sls=shop pillar_key=release canary='[web7]'
+    """
+    ret: dict[str, Any] = {"root": root, "release": release, "result": False, "comment": ""}
+
+    def answer() -> dict[str, Any]:
+        _refuse_unknown(kwargs)
+        folder = _root(root)
+        wanted = _Wanted(
+            root=folder,
+            release=_name(release, "the release"),
+            canary=_canary(canary),
+            batch=_batch(batch),
+            sls=_sls(sls),
+            pillar=_pillar(pillar),
+            pillar_key=_pillar_key(pillar_key, folder),
+            pause=_seconds(pause),
+            link=_name(link, "the link"),
+            saltenv=saltenv,
+            timeout=_timeout(timeout),
+        )
+        if not test:
+            _refuse_second(folder)
+        ret.update(release=wanted.release)
+        return _Rollout(wanted, ret).run(tgt, tgt_type, bool(test))
+
+    return _told(ret, answer)
+
+
+# --- answers --------------------------------------------------------------------------------------
+
+
+def _told(ret: dict[str, Any], answer: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `answer` returns; whatever goes wrong is one sentence, and Salt's return code is 1."""
+    try:
+        ret = answer()
+    except SaltException as error:
+        ret = {**ret, "result": False, "comment": _sentence(error)}
+    except Exception as error:
+        log.exception("Unexpected error")
+        what = f"unexpected {type(error).__name__}: {error}"
+        more = "this is a bug: please report it with the traceback in the log"
+        ret = {**ret, "result": False, "comment": _sentence(f"{what}; {more}")}
+    if ret.get("result") is False:
+        __context__["retcode"] = 1
+        ret["retcode"] = 1
+    return ret
+
+
+def _sentence(error: object) -> str:
+    text = " ".join(str(error).split())
+    text = text[:1].upper() + text[1:]
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def _clause(text: object) -> str:
+    """A sentence as a part of another one."""
+    return " ".join(str(text).split()).rstrip(".")
+
+
+def _first(text: str) -> str:
+    """The first one of some sentences, as a part of another one."""
+    return _clause(re.split(r"\.\s", text, maxsplit=1)[0])
+
+
+def _number(count: int, what: str = "minion") -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _few(minions: Iterable[str]) -> str:
+    """Some of the names; all of them where they are not many."""
+    ordered = sorted(minions, key=_natural)
+    shown, more = ordered[:_SHOWN_MINIONS], len(ordered) - _SHOWN_MINIONS
+    return ", ".join(shown) + (f" and {more:,} more" if more > 0 else "")
+
+
+def _natural(minion: str) -> list[tuple[int, str]]:
+    """What sorts web2 before web10."""
+    return [(int(part or 0), rest) for rest, part in re.findall(r"(\D*)(\d*)", minion)]
+
+
+def _tell(message: str) -> None:
+    """Tell the event bus how far it is, and whoever waits at the terminal."""
+    log.info("%s", message)
+    with contextlib.suppress(Exception):  # no reason to stop a roll-out
+        if __opts__.get("output") in (None, "nested"):
+            __jid_event__.fire_event({"message": message}, "progress")
+        else:  # an output for programs is one document
+            tag = salt.utils.event.tagify("progress", base=__tag__)
+            __jid_event__.event.fire_event({"message": message}, tag)
+
+
+# --- arguments ------------------------------------------------------------------------------------
+
+
+def _refuse_unknown(kwargs: Mapping[str, Any]) -> None:
+    unknown = sorted(key for key in kwargs if not key.startswith("__"))
+    if unknown:
+        raise SaltInvocationError(f"there is no parameter {', '.join(unknown)}: see sys.doc")
+
+
+def _root(root: Any) -> str:
+    if not root:
+        raise SaltInvocationError("root is missing: name the folder of the releases")
+    if not isinstance(root, str) or not root.startswith("/"):
+        raise SaltInvocationError(f"the root must be an absolute path: {root}")
+    return root.rstrip("/") or root
+
+
+def _name(value: Any, what: str) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):  # as Salt reads a hash of digits
+        value = str(value)
+    if value is None:
+        raise SaltInvocationError(f"{what} is missing: name it")
+    if not isinstance(value, str) or not re.fullmatch(r"[^/\s.][^/\s]*", value):
+        raise SaltInvocationError(f"{what} must be a name, without a slash or a space: {value!r}")
+    return value
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number of at least 0, in quotes or not; None for anything else."""
+    if isinstance(value, bool) or not re.fullmatch(r"\d+", str(value)):
+        return None
+    return int(value)
+
+
+def _canary(canary: Any) -> int | list[str]:
+    if _whole(canary) is not None:
+        return int(canary)
+    names = canary.split(",") if isinstance(canary, str) else canary
+    if not isinstance(names, (list, tuple)) or not all(isinstance(one, str) for one in names):
+        raise SaltInvocationError(f"canary must be a number or a list of minions: {canary!r}")
+    return [one.strip() for one in names]
+
+
+def _batch(batch: Any) -> str:
+    """A number or a percentage, as text."""
+    text = str(batch).strip()
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)%", text)
+    if (match and 0 < float(match[1]) <= 100) or _whole(batch):
+        return text
+    raise SaltInvocationError(
+        f"batch must be a number of at least 1 or a percentage up to 100%: {batch!r}"
+    )
+
+
+def _sls(sls: Any) -> list[str]:
+    names = sls.split(",") if isinstance(sls, str) else sls
+    if not isinstance(names, (list, tuple)) or not names:
+        raise SaltInvocationError(f"sls must be a name or a list of names: {sls!r}")
+    if not all(isinstance(one, str) and one.strip() for one in names):
+        raise SaltInvocationError(f"sls must be a name or a list of names: {sls!r}")
+    return [one.strip() for one in names]
+
+
+def _pillar(pillar: Any) -> dict[str, Any]:
+    if pillar is not None and not isinstance(pillar, Mapping):
+        raise SaltInvocationError(f"pillar must be a dictionary: {pillar!r}")
+    return dict(pillar or {})
+
+
+def _pillar_key(key: Any, root: str) -> str:
+    if not isinstance(key, str) or not all(key.split(":")):
+        raise SaltInvocationError(f"pillar_key must be a path in pillar, such as a:b: {key!r}")
+    return key.replace("{app}", root.rpartition("/")[2])
+
+
+def _seconds(pause: Any) -> float:
+    if isinstance(pause, bool) or not isinstance(pause, (int, float)) or pause < 0:
+        raise SaltInvocationError(f"pause must be a number of seconds: {pause!r}")
+    return float(pause)
+
+
+def _timeout(timeout: Any) -> int | None:
+    if timeout is not None and not _whole(timeout):
+        raise SaltInvocationError(f"timeout must be a whole number of seconds: {timeout!r}")
+    return None if timeout is None else int(timeout)
+
+
+def _refuse_second(root: str) -> None:
+    """Two roll-outs in the same root would each take the other's work for a failure."""
+    for job in salt.utils.master.get_running_jobs(__opts__):
+        if job.get("fun") != "runner.releases.roll" or str(job.get("jid")) >= str(__jid__):
+            continue  # of two that begin at once, the earlier one goes on
+        given = [*job.get("fun_args", [])]
+        named = given.pop() if given and isinstance(given[-1], dict) else {}
+        theirs = given[0] if given else named.get("root")
+        if not named.get("test") and str(theirs).rstrip("/") == root:
+            raise SaltInvocationError(
+                f"another roll-out in {root} is under way, as job {job['jid']} of "
+                f"{job.get('user', 'somebody')}: wait for its end"
+            )
+
+
+# --- asking ---------------------------------------------------------------------------------------
+
+
+def _ask(
+    tgt: str | list[str],
+    tgt_type: str,
+    functions: str | list[str],
+    arguments: list[Any],
+    timeout: int | None,
+) -> dict[str, Any]:
+    """One job; the answer of each minion, `None` of one that gives none."""
+    answers: dict[str, Any] = {}
+    with _client() as client:
+        for part in client.cmd_iter(
+            tgt, functions, arguments, timeout=timeout, tgt_type=tgt_type, yield_pub_data=True
+        ):
+            if not part:
+                continue
+            if "error" in part:
+                raise SaltInvocationError(f"the master refuses the job: {part['error']}")
+            if "jid" in part and "minions" in part:
+                answers.update(dict.fromkeys(part["minions"]))
+                continue
+            for minion, answer in part.items():
+                answers[minion] = None if answer.get("failed") else answer
+    if not answers:
+        raise SaltInvocationError(f"no minion matches the target {tgt}")
+    return answers
+
+
+@contextlib.contextmanager
+def _client() -> Iterator[Any]:
+    """Salt's client, without the line that it prints where a target matches nothing."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        client = salt.client.get_local_client(__opts__["conf_file"])
+        try:
+            yield client
+        finally:
+            client.destroy()
+
+
+def _keywords(**arguments: Any) -> dict[str, Any]:
+    """Arguments as a job carries them: those in a list would be parsed once more."""
+    return {"__kwarg__": True, **arguments}
+
+
+class _Standing(NamedTuple):
+    """How a release stands on a minion.
+
+    Attributes:
+        problem: why it cannot be told; a part of a sentence.
+        answers: whether the minion does.
+        release: the active one.
+        healthy: whether that was found healthy.
+        since: when it became active.
+        how: by which event.
+        job: Salt's job id of that.
+        bad: why a release is marked bad, by name.
+    """
+
+    problem: str | None = None
+    answers: bool = True
+    release: str | None = None
+    healthy: bool = False
+    since: str | None = None
+    how: str | None = None
+    job: str | None = None
+    bad: Mapping[str, str] = {}
+
+
+def _standings(
+    root: str, link: str, tgt: str | list[str], tgt_type: str, timeout: int | None
+) -> dict[str, _Standing]:
+    """How it stands on each minion, in their natural order."""
+    functions = [f"{_TOOLS}.{name}" for name in ("active", "releases", "history")]
+    arguments = [
+        [_keywords(link=f"{root}/{link}")],
+        [_keywords(root=root)],
+        [_keywords(root=root, limit=_EVENTS, full=True)],
+    ]
+    answers = _ask(tgt, tgt_type, functions, arguments, timeout)
+    return {
+        minion: _standing(answers[minion], root, link) for minion in sorted(answers, key=_natural)
+    }
+
+
+def _standing(answer: Any, root: str, link: str) -> _Standing:
+    if answer is None:
+        return _Standing(_SILENT, answers=False)
+    told = answer.get("ret")
+    if not isinstance(told, Mapping):
+        return _Standing(f"cannot be asked: {_clause(told)}")
+    parts = [told.get(f"{_TOOLS}.{name}") for name in ("active", "releases", "history")]
+    for part in parts:
+        if not isinstance(part, (Mapping, list)):
+            return _Standing(_problem(part))
+    active, known, events = parts
+    if not known:
+        return _Standing(f"has no release in {root}")
+    release = active["release"]
+    bad = {name: str(one["bad"]) for name, one in known.items() if one.get("bad") is not None}
+    if release is None:
+        return _Standing(f"has releases in {root}, and none of them is active", bad=bad)
+    event = _switch(events, release, link)
+    return _Standing(
+        release=release,
+        healthy=bool(active["proven"]),
+        since=event.get("time"),
+        how=event.get("event", "").replace("_", " ") or None,
+        job=event.get("job"),
+        bad=bad,
+    )
+
+
+def _switch(events: list[dict[str, Any]], release: str, link: str) -> dict[str, Any]:
+    """The event by which a release became the active one."""
+    for event in reversed(events):
+        of_link = event.get("link", "current") == link
+        if of_link and event["event"] in ("activated", "rolled_back"):
+            return event if event["release"] == release else {}
+    return {}
+
+
+def _problem(said: Any) -> str:
+    """Why a function has failed, out of the traceback that Salt gives where several are called."""
+    lines = [line for line in str(said or "").splitlines() if line.strip()]
+    last = lines[-1].strip() if lines else ""
+    kind, _, text = last.partition(": ")
+    name = kind.rpartition(".")[2]
+    if not last or name in ("TypeError", "KeyError") or "is not available" in last:
+        return "has no extension or an older one: run saltutil.sync_all there"
+    named = re.fullmatch(r"[\w.]+", kind)
+    return f"cannot be asked: {_clause(text if named else last)}"
+
+
+# --- the fleet ------------------------------------------------------------------------------------
+
+
+def _overview(root: str, found: dict[str, _Standing], wanted: str | None) -> dict[str, Any]:
+    releases: dict[str, list[str]] = {}
+    bad: dict[str, dict[str, list[str]]] = {}
+    for minion, one in found.items():
+        if one.release is not None:
+            releases.setdefault(one.release, []).append(minion)
+        for release, reason in one.bad.items():
+            bad.setdefault(release, {}).setdefault(reason, []).append(minion)
+    most = wanted or _most(found)
+    stragglers = {
+        minion: _sentence(_lagging(one))
+        for minion, one in found.items()
+        if one.release is None or one.release != most or one.release in one.bad
+    }
+    return {
+        "root": root,
+        "comment": _summary(found, most, stragglers),
+        "release": most,
+        "releases": releases,
+        "stragglers": stragglers,
+        "bad": bad,
+    }
+
+
+def _most(found: dict[str, _Standing]) -> str | None:
+    """The release that most minions are on; of two with as many, the one that came later."""
+    count = Counter(one.release for one in found.values() if one.release is not None)
+    latest: dict[str, str] = {}
+    for one in found.values():
+        if one.release is not None:
+            latest[one.release] = max(latest.get(one.release, ""), one.since or "")
+    return max(count, key=lambda name: (count[name], latest[name], name), default=None)
+
+
+def _lagging(one: _Standing) -> str:
+    if one.problem is not None:
+        return one.problem
+    since = f" since {one.since}" if one.since else ""
+    bad = (
+        f", and that is marked bad there: {one.bad[one.release]}" if one.release in one.bad else ""
+    )
+    return f"is on {one.release}{since}{bad}"
+
+
+def _summary(found: dict[str, _Standing], most: str | None, stragglers: dict[str, str]) -> str:
+    silent = sum(not one.answers for one in found.values())
+    last = f"; {silent:,} of them {'does' if silent == 1 else 'do'} not answer" if silent else ""
+    if most is None:
+        return f"None of {_number(len(found))} is on a release{last}."
+    on = sum(one.release == most for one in found.values())
+    if on == len(found):
+        return f"All {on:,} minions are on {most}." if on > 1 else f"The minion is on {most}."
+    return f"{on:,} of {_number(len(found))} {'is' if on == 1 else 'are'} on {most}{last}."
+
+
+def _details(found: dict[str, _Standing]) -> dict[str, dict[str, Any]]:
+    users = _users({one.job for one in found.values() if one.job})
+    return {
+        minion: {
+            "release": one.release,
+            "since": one.since,
+            "how": one.how,
+            "job": one.job,
+            "user": users.get(one.job or ""),
+            "healthy": one.healthy,
+            "problem": None if one.problem is None else _sentence(one.problem),
+        }
+        for minion, one in found.items()
+    }
+
+
+def _users(jobs: Iterable[str]) -> dict[str, str]:
+    """Who started each of these jobs, as far as the job cache knows."""
+    cache = __opts__.get("ext_job_cache") or __opts__.get("master_job_cache") or "local_cache"
+    users = {}
+    try:
+        load = salt.loader.returners(__opts__, {})[f"{cache}.get_load"]
+        for job in jobs:
+            with contextlib.suppress(Exception):  # a job that the cache has forgotten
+                users[job] = str(load(job)["user"])
+    except Exception as error:  # a cache that cannot be asked
+        log.warning("The job cache %s cannot be asked: %s", cache, error)
+    return users
+
+
+# --- rolling out ----------------------------------------------------------------------------------
+
+
+class _Wanted(NamedTuple):
+    """What is to be rolled out, and how."""
+
+    root: str
+    release: str
+    canary: int | list[str]
+    batch: str
+    sls: list[str]
+    pillar: dict[str, Any]
+    pillar_key: str
+    pause: float
+    link: str
+    saltenv: str
+    timeout: int | None
+
+
+class _Rollout:
+    """A roll-out.
+
+    Args:
+        wanted: what is to be done.
+        ret: the answer, which is filled as things go on.
+    """
+
+    def __init__(self, wanted: _Wanted, ret: dict[str, Any]) -> None:
+        self.wanted = wanted
+        self.ret = ret
+        self.before: dict[str, str | None] = {}
+        self.why = ("", "")
+
+    def run(self, tgt: str | list[str], tgt_type: str, test: bool) -> dict[str, Any]:
+        """Do it."""
+        wanted, ret = self.wanted, self.ret
+        found = _standings(wanted.root, wanted.link, tgt, tgt_type, wanted.timeout)
+        steps = self._plan(found)
+        ret.update(
+            steps=steps,
+            before=self.before,
+            switched=[],
+            skipped=[name for name, one in found.items() if self._has(one)],
+            failed={},
+            back={},
+            stuck={},
+            untouched=[],
+            missing=[name for name, one in found.items() if not one.answers],
+        )
+        if test:
+            return self._said(None if steps else True)
+        for number, step in enumerate(steps):
+            if number and wanted.pause:
+                _tell(f"waiting for {wanted.pause:g} seconds")
+                time.sleep(wanted.pause)
+            _tell(f"{step['step']}, {number + 1} of {len(steps)}: {_few(step['minions'])}")
+            after = self._switch(step["minions"])
+            if ret["failed"]:
+                ret["untouched"] = [one for step in steps[number + 1 :] for one in step["minions"]]
+                self._go_back(after)
+                return self._said(False)
+        return self._said(True)
+
+    def _has(self, one: _Standing) -> bool:
+        """Whether there is nothing to be done: one that was not found healthy is tried again."""
+        return one.release == self.wanted.release and one.healthy
+
+    def _plan(self, found: dict[str, _Standing]) -> list[dict[str, Any]]:
+        """The steps that there are to do; raises what stands against it before it is begun."""
+        wanted = self.wanted
+        there = {name: one for name, one in found.items() if one.answers}
+        if not there:
+            raise SaltInvocationError(
+                f"there is nobody to roll out to: none of {_number(len(found))} answers"
+            )
+        for name, one in there.items():
+            if one.problem is not None and not one.problem.startswith("has no release"):
+                if one.problem.startswith("has releases"):
+                    continue
+                raise SaltInvocationError(f"nothing was rolled out: {name} {one.problem}")
+        todo = [name for name, one in there.items() if not self._has(one)]
+        marked = {
+            name: there[name].bad[wanted.release]
+            for name in todo
+            if wanted.release in there[name].bad
+        }
+        if marked:
+            reason = _clause(next(iter(marked.values())))
+            raise SaltInvocationError(
+                f"nothing was rolled out: {wanted.release} is marked bad on {_few(marked)} "
+                f"({reason}); if it is good, run virtualenv_tools.unmark "
+                f"{wanted.root}/{wanted.release} there first"
+            )
+        # All that answer are counted, so a second call goes on with the same steps.
+        if isinstance(wanted.canary, list):
+            unknown = [name for name in wanted.canary if name not in there]
+            if unknown:
+                raise SaltInvocationError(
+                    "nothing was rolled out: the canary is not among the minions that answer: "
+                    f"{_few(unknown)}"
+                )
+            first = list(dict.fromkeys(wanted.canary))
+        else:
+            first = list(there)[: wanted.canary]
+        rest = [name for name in there if name not in set(first)]
+        size = self._size(len(there))
+        steps = [("canary", first)]
+        for number, start in enumerate(range(0, len(rest), size), 1):
+            steps.append((f"batch {number}", rest[start : start + size]))
+        self.before = {name: there[name].release for name in todo}
+        planned = [
+            {"step": name, "minions": [one for one in minions if one in self.before]}
+            for name, minions in steps
+        ]
+        return [step for step in planned if step["minions"]]
+
+    def _size(self, count: int) -> int:
+        """How many minions a batch has."""
+        text = self.wanted.batch
+        if text.endswith("%"):
+            return max(1, math.floor(count * float(text[:-1]) / 100))
+        return int(text)
+
+    def _apply(self, minions: list[str], release: str) -> dict[str, str]:
+        """Apply the SLS with a release; why it has failed, by minion."""
+        wanted = self.wanted
+        override: Any = release
+        for key in reversed(wanted.pillar_key.split(":")):
+            override = {key: override}
+        arguments = _keywords(
+            mods=wanted.sls,
+            pillar=salt.utils.dictupdate.merge_recurse(wanted.pillar, override),
+            saltenv=wanted.saltenv,
+            queue=_QUEUE,
+            test=False,
+        )
+        try:
+            answers = _ask(minions, "list", "state.apply", [arguments], wanted.timeout)
+        except SaltException as error:
+            return {name: _clause(error) for name in minions}
+        failures = {name: _failure(answers.get(name)) for name in minions}
+        return {name: why for name, why in failures.items() if why is not None}
+
+    def _look(self, minions: list[str]) -> dict[str, _Standing]:
+        """How it stands on these minions now."""
+        try:
+            found = _standings(
+                self.wanted.root, self.wanted.link, minions, "list", self.wanted.timeout
+            )
+        except SaltException as error:
+            found = dict.fromkeys(minions, _Standing(_clause(error), answers=False))
+        return {name: found.get(name, _Standing(_SILENT, answers=False)) for name in minions}
+
+    def _switch(self, minions: list[str]) -> dict[str, _Standing]:
+        """Do a step, and see what has come of it; how it stands on its minions then."""
+        wanted, ret = self.wanted, self.ret
+        failed = self._apply(minions, wanted.release)
+        after = self._look(minions)
+        for name, one in after.items():
+            if one.release != wanted.release and name not in failed:
+                sls = ", ".join(wanted.sls)
+                failed[name] = (
+                    f"{one.problem or f'is on {one.release}'} after {sls} was applied: see that "
+                    f"it takes the release from pillar, at {wanted.pillar_key}"
+                )
+        self.why = next(((name, _first(why)) for name, why in failed.items()), ("", ""))
+        ret["failed"] = {name: _sentence(why) for name, why in failed.items()}
+        ret["switched"] += [name for name in minions if after[name].release == wanted.release]
+        _tell(f"failed on {_few(failed)}" if failed else f"well on {_few(minions)}")
+        return after
+
+    def _go_back(self, after: dict[str, _Standing]) -> None:
+        """Have the minions that this run has switched on the releases that they had before."""
+        wanted, ret = self.wanted, self.ret
+        for name, one in after.items():
+            if not one.answers:
+                ret["stuck"][name] = _sentence(f"{_SILENT}: see what it is on when it is back")
+            elif one.release != wanted.release and one.release is not None:
+                ret["back"][name] = one.release
+        # What had the release before, and was not proven, was not switched.
+        switched = [name for name in ret["switched"] if self.before[name] != wanted.release]
+        ret["switched"] = [name for name in ret["switched"] if name not in set(switched)]
+        for name in [name for name in switched if self.before[name] is None]:
+            switched.remove(name)
+            ret["switched"].append(name)
+            why = f"stays on {wanted.release}, as it had no release before"
+            ret["stuck"][name] = _sentence(why)
+        size = self._size(len(self.before) + len(ret["skipped"]))
+        for start in range(0, len(switched), size):
+            self._return(switched[start : start + size])
+
+    def _return(self, minions: list[str]) -> None:
+        """Have these minions on what they had before, by the SLS or else without it."""
+        wanted, ret = self.wanted, self.ret
+        _tell(f"back: {_few(minions)}")
+        path = f"{wanted.root}/{wanted.release}"
+        reason = "the roll-out has failed on {}: {}".format(*self.why)
+        self._call(minions, "mark", path=path, reason=reason)
+        groups: dict[str, list[str]] = {}
+        for one in minions:
+            groups.setdefault(str(self.before[one]), []).append(one)
+        failed: dict[str, str] = {}
+        for release, members in groups.items():
+            failed.update(self._apply(members, release))
+        now = self._look(minions)
+        for release, members in groups.items():
+            still = [one for one in members if now[one].release == wanted.release]
+            if still:  # the SLS has failed before it came to that
+                options = {"to": release, "link": wanted.link, "leaving": wanted.release}
+                self._call(still, "rollback", root=wanted.root, reason=reason, **options)
+                now.update(self._look(still))
+        for one in minions:
+            release = now[one].release
+            if release is None:
+                ret["stuck"][one] = _sentence(now[one].problem)
+            elif release == wanted.release:
+                ret["stuck"][one] = _sentence(f"stays on it: {failed.get(one, 'unknown why')}")
+                ret["switched"].append(one)
+            else:
+                ret["back"][one] = release
+                if one in failed:
+                    ret["stuck"][one] = _sentence(
+                        f"is on {release}, and not all of its states succeed: {failed[one]}"
+                    )
+
+    def _call(self, minions: list[str], function: str, **arguments: Any) -> None:
+        """Call one of the extension's functions; what comes of it is looked at later."""
+        keywords = [_keywords(**arguments)]
+        try:
+            answers = _ask(minions, "list", f"{_TOOLS}.{function}", keywords, self.wanted.timeout)
+            log.info("%s.%s: %s", _TOOLS, function, answers)
+        except SaltException as error:
+            log.error("%s.%s: %s", _TOOLS, function, error)
+
+    def _said(self, result: bool | None) -> dict[str, Any]:
+        """The answer, with its sentences."""
+        self.ret.update(result=result, comment=" ".join(self._sentences(result)))
+        return self.ret
+
+    def _sentences(self, result: bool | None) -> Iterator[str]:
+        ret, release = self.ret, self.wanted.release
+        missing = len(ret["missing"])
+        had = f"{_number(len(ret['skipped']))} had it already"
+        if result is None:
+            steps = "; ".join(self._line(step) for step in ret["steps"])
+            yield f"{release} would be rolled out, {steps}."
+        elif result is False:
+            name, why = self.why
+            more = len(ret["failed"]) - 1
+            others = f" and {_number(more, 'more minion')}" if more else ""
+            yield f"The roll-out of {release} has failed on {name}{others}: {why}."
+            if ret["back"]:
+                yield f"Back on what they had before: {_few(ret['back'])}."
+            if ret["stuck"]:
+                yield f"Look after {_few(ret['stuck'])}."
+            return
+        elif not ret["steps"]:
+            yield f"{release} is on {_number(len(ret['skipped']))} already; nothing was to be done."
+        else:
+            skipped = f"; {had}" if ret["skipped"] else ""
+            yield f"{release} was rolled out to {_number(len(ret['switched']))}{skipped}."
+        if missing:
+            do = "does" if missing == 1 else "do"
+            names = _few(ret["missing"])
+            yield f"{_number(missing)} {do} not answer, and {do} not get it: {names}."
+
+    def _line(self, step: dict[str, Any]) -> str:
+        """A step, with what its minions are on."""
+        minions = (
+            f"{name} (from {self.before[name]})" if self.before[name] else f"{name} (from none)"
+            for name in step["minions"]
+        )
+        return f"{step['step']}: {', '.join(minions)}"
+
+
+def _failure(answer: Any) -> str | None:
+    """Why a state run has failed; None where it has not."""
+    if answer is None:
+        return _SILENT
+    told = answer.get("ret")
+    if isinstance(told, list):
+        lines = [_without_traceback(str(one).strip().partition("\n")[0]) for one in told]
+        return _clause(" ".join(lines)) or "its states cannot be compiled"
+    if not isinstance(told, Mapping):
+        return _clause(_without_traceback(str(told))) or "its states cannot be run"
+    states = [one for one in told.values() if isinstance(one, Mapping) and "result" in one]
+    failed = [one for one in states if one["result"] is False]
+    own = [one for one in failed if not str(one.get("comment")).startswith("One or more requisite")]
+    for one in sorted(own or failed, key=lambda one: one.get("__run_num__", 0)):
+        comment = _without_traceback(str(one.get("comment")))
+        return f"{one.get('__id__', one.get('name', 'a state'))}: {_clause(comment)}"
+    if not states or answer.get("retcode"):
+        return f"state.apply ends with return code {answer.get('retcode', 0)}"
+    return None
+
+
+def _without_traceback(text: str) -> str:
+    """What Salt says of an exception, and its last line."""
+    said, traceback, rest = text.partition("Traceback (most recent call last)")
+    lines = rest.strip().splitlines()
+    return f"{said} {lines[-1]}" if traceback and lines else said

@@ -1,0 +1,469 @@
+"""The runner without a master: what minions answer is given, and what it makes of that is seen."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import minions
+
+pytest.importorskip("salt", reason="Salt does not run on this Python")
+
+import salt.loader
+from salt.exceptions import SaltReqTimeoutError
+
+ROOT = "/srv/shop"
+TOOLS = "virtualenv_tools"
+
+
+class Minions:
+    """Minions that answer at once.
+
+    Attributes:
+        on: the release of each one; None for one that has none yet.
+        down: those that do not answer.
+        sick: (minion, release) that is not healthy: the minion goes back by itself.
+        broken: minions of which another state fails, after the switch.
+        deaf: minions whose SLS does not switch.
+        bad: why a release is marked bad, by minion.
+        unproven: minions that are on their release without having been found healthy.
+        problems: what a minion answers instead of facts.
+        jobs: all jobs, as (function, minions, arguments).
+    """
+
+    def __init__(self, **on: str | None) -> None:
+        self.on = dict(on)
+        self.down: set[str] = set()
+        self.sick: set[tuple[str, str]] = set()
+        self.broken: set[str] = set()
+        self.deaf: set[str] = set()
+        self.bad: dict[str, dict[str, str]] = {}
+        self.unproven: set[str] = set()
+        self.problems: dict[str, Any] = {}
+        self.jobs: list[tuple[str, list[str], dict[str, Any]]] = []
+
+    def ask(
+        self, tgt: Any, tgt_type: str, functions: Any, arguments: list[Any], timeout: Any
+    ) -> dict[str, Any]:
+        """Stands for the runner's `_ask`."""
+        names = list(self.on) if tgt_type == "glob" else list(tgt)
+        keywords = arguments[0] if isinstance(functions, str) else {}
+        self.jobs.append((functions if isinstance(functions, str) else "facts", names, keywords))
+        json.dumps(arguments)
+        return {
+            name: None if name in self.down else {"ret": self.answer(name, functions, keywords)}
+            for name in names
+        }
+
+    def answer(self, name: str, function: Any, keywords: dict[str, Any]) -> Any:
+        """What one minion does and answers."""
+        if function == "state.apply":
+            return self.apply(name, keywords["pillar"]["releases"]["apps"]["shop"]["release"])
+        if function == f"{TOOLS}.mark":
+            release = keywords["path"].rpartition("/")[2]
+            self.bad.setdefault(name, {})[release] = keywords["reason"]
+            return True
+        if function == f"{TOOLS}.rollback":
+            assert self.on[name] == keywords["leaving"]
+            self.on[name] = keywords["to"]
+            return {}
+        return self.problems.get(name, self.facts(name))
+
+    def apply(self, name: str, release: str) -> Any:
+        """The SLS of the formula."""
+        state = {"__id__": "the shop answers", "__run_num__": 1, "result": True, "comment": "Fine."}
+        before, self.on[name] = self.on[name], release
+        if name in self.deaf:
+            self.on[name] = before
+        elif (name, release) in self.sick:
+            self.bad.setdefault(name, {})[release] = "answers with 500"
+            self.on[name] = before or release
+            state.update(result=False, comment=f"{release} answers with 500. It is marked bad.")
+        elif name in self.broken:
+            return ["Rendering SLS 'base:releases' failed: no such key"]
+        return {"state": state}
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """What the extension tells."""
+        release = self.on[name]
+        known = {one: {"bad": why} for one, why in self.bad.get(name, {}).items()}
+        events = []
+        if release is not None:
+            known.setdefault(release, {})
+            events = [
+                {"time": "2026-01-01T00:00:00Z", "event": "activated", "release": release},
+                {"time": "2026-01-02T00:00:00Z", "event": "healthy", "release": release},
+            ]
+        return {
+            f"{TOOLS}.active": {"release": release, "proven": name not in self.unproven},
+            f"{TOOLS}.releases": known,
+            f"{TOOLS}.history": events,
+        }
+
+    def did(self, function: str) -> list[list[str]]:
+        """The minions of each job of a function."""
+        return [names for one, names, _ in self.jobs if one == function]
+
+
+class Runner:
+    """The runner, as Salt's loader has it.
+
+    Attributes:
+        functions: what the loader has found.
+        context: Salt's `__context__`.
+        told: what was said while it ran.
+    """
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        opts = {
+            **minions.masterless(folder, folder),
+            "conf_file": str(folder / "master"),
+            "runner_dirs": [str(minions.CHECKOUT / "_runners")],
+            "optimization_order": [0],
+            "master_job_cache": "local_cache",
+            "ext_job_cache": "",
+        }
+        self.context: dict[str, Any] = {}
+        self.functions = salt.loader.runner(opts, context=self.context, whitelist=["releases"])
+        self.space = self.functions["releases.roll"].__globals__
+        self.patch = patch
+        self.told: list[str] = []
+        patch.setitem(self.space, "_tell", self.told.append)
+        patch.setitem(self.space, "_refuse_second", lambda root: None)
+
+    def __call__(self, function: str, there: Minions, *arguments: Any, **options: Any) -> Any:
+        self.patch.setitem(self.space, "_ask", there.ask)
+        self.context.pop("retcode", None)
+        answer = self.functions[f"releases.{function}"](*arguments, **options)
+        json.dumps(answer)
+        assert minions.sentence(answer["comment"]), answer
+        failed = answer.get("result") is False
+        assert (answer.get("retcode", 0), self.context.get("retcode", 0)) == (failed, failed)
+        return answer
+
+
+@pytest.fixture
+def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
+    return Runner(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def there() -> Minions:
+    return Minions(web10="1", web2="1", web1="1", web3="1", web4="1")
+
+
+def test_what_the_loader_finds(runner: Runner) -> None:
+    found = [name for name in runner.functions if name.startswith("releases.")]
+    assert sorted(found) == ["releases.fleet", "releases.roll"]
+    for name in found:
+        assert "CLI Example:" in runner.functions[name].__doc__
+
+
+# --- the fleet ------------------------------------------------------------------------------------
+
+
+def test_the_fleet(runner: Runner, there: Minions) -> None:
+    there.on["web3"] = "2"
+    there.on["web4"] = None
+    there.down = {"web10"}
+    there.bad = {"web3": {"2": "leaks"}, "web1": {"3": "leaks", "1": "slow"}}
+    answer = runner("fleet", there, ROOT)
+    assert answer["comment"] == "2 of 5 minions are on 1; 1 of them does not answer."
+    assert answer["releases"] == {"1": ["web1", "web2"], "2": ["web3"]}
+    since = "since 2026-01-01T00:00:00Z"
+    assert answer["stragglers"] == {
+        "web1": f"Is on 1 {since}, and that is marked bad there: slow.",
+        "web3": f"Is on 2 {since}, and that is marked bad there: leaks.",
+        "web4": f"Has no release in {ROOT}.",
+        "web10": "Does not answer.",
+    }
+    assert answer["bad"] == {
+        "1": {"slow": ["web1"]},
+        "2": {"leaks": ["web3"]},
+        "3": {"leaks": ["web1"]},
+    }
+    assert list(answer["minions"]) == ["web1", "web2", "web3", "web4", "web10"]
+    keys = {tuple(one) for one in answer["minions"].values()}
+    assert keys == {("release", "since", "how", "job", "user", "healthy", "problem")}
+    assert len(there.jobs) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("The minion is in blackout mode.", "Cannot be asked: The minion is in blackout mode."),
+        (
+            {f"{TOOLS}.active": "Traceback ...\n  x\nTypeError: 'str' object is not callable\n"},
+            "Has no extension or an older one: run saltutil.sync_all there.",
+        ),
+        ({}, "Has no extension or an older one: run saltutil.sync_all there."),
+        (
+            {
+                f"{TOOLS}.active": "Traceback ...\n  x\n"
+                "salt.exceptions.CommandExecutionError: /srv/shop is not root's: see to that"
+            },
+            "Cannot be asked: /srv/shop is not root's: see to that.",
+        ),
+    ],
+)
+def test_a_minion_with_a_problem(runner: Runner, there: Minions, said: Any, words: str) -> None:
+    there.problems["web2"] = said
+    assert runner("fleet", there, ROOT)["stragglers"] == {"web2": words}
+    answer = runner("roll", there, ROOT, "2")
+    assert answer["comment"].startswith(
+        f"Nothing was rolled out: web2 {words[0].lower()}{words[1:]}"
+    )
+    assert there.did("state.apply") == []
+
+
+def test_thousands(runner: Runner) -> None:
+    there = Minions(**{f"web{number}": "1" for number in range(5000)})
+    begun = time.monotonic()
+    answer = runner("fleet", there, ROOT)
+    assert time.monotonic() - begun < 5
+    assert answer["comment"] == "All 5,000 minions are on 1."
+    assert "minions" not in runner("fleet", there, ROOT, brief=True)
+    there.sick = {("web4999", "2")}
+    answer = runner("roll", there, ROOT, "2", canary=10, batch="20%")
+    assert [len(step["minions"]) for step in answer["steps"]] == [10, *[1000] * 4, 990]
+    assert len(answer["back"]) == 5000
+    assert answer["comment"].endswith("what they had before: web0, web1, web2 and 4,997 more.")
+
+
+# --- rolling out ----------------------------------------------------------------------------------
+
+
+def test_the_plan(runner: Runner, there: Minions) -> None:
+    def steps(**options: Any) -> list[list[str]]:
+        answer = runner("roll", there, ROOT, 2, test=True, **options)
+        assert answer["result"] is None
+        return [step["minions"] for step in answer["steps"]]
+
+    assert steps() == [["web1"], ["web2"], ["web3"], ["web4"], ["web10"]]
+    assert steps(canary=2, batch="40%") == [["web1", "web2"], ["web3", "web4"], ["web10"]]
+    assert steps(canary="web3,web10", batch=9) == [["web3", "web10"], ["web1", "web2", "web4"]]
+    assert steps(canary=0, batch="100%") == [["web1", "web2", "web3", "web4", "web10"]]
+    assert steps(canary=9, batch="1%") == [["web1", "web2", "web3", "web4", "web10"]]
+    # The steps stay the same where some of it is done.
+    there.on["web2"] = there.on["web1"] = "2"
+    assert steps(batch=2) == [["web3"], ["web4", "web10"]]
+    there.unproven = {"web1"}
+    assert steps(batch=2) == [["web1"], ["web3"], ["web4", "web10"]]
+    there.down = {"web3"}
+    answer = runner("roll", there, ROOT, 2, batch=2, test=True)
+    assert answer["comment"] == (
+        "2 would be rolled out, canary: web1 (from 2); batch 1: web4 (from 1); "
+        "batch 2: web10 (from 1). 1 minion does not answer, and does not get it: web3."
+    )
+    assert there.did("state.apply") == []
+
+
+def test_a_roll_out(runner: Runner, there: Minions, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(runner.space["time"], "sleep", pauses.append)
+    pillar = {"releases": {"apps": {"shop": {"keep": 3}}}}
+    answer = runner("roll", there, f"{ROOT}/", 2, batch=2, pause=9, pillar=pillar, sls="a, b")
+    assert answer["comment"] == "2 was rolled out to 5 minions."
+    assert there.did("state.apply") == [["web1"], ["web2", "web3"], ["web4", "web10"]]
+    assert pauses == [9, 9]
+    applied = [options for function, _, options in there.jobs if function == "state.apply"]
+    assert applied[0]["mods"] == ["a", "b"]
+    assert applied[0]["pillar"] == {"releases": {"apps": {"shop": {"keep": 3, "release": "2"}}}}
+    assert pillar == {"releases": {"apps": {"shop": {"keep": 3}}}}
+    assert runner.told == [
+        *("canary, 1 of 3: web1", "well on web1", "waiting for 9 seconds"),
+        *("batch 1, 2 of 3: web2, web3", "well on web2, web3", "waiting for 9 seconds"),
+        *("batch 2, 3 of 3: web4, web10", "well on web4, web10"),
+    ]
+    there.jobs.clear()
+    assert runner("roll", there, ROOT, 2)["comment"] == (
+        "2 is on 5 minions already; nothing was to be done."
+    )
+    assert len(there.jobs) == 1
+
+
+def test_a_failure(runner: Runner, there: Minions) -> None:
+    there.sick = {("web3", "2")}
+    there.on["web2"] = "0"
+    answer = runner("roll", there, ROOT, 2, batch=2)
+    assert answer["comment"] == (
+        "The roll-out of 2 has failed on web3: the shop answers: 2 answers with 500. "
+        "Back on what they had before: web1, web2, web3."
+    )
+    assert there.on == {"web10": "1", "web2": "0", "web1": "1", "web3": "1", "web4": "1"}
+    assert answer["failed"] == {"web3": "The shop answers: 2 answers with 500. It is marked bad."}
+    assert answer["back"] == {"web1": "1", "web2": "0", "web3": "1"}
+    assert answer["untouched"] == ["web4", "web10"]
+    assert (answer["switched"], answer["stuck"]) == ([], {})
+    why = "the roll-out has failed on web3: the shop answers: 2 answers with 500"
+    assert {name: told["2"] for name, told in there.bad.items()} == {
+        "web1": why,
+        "web2": why,
+        "web3": "answers with 500",
+    }
+    answer = runner("roll", there, ROOT, 2)
+    assert answer["comment"] == (
+        f"Nothing was rolled out: 2 is marked bad on web1, web2, web3 ({why}); if it is good, run "
+        f"virtualenv_tools.unmark {ROOT}/2 there first."
+    )
+
+
+def test_a_failure_after_the_switch(runner: Runner, there: Minions) -> None:
+    """The SLS does not help to go back either, so the link is switched without it."""
+    there.broken = {"web2"}
+    answer = runner("roll", there, ROOT, 2, batch=2)
+    assert answer["failed"] == {"web2": "Rendering SLS 'base:releases' failed: no such key."}
+    assert set(there.on.values()) == {"1"}
+    assert answer["stuck"] == {
+        "web2": "Is on 1, and not all of its states succeed: Rendering SLS 'base:releases' failed: "
+        "no such key."
+    }
+    assert answer["comment"].endswith(" Look after web2.")
+
+
+def test_a_minion_that_falls_silent(runner: Runner, there: Minions) -> None:
+    apply = there.apply
+
+    def cut(name: str, release: str) -> Any:
+        if name == "web2":
+            there.down.add(name)
+        return apply(name, release)
+
+    ask = there.ask
+
+    def silent(tgt: Any, tgt_type: str, functions: Any, *rest: Any) -> dict[str, Any]:
+        answers = ask(tgt, tgt_type, functions, *rest)
+        return {name: None if name in there.down else one for name, one in answers.items()}
+
+    there.apply = cut  # type: ignore[method-assign]
+    there.ask = silent  # type: ignore[method-assign]
+    answer = runner("roll", there, ROOT, 2, batch=1)
+    assert answer["failed"] == {"web2": "Does not answer."}
+    assert answer["back"] == {"web1": "1"}
+    assert answer["stuck"] == {"web2": "Does not answer: see what it is on when it is back."}
+
+
+def test_a_master_that_falls_silent(runner: Runner, there: Minions) -> None:
+    """What was done is told all the same."""
+    ask = there.ask
+
+    def lost(tgt: Any, tgt_type: str, functions: Any, *rest: Any) -> dict[str, Any]:
+        if functions == "state.apply" and "web2" in tgt:
+            raise SaltReqTimeoutError("Salt request timed out. The master is not responding.")
+        return ask(tgt, tgt_type, functions, *rest)
+
+    there.ask = lost  # type: ignore[method-assign]
+    answer = runner("roll", there, ROOT, 2, batch=1)
+    assert answer["result"] is False
+    assert "failed on web2: Salt request timed out" in answer["comment"]
+    assert set(there.on.values()) == {"1"}
+
+
+def test_a_release_that_had_none_before_it(runner: Runner) -> None:
+    there = Minions(web1=None, web2=None)
+    there.sick = {("web2", "2")}
+    answer = runner("roll", there, ROOT, 2)
+    assert answer["stuck"] == dict.fromkeys(
+        ("web1", "web2"), "Stays on 2, as it had no release before."
+    )
+    assert answer["switched"] == ["web1", "web2"]
+
+
+def test_an_sls_that_takes_no_notice(runner: Runner, there: Minions) -> None:
+    there.deaf = {"web1"}
+    answer = runner("roll", there, ROOT, 2)
+    assert answer["failed"]["web1"] == (
+        "Is on 1 after releases was applied: see that it takes the release from pillar, at "
+        "releases:apps:shop:release."
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (
+            ["Rendering SLS 'base:a' failed: no b\n\n---\nTraceback (most recent call last):\n  x"],
+            None,
+        ),
+        ("Traceback (most recent call last):\n  x\nValueError: no b\n", "ValueError: no b."),
+        (
+            {
+                "a": {
+                    "result": False,
+                    "__id__": "a",
+                    "comment": "An exception occurred in this state: "
+                    "Traceback (most recent call last):\n  x\nValueError: no b\n",
+                }
+            },
+            "A: An exception occurred in this state: ValueError: no b.",
+        ),
+        (
+            {
+                "a": {
+                    "result": False,
+                    "__run_num__": 1,
+                    "__id__": "a",
+                    "comment": "One or more requisite failed: x.b",
+                },
+                "b": {"result": False, "__run_num__": 2, "__id__": "b", "comment": "No.\nNever."},
+            },
+            "B: No. Never.",
+        ),
+        ({}, "State.apply ends with return code 0."),
+        ([], "Its states cannot be compiled."),
+    ],
+)
+def test_why_states_fail(runner: Runner, there: Minions, said: Any, words: str | None) -> None:
+    there.apply = lambda name, release: said  # type: ignore[method-assign]
+    answer = runner("roll", there, ROOT, 2)
+    assert answer["failed"] == {"web1": words or "Rendering SLS 'base:a' failed: no b."}
+    assert (answer["back"], answer["stuck"]) == ({"web1": "1"}, {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "Root is missing: name the folder of the releases."),
+        (("srv",), "The root must be an absolute path: srv."),
+        ((ROOT,), "The release is missing: name it."),
+        ((ROOT, "a b"), "The release must be a name, without a slash or a space: 'a b'."),
+        ((ROOT, 1.5), "The release must be a name, without a slash or a space: 1.5."),
+        ((ROOT, ".releases"), "The release must be a name, "),
+        ((ROOT, 2, {"canary": {}}), "Canary must be a number or a list of minions: {}."),
+        ((ROOT, 2, {"canary": ["web9"]}), "Nothing was rolled out: the canary is not among"),
+        ((ROOT, 2, {"batch": "101%"}), "Batch must be a number of at least 1 or a percentage"),
+        ((ROOT, 2, {"batch": True}), "Batch must be a number of at least 1 or a percentage"),
+        ((ROOT, 2, {"sls": []}), "Sls must be a name or a list of names: []."),
+        ((ROOT, 2, {"pillar": "a"}), "Pillar must be a dictionary: 'a'."),
+        ((ROOT, 2, {"pillar_key": "a::b"}), "Pillar_key must be a path in pillar, such as a:b: "),
+        ((ROOT, 2, {"pause": -1}), "Pause must be a number of seconds: -1."),
+        ((ROOT, 2, {"timeout": "soon"}), "Timeout must be a whole number of seconds: 'soon'."),
+        ((ROOT, 2, {"canaries": 1}), "There is no parameter canaries: see sys.doc."),
+    ],
+)
+def test_bad_parameters(
+    runner: Runner, there: Minions, arguments: tuple[Any, ...], words: str
+) -> None:
+    options = arguments[2] if len(arguments) > 2 else {}
+    answer = runner("roll", there, *arguments[:2], **options)
+    assert answer["result"] is False
+    assert answer["comment"].startswith(words), answer
+    assert there.did("state.apply") == []
+
+
+def test_a_bug_is_told_as_one(
+    runner: Runner, there: Minions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise ZeroDivisionError("of a kind")
+
+    ask: Callable[..., Any] = fail
+    monkeypatch.setattr(there, "ask", ask)
+    answer = runner.functions["releases.fleet"]
+    monkeypatch.setitem(runner.space, "_ask", ask)
+    assert answer(ROOT)["comment"].startswith("Unexpected ZeroDivisionError: of a kind; this is a")

@@ -1,0 +1,312 @@
+"""A master of its own with three minions, an app that they deploy, and the runner that looks on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import textwrap
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("salt", reason="Salt does not run on this Python")
+pytest.importorskip("saltfactories", reason="pytest-salt-factories is not installed")
+
+from saltfactories.utils import random_string
+
+from relocate_core import pack
+from tests.support import minions, steps
+from tests.support.minions import WHICH
+
+NAMES = ("1", "2", "3")
+MINIONS = ("web1", "web2", "web10")
+"""Their natural order; the IDs have to be new ones, so a random part is put before them."""
+EACH = "each"
+
+# The minions are on one machine, and a root has one name for all: where a path has EACH in it, each
+# minion has its ID instead.
+ROOTS = f"""
+
+_absolute_for_all = _absolute
+
+
+def _absolute(path, what="the path of a virtualenv"):
+    if isinstance(path, str):
+        path = path.replace("/{EACH}/", "/" + __opts__["id"] + "/")
+    return _absolute_for_all(path, what)
+"""
+
+SLS = """
+{% set app = pillar["shop"] %}
+{% set home = app["base"] ~ "/" ~ grains["id"] %}
+{% set root = home ~ "/" ~ app["name"] %}
+
+{{ root }}/{{ app["release"] }}:
+  virtualenv_relocated.managed:
+    - source: salt://shop/{{ app["release"] }}.tar.gz
+
+{{ root }}/current:
+  virtualenv_relocated.active:
+    - target: "{{ app["release"] }}"
+    - require:
+      - virtualenv_relocated: {{ root }}/{{ app["release"] }}
+
+shop:
+  cmd.wait:
+    - name: echo {{ app["release"] }} >> {{ home }}/restarted
+    - watch:
+      - virtualenv_relocated: {{ root }}/current
+
+the shop answers:
+  virtualenv_relocated.healthy:
+    - link: {{ root }}/current
+    - checks: read which < etc/which && test ! -e {{ home }}/sick-$which
+    - attempts: 2
+    - interval: 0.1
+    - watch:
+      - cmd: shop
+
+{{ root }}:
+  virtualenv_relocated.pruned:
+    - keep: 3
+    - require:
+      - virtualenv_relocated: the shop answers
+"""
+
+
+class Fleet:
+    """The master, its minions, and one app on them.
+
+    Attributes:
+        master: the master's daemon.
+        daemons: the minions' daemons, by short name.
+        file_root: the master's file root.
+        pillar: the file with the app's pillar.
+        base: where each minion has a folder.
+        name: the app's.
+    """
+
+    def __init__(
+        self, master: Any, daemons: dict[str, Any], file_root: Path, pillar: Path, base: Path
+    ) -> None:
+        self.master = master
+        self.daemons = daemons
+        self.file_root = file_root
+        self.pillar = pillar
+        self.base = base
+        self.name = ""
+
+    @property
+    def root(self) -> str:
+        """The app's root, as it is called for all minions."""
+        return f"{self.base}/{EACH}/{self.name}"
+
+    def id(self, short: str) -> str:
+        """A minion's ID."""
+        return str(self.daemons[short].id)
+
+    def short(self, answer: Any) -> Any:
+        """An answer with the minions' short names for their IDs."""
+        text = json.dumps(answer)
+        for short, daemon in self.daemons.items():
+            text = text.replace(daemon.id, short)
+        return json.loads(text)
+
+    def home(self, short: str) -> Path:
+        """A minion's own folder."""
+        return self.base / self.id(short)
+
+    def begin(self, name: str) -> None:
+        """Go on with an app that is not on any minion yet."""
+        self.name = name
+        for short in MINIONS:
+            shutil.rmtree(self.home(short), ignore_errors=True)
+            self.home(short).mkdir()
+        self.want("1")
+
+    def want(self, release: str) -> None:
+        """Write into pillar what a highstate shall bring."""
+        app = {"base": str(self.base), "name": self.name, "release": release}
+        self.pillar.write_text(json.dumps({"shop": app}))
+
+    def sicken(self, short: str, release: str) -> Path:
+        """Let a release not be healthy on a minion; the file that has it so."""
+        sick = self.home(short) / f"sick-{release}"
+        sick.touch()
+        return sick
+
+    def on(self) -> dict[str, str | None]:
+        """What each minion is on, as its file system tells."""
+        links = {short: self.home(short) / self.name / "current" for short in MINIONS}
+        return {
+            short: str(link.readlink()) if link.is_symlink() else None
+            for short, link in links.items()
+        }
+
+    def restarts(self, short: str) -> list[str]:
+        """The releases that a minion's service was started with."""
+        log = self.home(short) / "restarted"
+        return log.read_text().split() if log.exists() else []
+
+    def salt(self, function: str, *arguments: str, tgt: str = "*", **options: Any) -> Any:
+        """What the minions answer, by short name."""
+        done = self.master.salt_cli().run(function, *arguments, minion_tgt=tgt, **options)
+        return self.short(done.data if tgt == "*" else {tgt: done.data})
+
+    def highstate(self, *arguments: str, tgt: str = "*") -> dict[str, list[dict[str, Any]]]:
+        """The answers of the states on each minion, in their order."""
+        answers = self.salt("state.apply", *arguments, tgt=tgt)
+        for states in answers.values():
+            assert isinstance(states, dict), states
+            assert "Traceback" not in str(states), states
+        return {
+            short: sorted(states.values(), key=lambda state: state["__run_num__"])
+            for short, states in answers.items()
+        }
+
+    def run(self, function: str, *arguments: str) -> Any:
+        """What a runner answers, and the return code."""
+        done = self.master.salt_run_cli().run(function, *arguments)
+        assert "Traceback" not in done.stdout, done
+        return self.short(done.data), done.returncode
+
+    def orchestrate(self, *arguments: str, **wanted: Any) -> tuple[dict[str, Any], int]:
+        """The answer of the one state of the orchestration, and the return code."""
+        wanted = {"root": self.root, "sls": "shop", "pillar_key": "shop:release", **wanted}
+        pillar = json.dumps({"rolling": wanted})
+        name = "formula.releases.rolling"
+        answer, code = self.run("state.orchestrate", name, f"pillar={pillar}", *arguments)
+        if "data" in answer:
+            answer = answer["data"]
+        ((states),) = answer.values()
+        assert isinstance(states, dict), states
+        (state,) = states.values()
+        return state, code
+
+    def view(self, *arguments: str) -> Any:
+        """What `releases.fleet` answers."""
+        answer, code = self.run("releases.fleet", self.root, *arguments)
+        assert code == 0, answer
+        assert minions.sentence(answer["comment"]), answer
+        assert all(minions.sentence(told) for told in answer["stragglers"].values()), answer
+        return answer
+
+    def roll(self, release: str, *arguments: str) -> Any:
+        """What `releases.roll` answers."""
+        answer, code = self.run(
+            "releases.roll",
+            self.root,
+            release,
+            "sls=shop",
+            "pillar_key=shop:release",
+            *arguments,
+        )
+        assert minions.sentence(answer["comment"]), answer
+        assert code == (1 if answer["result"] is False else 0), answer
+        return answer
+
+
+@pytest.fixture(scope="session")
+def fleet_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where each minion has a folder by its ID."""
+    return tmp_path_factory.mktemp("fleet")
+
+
+@pytest.fixture(scope="session")
+def fleet_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The master's file root: the modules, the app's SLS, and its bundles."""
+    folder = minions.file_root(tmp_path_factory.mktemp("fleet-root"))
+    shutil.copytree(minions.CHECKOUT / "_runners", folder / "_runners", dirs_exist_ok=True)
+    shutil.copytree(minions.CHECKOUT / "formula" / "releases", folder / "formula" / "releases")
+    with (folder / "_modules" / "virtualenv_tools.py").open("a") as module:
+        module.write(ROOTS)
+    (folder / "top.sls").write_text("base: {'*': [shop]}")
+    (folder / "shop.sls").write_text(textwrap.dedent(SLS))
+    bundles = folder / "shop"
+    bundles.mkdir()
+    build = steps.small(tmp_path_factory.mktemp("build") / "shop").path
+    before = ""
+    for name in NAMES:
+        Path(build, WHICH).write_text(f"{name}\n")
+        pack(build, str(bundles / f"{name}.tar.gz"))
+        if before:
+            earlier = str(bundles / f"{before}.tar.gz")
+            pack(build, str(bundles / f"{name}.from-{before}.tar.gz"), against=earlier)
+        before = name
+    return folder
+
+
+@pytest.fixture(scope="session")
+def all_minions(
+    salt_factories: Any,
+    fleet_root: Path,
+    fleet_base: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Fleet]:
+    """A running master with three running minions, which have the modules."""
+    pillar = tmp_path_factory.mktemp("fleet-pillar")
+    (pillar / "top.sls").write_text("base: {'*': [shop]}")
+    (pillar / "shop.sls").write_text("{}")
+    master = salt_factories.salt_master_daemon(
+        random_string("fleet-"),
+        defaults={"open_mode": True},
+        overrides={
+            "interface": "127.0.0.1",
+            "log_server_host": "127.0.0.1",
+            "file_roots": {"base": [str(fleet_root)]},
+            "pillar_roots": {"base": [str(pillar)]},
+            "fileserver_update_interval": 1,
+            "enable_fqdns_grains": False,
+            "worker_threads": 3,
+            "gather_job_timeout": 5,
+        },
+    )
+    prefix = random_string("", size=4)
+    with ExitStack() as running:
+        running.enter_context(master.started())
+        daemons = {
+            short: master.salt_minion_daemon(
+                f"{prefix}-{short}",
+                overrides={
+                    "master": "127.0.0.1",
+                    "enable_fqdns_grains": False,
+                    "autoload_dynamic_modules": False,  # a sync of all files with each highstate
+                },
+            )
+            for short in MINIONS
+        }
+        running.callback(_each, daemons, "terminate")
+        _each(daemons, "start")
+        fleet = Fleet(master, daemons, fleet_root, pillar / "shop.sls", fleet_base)
+        fleet.begin("none")
+        synced = fleet.salt("saltutil.sync_all")
+        assert set(synced) == set(MINIONS)
+        assert fleet.run("saltutil.sync_runners")[0] == ["runners.releases"]
+        yield fleet
+
+
+def _each(daemons: dict[str, Any], what: str) -> None:
+    """Start or end all daemons at once."""
+    with ThreadPoolExecutor(len(daemons)) as pool:
+        list(pool.map(lambda daemon: getattr(daemon, what)(), daemons.values()))
+
+
+@pytest.fixture
+def fleet(all_minions: Fleet, request: pytest.FixtureRequest) -> Fleet:
+    """The fleet with an app that has not been deployed yet."""
+    all_minions.begin(request.node.name.removeprefix("test_").replace("_", "-")[:20])
+    return all_minions
+
+
+@pytest.fixture
+def deployed(fleet: Fleet) -> Fleet:
+    """The fleet with the first release of the app on all minions."""
+    answers = fleet.highstate()
+    assert {short: states[-1]["result"] for short, states in answers.items()} == dict.fromkeys(
+        MINIONS, True
+    ), answers
+    return fleet
