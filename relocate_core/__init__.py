@@ -11,8 +11,9 @@ gives its files), `bundle` and `unpacking`; `trust`, `releases` (a root and its 
 (whether a machine can run a bundle), `sharing` (what outlives releases), `running` (a release's
 programs), `smoke` and `publishing`; `recipes`, `schemas` (with the scripts in `inside`, which a
 release's own Python runs), `schema_records` and `migrations`; `switching`; `processes` and
-`pruning`. For builds: `compression`, `compiling` and `packing`; `commands`, `sources` (what a build
-is made of), `environments` (the one that is kept), `installers` and `building`. And `cli`.
+`pruning`. For builds: `compression`, `output`, `compiling` and `packing`; `commands`, `sources`
+(what a build is made of), `environments` (the one that is kept), `installers` and `building`. And
+`cli`.
 
 The functions to call are below; everything they raise on purpose is a `RelocateError`.
 """

@@ -25,10 +25,18 @@ from typing import Any
 
 from . import manifest, sources
 from .artefacts.bytecode import MODES
-from .commands import BuildFailed, Runner, environment, without_credentials
+from .commands import Runner, environment, without_credentials
 from .compression import FORMS, form_of, require
 from .environments import TOOLS, Environment, Program, find_tool
-from .errors import BadArchive, Busy, InterpreterNotFound, InvalidPath, TreeChanged, TreeError
+from .errors import (
+    BadArchive,
+    BuildFailed,
+    Busy,
+    InterpreterNotFound,
+    InvalidPath,
+    TreeChanged,
+    TreeError,
+)
 from .installers import INSTALLERS, Installer, Wanted, find_installer
 from .interpreter import Interpreter, ask, named
 from .locking import held, locked

@@ -294,10 +294,7 @@ _TYPES = {FILE: stat.S_IFREG, FOLDER: stat.S_IFDIR, LINK: stat.S_IFLNK}
 def _sha256(folder: int, name: str) -> str:
     file = files.open_file(folder, name)
     try:
-        digest = hashlib.sha256()
-        while piece := os.read(file, 1 << 20):
-            digest.update(piece)
-        return digest.hexdigest()
+        return files.sha256(file)
     finally:
         os.close(file)
 

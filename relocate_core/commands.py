@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from urllib.parse import unquote
 
-from .errors import RelocateError
+from .errors import BuildFailed
 
 # What tells pip and uv where packages come from and which of them to take.
 _KEPT = re.compile(
@@ -39,10 +39,6 @@ _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _LAST_LINES = 400
 _LONGEST_WORDS = 400
 _SHORTEST_SECRET = 4
-
-
-class BuildFailed(RelocateError):
-    """A tool could not build or install what was asked for."""
 
 
 # --- credentials ----------------------------------------------------------------------------------

@@ -20,9 +20,9 @@ from contextlib import suppress
 from types import TracebackType
 from typing import NamedTuple
 
-from .compression import usable_cores
 from .errors import InterpreterNotFound
 from .interpreter import ask
+from .pool import usable_cores
 
 MOST_HELPERS = 8
 

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from .errors import InvalidPath, TreeError
+from .pool import usable_cores
 
 FORMS = {
     ".tar": "tar",
@@ -89,13 +90,6 @@ def require(form: str, level: int | None) -> int:
             "package zstandard, or name the archive .tar.gz"
         )
     return level
-
-
-def usable_cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class Packed:

@@ -20,9 +20,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from .artefacts import bytecode
-from .commands import BuildFailed, Runner, found, output_of
+from .commands import Runner, found, output_of
 from .compiling import Compiler, Job
-from .errors import InterpreterNotFound
+from .errors import BuildFailed, InterpreterNotFound
 from .interpreter import Interpreter
 from .sources import normal_name
 

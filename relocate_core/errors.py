@@ -74,6 +74,10 @@ class NoBase(RelocateError):
     """The release that a bundle was packed against is not there, or not as it was deployed."""
 
 
+class BuildFailed(RelocateError):
+    """A tool could not build or install what was asked for."""
+
+
 class CannotRun(RelocateError):
     """A release that does not run here, or failed its smoke test."""
 

@@ -9,6 +9,7 @@ old file or the new one, and at most a temporary file that the next run removes.
 from __future__ import annotations
 
 import errno
+import hashlib
 import itertools
 import os
 import stat
@@ -108,6 +109,14 @@ def read_whole(file: int) -> bytes:
         if not piece:
             return pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.append(piece)
+
+
+def sha256(file: int) -> str:
+    """The digest of the rest of an open file, in hexadecimal."""
+    digest = hashlib.sha256()
+    while piece := os.read(file, 1 << 20):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def read(folder: int, name: str) -> tuple[bytes, os.stat_result]:

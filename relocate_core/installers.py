@@ -22,8 +22,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import quote
 
-from .commands import BuildFailed, Runner, output_of
+from .commands import Runner, output_of
 from .environments import Environment, Program, uv, virtualenv
+from .errors import BuildFailed
 from .interpreter import Interpreter
 from .sources import Wheel, digest_of, normal_name, wheel
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import files
 from .errors import BadArchive, TreeError
-from .tar import DAMAGED, FILE, FOLDER, LINK, Refused, members, plain_name, printable
+from .tar import CONTROL, DAMAGED, FILE, FOLDER, LINK, Refused, members, plain_name, printable
 
 if TYPE_CHECKING:
     from .decompression import Stream
@@ -46,7 +46,6 @@ _MOST_LISTS = 50_000
 _LONGEST_ROW = 64 << 10
 _FIRST = '{"format": %d, "sha256": "%s",\n'
 _FIRST_LINE = re.compile(rb'\{"format": (0|[1-9]\d{0,8}), "sha256": "([0-9a-f]{64})",\n')
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _STRINGS = (
     *("prefix", "python", "version", "implementation", "home", "machine", "libc"),
     "libc_version",
@@ -417,7 +416,7 @@ def _string(value: Any) -> str:
         raise TypeError
     if not value.isprintable():
         os.fsencode(value)  # bytes that are no UTF-8 stand there as half of a surrogate pair
-        if _CONTROL.search(value):
+        if CONTROL.search(value):
             raise ValueError
     return value
 

@@ -13,20 +13,17 @@ takes for one whole.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import os
-import re
 import shutil
 import stat
-import tarfile
 import tempfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from . import files, ledger, linking, manifest
 from .artefacts import bytecode, metadata
@@ -38,15 +35,15 @@ from .errors import BadArchive, Busy, CannotTravel, InvalidPath, TreeChanged, Tr
 from .interpreter import ask
 from .locking import locked
 from .manifest import PLACE, RECORD, Base, Head, Row, file_mode, folder_mode
+from .output import Output, put
 from .releases import Tell, silent
 from .relocation import relocate
 from .scanning import HIDDEN_FIRST, WHOLE, hidden_reference, needles
 from .survey import compiled_module, editables, survey
-from .tar import BLOCK, FILE, FOLDER, LINK, Refused, printable
+from .tar import BLOCK, CONTROL, FILE, FOLDER, LINK, Refused, printable
 from .virtualenv import absolute_prefix, inspect, recorded_prefixes
 
 BYTECODE = "bytecode"
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _ELF = b"\x7fELF"
 _PIECE = 1 << 20
 _MOST_FACTS = 100
@@ -188,7 +185,7 @@ def _checked_facts(facts: Any) -> dict[str, str]:
     if (
         len(given) > _MOST_FACTS
         or not all(isinstance(one, str) for one in texts)
-        or any(map(_CONTROL.search, texts))
+        or any(map(CONTROL.search, texts))
     ):
         raise InvalidPath(
             f"facts must be at most {_MOST_FACTS} names and texts of one line: {facts!r}"
@@ -344,14 +341,14 @@ class _Packer:
         if dry_run:
             return report
         time = _time(self.newest)
-        with _Output(archive) as output:
+        with Output(archive) as output:
             with tempfile.TemporaryFile(dir=os.path.dirname(archive)) as body:
                 self._put_members(Packed(body, form, level), entries, earlier, time)
                 report.files, report.size = len(self.rows), self.size
                 text = self._document(facts, time, earlier, report)
                 first = Packed(output.file, form, level)
                 for name, data in ((manifest.NAME, text), (ledger.NAME, ledger.EMPTY)):
-                    _put(first, Row(name, FILE, 0o644, len(data)), time, iter((data,)))
+                    put(first, Row(name, FILE, 0o644, len(data)), time, iter((data,)))
                 first.finish()
                 body.seek(0)
                 shutil.copyfileobj(body, output.file, _PIECE)
@@ -372,7 +369,7 @@ class _Packer:
             self.size += row.size
             if known.get(row.path) != row and row.sha256 not in contents:
                 self.carried += row.kind == FILE
-                _put(packed, row, row.mtime(time), pieces)
+                put(packed, row, row.mtime(time), pieces)
             if not len(self.rows) & 0xFF:
                 self.tell("packing", {"files": len(self.rows), "size": self.size})
         packed.write(bytes(2 * BLOCK))
@@ -491,7 +488,7 @@ class _Packer:
                 own = not folder and name in (PLACE, RECORD)
                 if own or name.startswith(files.TEMPORARY) or self._excluded(base + name):
                     continue
-                if not name.isprintable() and _CONTROL.search(name):
+                if not name.isprintable() and CONTROL.search(name):
                     raise CannotTravel(
                         f"cannot pack {os.path.join(self.name, base)}: the name {printable(name)} "
                         "in it has a control character; rename it, or exclude it"
@@ -765,109 +762,3 @@ def _pieces(file: int) -> Iterator[bytes]:
     os.lseek(file, 0, os.SEEK_SET)
     while piece := os.read(file, _PIECE):
         yield piece
-
-
-def _put(packed: Packed, row: Row, mtime: int, pieces: Iterator[bytes]) -> None:
-    """Write a member of a tar."""
-    info = tarfile.TarInfo(row.path)
-    info.mtime, info.mode, info.size = mtime, row.mode, row.size
-    if row.kind == FOLDER:
-        info.type = tarfile.DIRTYPE
-    elif row.kind == LINK:
-        info.type, info.linkname, info.mode = tarfile.SYMTYPE, row.target, 0o777
-    packed.write(info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape"))
-    size = 0
-    for piece in pieces:
-        size += len(piece)
-        packed.write(piece)
-    packed.write(bytes(-size % BLOCK))
-
-
-def _own_file(path: str) -> int:
-    """A descriptor of a file of ours to write to, made where it is missing.
-
-    Raises:
-        InvalidPath: somebody else has put something there.
-    """
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        file = os.open(path, flags, 0o644)
-    except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-            raise
-    else:
-        status = os.fstat(file)
-        own = status.st_uid == os.geteuid() and status.st_nlink == 1
-        if stat.S_ISREG(status.st_mode) and own:
-            return file
-        os.close(file)
-    raise InvalidPath(f"{path} is in the way, and none of our own files: see whose, and remove it")
-
-
-class _Output:
-    """The archive and its digest: written aside, put in place together."""
-
-    def __init__(self, archive: str) -> None:
-        self.archive = archive
-        folder, name = os.path.split(archive)
-        # Of a fixed name, so that the next run takes what a killed one has left.
-        self.temporary = os.path.join(folder, f".{name}.packing")
-        self.file: BinaryIO = self._open()
-        self.committed = False
-
-    def _open(self) -> BinaryIO:
-        """The temporary file, empty, and locked for as long as it is open."""
-        while True:
-            file = _own_file(self.temporary)
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                os.close(file)
-                raise Busy(
-                    f"cannot write {self.archive}: another run is writing it; wait for that to end"
-                ) from None
-            with suppress(FileNotFoundError):
-                # Another run may have put it in place in between.
-                if os.path.samestat(os.fstat(file), os.lstat(self.temporary)):
-                    os.truncate(file, 0)
-                    return open(file, "wb")
-            os.close(file)
-
-    def __enter__(self) -> _Output:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if not self.committed:  # before it is closed, and another run can have it
-            for suffix in (".sha256", ""):
-                with suppress(FileNotFoundError):
-                    os.unlink(self.temporary + suffix)
-        self.file.close()
-
-    def commit(self) -> tuple[int, str]:
-        """Put both in place; the archive's size and digest.
-
-        The digest comes first: whoever is killed in between has an archive that is refused, and
-        not one that a later run takes for done.
-        """
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        size = self.file.tell()
-        found = hashlib.sha256()
-        with open(self.temporary, "rb") as packed:
-            while piece := packed.read(_PIECE):
-                found.update(piece)
-        digest = found.hexdigest()
-        with open(_own_file(self.temporary + ".sha256"), "w") as beside:
-            beside.truncate(0)
-            beside.write(f"{digest}  {os.path.basename(self.archive)}\n")
-            beside.flush()
-            os.fsync(beside.fileno())
-        os.rename(self.temporary + ".sha256", self.archive + ".sha256")
-        os.rename(self.temporary, self.archive)
-        self.committed = True
-        folder = os.open(os.path.dirname(self.archive), os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-        return size, digest

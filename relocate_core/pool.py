@@ -137,7 +137,7 @@ class _Worker:
 def _start(scanner: Scanner) -> list[_Worker]:
     import subprocess
 
-    count = min(_cores(), MOST_WORKERS)
+    count = min(usable_cores(), MOST_WORKERS)
     package = os.path.dirname(os.path.abspath(__file__))
     if count < 2 or not sys.executable or not _LOADED or _fingerprint() != _LOADED:
         return []
@@ -168,7 +168,8 @@ def _start(scanner: Scanner) -> list[_Worker]:
     return workers
 
 
-def _cores() -> int:
+def usable_cores() -> int:
+    """How many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

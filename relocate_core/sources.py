@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 from .commands import found, output_of
 from .errors import InvalidPath, TreeError
+from .files import sha256
 
 _EXTRAS = re.compile(r"(.+?)(\[[\w\s.,-]+\])\Z", re.S)
 _NESTED = re.compile(r"(?:-r|--requirements?|-c|--constraints?)(?:\s+|=|(?<=-[rc]))(\S.*)")
@@ -29,7 +30,6 @@ _PRODUCTS = re.compile(
     r"(?:__pycache__|\.git|\.hg|\.svn|\.tox|\.nox|\.eggs|\.[a-z]+_cache|.*\.egg-info|.*\.py[co])\Z"
 )
 _PRODUCTS_AT_TOP = {"build", "dist"}
-_PIECE = 1 << 20
 
 
 def digest_of(*values: object) -> str:
@@ -39,11 +39,8 @@ def digest_of(*values: object) -> str:
 
 def file_digest(path: str) -> str:
     """The SHA-256 of a file's content."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-    return digest.hexdigest()
+    with open(path, "rb", 0) as file:
+        return sha256(file.fileno())
 
 
 # --- requirement files ----------------------------------------------------------------------------

@@ -41,7 +41,7 @@ _LONGEST_PAX = 1 << 20
 _SHOWN = 120
 _LONGEST_TARGET = 1000  # characters, of up to four bytes each
 _LATEST = 10**11  # seconds; some three thousand years
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _RECORD = re.compile(rb"([1-9][0-9]{0,6}) ([^=\0\n]+)=")
 _TIME = re.compile(r"(\d{1,11})(?:\.(\d+))?\Z")
 _OVERRIDES = ("path", "linkpath", "size", "mtime")
@@ -195,7 +195,7 @@ def _member(
         raise Refused(f"is a {meaning} with content", name)
     if meaning in (LINK, HARD_LINK):
         target = extended.get("linkpath") or _text(header[157:257])
-        if not target or len(target) > _LONGEST_TARGET or _CONTROL.search(target):
+        if not target or len(target) > _LONGEST_TARGET or CONTROL.search(target):
             raise Refused("is a link to an impossible name", name)
         if meaning == HARD_LINK:
             target = plain_name(target, folder=False, link=name)
@@ -214,7 +214,7 @@ def plain_name(name: str, *, folder: bool, link: str | None = None) -> str:
     """
     told = name if link is None else link
     what = "is" if link is None else f"is a hard link to {printable(name)}, which is"
-    if _CONTROL.search(name):
+    if CONTROL.search(name):
         raise Refused("has a NUL or control character in its name", told)
     if name[:1] == "/":
         raise Refused(f"{what} an absolute path", told)

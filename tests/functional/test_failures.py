@@ -660,8 +660,8 @@ def test_no_workers_to_be_had(
 ) -> None:
     trees = [copy(big.path, tmp_path / name) for name in ("with", "without", "thread")]
     reports = [relocate(trees[0], NEW)]
-    if started != [min(pool.MOST_WORKERS, pool._cores())]:
-        assert pool._cores() < 2
+    if started != [min(pool.MOST_WORKERS, pool.usable_cores())]:
+        assert pool.usable_cores() < 2
     thread = threading.Thread(target=lambda: reports.append(relocate(trees[2], NEW)))
     thread.start()
     thread.join()
