@@ -42,7 +42,9 @@ def _own_file(path: str, create: int = os.O_CREAT) -> BinaryIO:
     """
     flags = os.O_RDWR | create | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        file = open(path, "wb", opener=lambda path, _: os.open(path, flags, 0o644))
+        file = open(  # noqa: SIM115 - the caller closes it
+            path, "wb", opener=lambda path, _: os.open(path, flags, 0o644)
+        )
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise
