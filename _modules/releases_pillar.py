@@ -58,11 +58,12 @@ def settings(defaults: dict[str, Any] | None = None) -> dict[str, Any]:
     defaults
         What stands in the formula's ``defaults.yaml``.
 
-    Returns a dictionary: ``apps`` (what the SLS files need of each app, by name), ``builds`` (the
-    arguments of ``virtualenv_relocated.packed``, by bundle), ``chosen`` (the apps that
-    ``releases:only`` names, all of them without it), ``to`` (the release that ``releases:to``
-    names), the settings of process managers and web servers, and ``problem``: ``None``, or what is
-    wrong with the pillar; there are no apps and no builds then. Secrets in it are shown.
+    Returns a dictionary: ``apps`` (what the SLS files need of each app, by name: of those that
+    ``releases:only`` names, or of all), ``several`` (whether they are more than one, and not
+    named), ``builds`` (the arguments of ``virtualenv_relocated.packed``, by bundle), ``to`` (the
+    release that ``releases:to`` names), ``with_data``, the settings of process managers and web
+    servers, and ``problem``: ``None``, or what is wrong with the pillar; there are no apps and no
+    builds then. What is wrong with an app that is not named is not told. Secrets are shown.
 
     CLI Example:
 
@@ -73,7 +74,7 @@ def settings(defaults: dict[str, Any] | None = None) -> dict[str, Any]:
     try:
         return _settings(_pillar(), defaults or {})
     except _Wrong as wrong:
-        return {"problem": str(wrong), "apps": {}, "builds": {}, "chosen": {}, "several": False}
+        return {"problem": str(wrong), "apps": {}, "builds": {}, "several": False}
 
 
 def check(defaults: dict[str, Any] | None = None) -> bool:
@@ -123,23 +124,27 @@ def _settings(given: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
         own = _known(top.get(server, {}), where, dict.fromkeys(names, _text))
         found[server] = {**dict.fromkeys(names), **defaults.get(server, {}), **own}
     usual = defaults.get("app", {})
+    apps = top.get("apps", {})
+    # Whoever names an app for one run may give a release with it, and that alone makes no app.
+    there = [
+        name
+        for name, app in apps.items()
+        if not (isinstance(app, Mapping) and set(app) == {"release"})
+    ]
+    for name in top.get("only", []):
+        if name not in there:
+            raise _Wrong(f"releases:only names {name}, which is no app here: {_either(there)}")
     found["apps"] = {
         _matching(_WORD, name, f"releases:apps:{name}", "a name"): _app(name, app, usual, found)
-        for name, app in top.get("apps", {}).items()
+        for name, app in apps.items()
+        if name in top.get("only", apps)
     }
+    # Going back and clearing away are asked for by app, where there are several.
+    found["several"] = "only" not in top and len(apps) > 1
     found["builds"] = {
         bundle: _listed({**_mapping(build, f"releases:builds:{bundle}"), "name": bundle})
         for bundle, build in top.get("builds", {}).items()
     }
-    only = top.get("only", list(found["apps"]))
-    for name in only:
-        if name not in found["apps"]:
-            raise _Wrong(
-                f"releases:only names {name}, which is no app here: {_either(found['apps'])}"
-            )
-    found["chosen"] = {name: found["apps"][name] for name in only}
-    # Going back and clearing away are asked for by app, where there are several.
-    found["several"] = "only" not in top and len(only) > 1
     return found
 
 

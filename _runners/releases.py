@@ -40,6 +40,9 @@ _EVENTS = 20
 # aside and answers at once.
 _QUEUE = 10
 _SHOWN_MINIONS = 3
+# How the formula is named, whatever file root it is in, and where it reads an app's release.
+_FORMULA = re.compile(r"(?:[^.]+\.)*?releases(?![^.])")
+_APP_KEY = re.compile(r"releases:apps:([^:]+):release")
 _SILENT = "does not answer"
 
 
@@ -131,7 +134,8 @@ def roll(
     pillar_key: str = "releases:apps:{app}:release",
     pause: float = 0,
     link: str = "current",
-    saltenv: str = "base",
+    saltenv: str | None = None,
+    pillarenv: str | None = None,
     timeout: int | None = None,
     test: bool = False,
     **kwargs: Any,
@@ -154,6 +158,10 @@ def roll(
 
     The release is in the pillar of this run only. Write it into the pillar itself when it is rolled
     out, as the next highstate brings what stands there.
+
+    With the formula ``releases`` it is about one app: ``releases:only`` names it in the pillar of
+    this run, so no other app of a minion is touched, or counts. And the formula looks at the pillar
+    of all minions before the first one is switched.
 
     root
         The folder of the releases on the minions, as an absolute path.
@@ -178,7 +186,8 @@ def roll(
         More of pillar, for this run only.
 
     pillar_key
-        Where in pillar the release is read from; ``{app}`` is the last part of the root.
+        Where in pillar the release is read from; ``{app}`` is the last part of the root. For an app
+        of the formula with another name than its folder has: ``releases:apps:NAME:release``.
 
     pause
         Seconds to wait between two steps.
@@ -186,8 +195,8 @@ def roll(
     link
         The link's name.
 
-    saltenv
-        The environment of the SLS.
+    saltenv, pillarenv
+        The environments of the SLS and of the pillar. By default those of the minion.
 
     timeout
         Seconds to wait for an answer before Salt asks whether the minion is still there. An SLS may
@@ -243,7 +252,8 @@ def roll(
             pillar_key=_pillar_key(pillar_key, folder),
             pause=_seconds(pause),
             link=_name(link, "the link"),
-            saltenv=saltenv,
+            saltenv=_environment(saltenv, "saltenv"),
+            pillarenv=_environment(pillarenv, "pillarenv"),
             timeout=_timeout(timeout),
         )
         if not test:
@@ -390,6 +400,12 @@ def _pillar_key(key: Any, root: str) -> str:
     if not isinstance(key, str) or not all(key.split(":")):
         raise SaltInvocationError(f"pillar_key must be a path in pillar, such as a:b: {key!r}")
     return key.replace("{app}", root.rpartition("/")[2])
+
+
+def _environment(value: Any, what: str) -> str | None:
+    if value is not None and (not isinstance(value, str) or not value):
+        raise SaltInvocationError(f"{what} must be the name of an environment: {value!r}")
+    return value
 
 
 def _seconds(pause: Any) -> float:
@@ -646,7 +662,7 @@ def _users(jobs: Iterable[str]) -> dict[str, str]:
 
 
 class _Wanted(NamedTuple):
-    """What is to be rolled out, and how."""
+    """What is to be rolled out, and how; an environment that is None is the minion's own."""
 
     root: str
     release: str
@@ -657,8 +673,20 @@ class _Wanted(NamedTuple):
     pillar_key: str
     pause: float
     link: str
-    saltenv: str
+    saltenv: str | None
+    pillarenv: str | None
     timeout: int | None
+
+    @property
+    def app(self) -> str | None:
+        """The app of the formula that this is about; None where something else is rolled out."""
+        named = _APP_KEY.fullmatch(self.pillar_key)
+        return named[1] if named and self.formula else None
+
+    @property
+    def formula(self) -> str | None:
+        """What the formula is called here, such as `formula.releases`."""
+        return next((found[0] for found in map(_FORMULA.match, self.sls) if found), None)
 
 
 class _Rollout:
@@ -751,12 +779,30 @@ class _Rollout:
         steps = [("canary", first)]
         for number, start in enumerate(range(0, len(rest), size), 1):
             steps.append((f"batch {number}", rest[start : start + size]))
+        self._require_app(todo)
         self.before = {name: there[name].release for name in todo}
         planned = [
             {"step": name, "minions": [one for one in minions if one in self.before]}
             for name, minions in steps
         ]
         return [step for step in planned if step["minions"]]
+
+    def _require_app(self, minions: list[str]) -> None:
+        """Have the formula look at the pillar of each minion, as `checked` does it."""
+        wanted = self.wanted
+        if wanted.app is None or not minions:
+            return
+        answers = self._states(minions, wanted.release, [f"{wanted.formula}.checked"])
+        # It has a state only where there is something to tell; for Salt, none at all is a failure.
+        told = {name: one for name, one in answers.items() if one is None or one.get("ret") != {}}
+        failed = {name: why for name, one in told.items() if (why := _failure(one)) is not None}
+        if failed:
+            why = next(iter(failed.values()))
+            same = [name for name, one in failed.items() if one == why]
+            raise SaltInvocationError(
+                f"nothing was rolled out: {_few(same)} cannot take the release from "
+                f"{wanted.pillar_key}: {why}"
+            )
 
     def _size(self, count: int) -> int:
         """How many minions a batch has."""
@@ -767,23 +813,31 @@ class _Rollout:
 
     def _apply(self, minions: list[str], release: str) -> dict[str, str]:
         """Apply the SLS with a release; why it has failed, by minion."""
+        try:
+            answers = self._states(minions, release, self.wanted.sls)
+        except SaltException as error:
+            return {name: _clause(error) for name in minions}
+        failures = {name: _failure(answers[name]) for name in minions}
+        return {name: why for name, why in failures.items() if why is not None}
+
+    def _states(self, minions: list[str], release: str, sls: list[str]) -> dict[str, Any]:
+        """Apply some SLS with a release in its pillar; the answer of each minion."""
         wanted = self.wanted
         override: Any = release
         for key in reversed(wanted.pillar_key.split(":")):
             override = {key: override}
+        if wanted.app is not None:
+            override["releases"]["only"] = wanted.app
+        environments = {"saltenv": wanted.saltenv, "pillarenv": wanted.pillarenv}
         arguments = _keywords(
-            mods=wanted.sls,
+            mods=sls,
             pillar=salt.utils.dictupdate.merge_recurse(wanted.pillar, override),
-            saltenv=wanted.saltenv,
             queue=_QUEUE,
             test=False,
+            **{key: value for key, value in environments.items() if value is not None},
         )
-        try:
-            answers = _ask(minions, "list", "state.apply", [arguments], wanted.timeout)
-        except SaltException as error:
-            return {name: _clause(error) for name in minions}
-        failures = {name: _failure(answers.get(name)) for name in minions}
-        return {name: why for name, why in failures.items() if why is not None}
+        answers = _ask(minions, "list", "state.apply", [arguments], wanted.timeout)
+        return {name: answers.get(name) for name in minions}
 
     def _look(self, minions: list[str]) -> dict[str, _Standing]:
         """How it stands on these minions now."""
@@ -805,7 +859,8 @@ class _Rollout:
                 sls = ", ".join(wanted.sls)
                 failed[name] = (
                     f"{one.problem or f'is on {one.release}'} after {sls} was applied: see that "
-                    f"it takes the release from pillar, at {wanted.pillar_key}"
+                    f"it takes the release from pillar, at {wanted.pillar_key}, and its root is "
+                    f"{wanted.root}"
                 )
         self.why = next(((name, _first(why)) for name, why in failed.items()), ("", ""))
         ret["failed"] = {name: _sentence(why) for name, why in failed.items()}
@@ -910,11 +965,14 @@ class _Rollout:
 
     def _line(self, step: dict[str, Any]) -> str:
         """A step, with what its minions are on."""
-        minions = (
-            f"{name} (from {self.before[name]})" if self.before[name] else f"{name} (from none)"
-            for name in step["minions"]
-        )
+        minions = (f"{name} ({self._from(name)})" for name in step["minions"])
         return f"{step['step']}: {', '.join(minions)}"
+
+    def _from(self, name: str) -> str:
+        before = self.before[name]
+        if before == self.wanted.release:
+            return "on it, but not found healthy"
+        return f"from {before or 'none'}"
 
 
 def _failure(answer: Any) -> str | None:

@@ -2,7 +2,7 @@
 # packages stay; `releases:with_data: True` takes the shared data as well.
 #
 #   salt web1 state.apply releases.clean pillar='{releases: {only: shop}}'
-{% from "./map.jinja" import settings with context %}
+{% from "./map.jinja" import apps, settings with context %}
 
 include:
   - .checked
@@ -11,10 +11,10 @@ include:
 releases.clean takes away one app:
   test.fail_without_changes:
     - comment: >-
-        Which of {{ settings.chosen | join(", ") }}? Name it:
-        pillar='{releases: {only: {{ settings.chosen | first }}}}', or a list of them.
+        Which of {{ settings.apps | join(", ") }}? Name it:
+        pillar='{releases: {only: {{ settings.apps | first }}}}', or a list of them.
 {% else %}
-{% for app in settings.chosen.values() %}
+{% for app in apps %}
 {{ app.name }} is stopped:
   release_programs.dead: {{ app.running | json }}
 

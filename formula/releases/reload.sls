@@ -1,10 +1,10 @@
 # Programs read their settings anew: by the signal that they name as `reload`, else by a restart.
-{% from "./map.jinja" import apps, settings with context %}
+{% from "./map.jinja" import apps with context %}
 
 include:
   - .checked
 
-{% for app in settings.chosen.values() if app.runs %}
+{% for app in apps if app.runs %}
 {{ app.name }} is reloaded:
   release_programs.reloaded: {{ app.running | json }}
 {% endfor %}

@@ -3,20 +3,20 @@
 #
 #   salt web1 state.apply releases.rollback
 #   salt web1 state.apply releases.rollback pillar='{releases: {only: shop, to: 9c01b7e}}'
-{% from "./map.jinja" import settings with context %}
-
-include:
-  - .service
-  - .healthy
+{% from "./map.jinja" import apps, settings with context %}
 
 {% if settings.several %}
 releases.rollback goes back with one app:
   test.fail_without_changes:
     - comment: >-
-        Which of {{ settings.chosen | join(", ") }}? Name it:
-        pillar='{releases: {only: {{ settings.chosen | first }}}}'.
+        Which of {{ settings.apps | join(", ") }}? Name it:
+        pillar='{releases: {only: {{ settings.apps | first }}}}'.
 {% else %}
-{% for app in settings.chosen.values() %}
+include:
+  - .service
+  - .healthy
+
+{% for app in apps %}
 {{ app.name }} goes back:
   module.run:
     - virtualenv_tools.rollback:

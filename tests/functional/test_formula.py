@@ -342,6 +342,28 @@ def test_two_apps(shop: Shop) -> None:
     assert (shop.root / "1").is_dir()
 
 
+@pytest.mark.parametrize("part", ["", *PARTS, "reload", "rollback", "clean"])
+def test_only_one_of_two_apps(shop: Shop, part: str) -> None:
+    """Whatever is to be done; and what is wrong with the other one in the pillar does not count."""
+    blog = {**shop.app, "root": str(shop.folder / "srv" / "blog")}
+    shop.more.update(apps={"blog": blog}, only="blog")
+    shown = shop.minion.functions["state.show_sls"](
+        f"releases.{part}".rstrip("."), pillar=shop.pillar(relase="1")
+    )
+    assert shown
+    assert not [key for key in shown if key.startswith("shop") or f"{shop.root}" in key]
+
+
+def test_only_names_an_app(shop: Shop) -> None:
+    """A release alone, as a roll-out puts it into the pillar, makes no app."""
+    for name in ("store", "blog"):
+        shop.more.update(only=name, apps={"blog": {"release": "1"}})
+        answers = shop.apply()
+        assert [(one["result"], one["comment"]) for one in answers.values()] == [
+            (False, f"releases:only names {name}, which is no app here: there are shop")
+        ]
+
+
 # --- a pillar that is wrong -----------------------------------------------------------------------
 
 APP = "releases:apps:shop"
@@ -411,7 +433,7 @@ def test_a_wrong_pillar_is_one_sentence(shop: Shop, kind: str) -> None:
     known.clear()
     known.update(copy.deepcopy(shop.pillar(**changes)))
     found = shop.minion.functions["releases_pillar.settings"]()
-    assert (found["apps"], found["chosen"], found["builds"]) == ({}, {}, {})
+    assert (found["apps"], found["builds"]) == ({}, {})
     assert found["problem"].startswith(words), found["problem"]
     assert minions.sentence(found["problem"])
     with pytest.raises(CommandExecutionError) as raised:

@@ -33,7 +33,9 @@ class Minions:
         bad: why a release is marked bad, by minion.
         unproven: minions that are on their release without having been found healthy.
         problems: what a minion answers instead of facts.
-        jobs: all jobs, as (function, minions, arguments).
+        refusals: the states of the formula for a minion with a wrong pillar.
+        jobs: all jobs, as (function, minions, arguments); the formula's look at the pillar is
+            `checked`.
     """
 
     def __init__(self, **on: str | None) -> None:
@@ -45,6 +47,7 @@ class Minions:
         self.bad: dict[str, dict[str, str]] = {}
         self.unproven: set[str] = set()
         self.problems: dict[str, Any] = {}
+        self.refusals: dict[str, Any] = {}
         self.jobs: list[tuple[str, list[str], dict[str, Any]]] = []
 
     def ask(
@@ -53,6 +56,8 @@ class Minions:
         """Stands for the runner's `_ask`."""
         names = list(self.on) if tgt_type == "glob" else list(tgt)
         keywords = arguments[0] if isinstance(functions, str) else {}
+        if keywords.get("mods", [""])[0].endswith(".checked"):
+            functions = "checked"
         self.jobs.append((functions if isinstance(functions, str) else "facts", names, keywords))
         json.dumps(arguments)
         return {
@@ -62,6 +67,8 @@ class Minions:
 
     def answer(self, name: str, function: Any, keywords: dict[str, Any]) -> Any:
         """What one minion does and answers."""
+        if function == "checked":
+            return self.refusals.get(name, {})
         if function == "state.apply":
             return self.apply(name, keywords["pillar"]["releases"]["apps"]["shop"]["release"])
         if function == f"{TOOLS}.mark":
@@ -257,8 +264,9 @@ def test_the_plan(runner: Runner, there: Minions) -> None:
     there.down = {"web3"}
     answer = runner("roll", there, ROOT, 2, batch=2, test=True)
     assert answer["comment"] == (
-        "2 would be rolled out, canary: web1 (from 2); batch 1: web4 (from 1); "
-        "batch 2: web10 (from 1). 1 minion does not answer, and does not get it: web3."
+        "2 would be rolled out, canary: web1 (on it, but not found healthy); "
+        "batch 1: web4 (from 1); batch 2: web10 (from 1). "
+        "1 minion does not answer, and does not get it: web3."
     )
     assert there.did("state.apply") == []
 
@@ -275,6 +283,7 @@ def test_a_roll_out(runner: Runner, there: Minions, monkeypatch: pytest.MonkeyPa
     assert applied[0]["mods"] == ["a", "b"]
     assert applied[0]["pillar"] == {"releases": {"apps": {"shop": {"keep": 3, "release": "2"}}}}
     assert pillar == {"releases": {"apps": {"shop": {"keep": 3}}}}
+    assert not {"saltenv", "pillarenv"} & applied[0].keys()
     assert runner.told == [
         *("canary, 1 of 3: web1", "well on web1", "waiting for 9 seconds"),
         *("batch 1, 2 of 3: web2, web3", "well on web2, web3", "waiting for 9 seconds"),
@@ -353,7 +362,7 @@ def test_a_master_that_falls_silent(runner: Runner, there: Minions) -> None:
     ask = there.ask
 
     def lost(tgt: Any, tgt_type: str, functions: Any, *rest: Any) -> dict[str, Any]:
-        if functions == "state.apply" and "web2" in tgt:
+        if functions == "state.apply" and tgt == ["web2"]:
             raise SaltReqTimeoutError("Salt request timed out. The master is not responding.")
         return ask(tgt, tgt_type, functions, *rest)
 
@@ -379,7 +388,60 @@ def test_an_sls_that_takes_no_notice(runner: Runner, there: Minions) -> None:
     answer = runner("roll", there, ROOT, 2)
     assert answer["failed"]["web1"] == (
         "Is on 1 after releases was applied: see that it takes the release from pillar, at "
-        "releases:apps:shop:release."
+        "releases:apps:shop:release, and its root is /srv/shop."
+    )
+
+
+@pytest.mark.parametrize(
+    ("sls", "key", "app", "checked"),
+    [
+        ("releases", None, "shop", "releases.checked"),
+        ("a,x.releases.deploy", None, "shop", "x.releases.checked"),
+        ("formula.releases", "releases:apps:web:release", "web", "formula.releases.checked"),
+        ("releases", "shop:release", None, None),
+        ("shop", None, None, None),
+        ("shop.releases2", None, None, None),
+    ],
+)
+def test_with_the_formula_it_is_about_one_app(
+    runner: Runner, there: Minions, sls: str, key: str | None, app: str | None, checked: str | None
+) -> None:
+    applied: list[dict[str, Any]] = []
+    answer_as_usual = there.answer
+
+    def answer(name: str, function: Any, keywords: dict[str, Any]) -> Any:
+        if function == "state.apply":
+            applied.append(keywords)
+            return there.apply(name, "2")
+        return answer_as_usual(name, function, keywords)
+
+    there.answer = answer  # type: ignore[method-assign]
+    options = {"sls": sls, "saltenv": "next", "pillarenv": "staging"}
+    if key is not None:
+        options["pillar_key"] = key
+    assert runner("roll", there, ROOT, 2, **options)["result"] is True
+    assert {one["pillar"].get("releases", {}).get("only") for one in applied} == {app}
+    assert {(one["saltenv"], one["pillarenv"]) for one in applied} == {("next", "staging")}
+    looks = [(names, told["mods"]) for kind, names, told in there.jobs if kind == "checked"]
+    assert looks == ([(["web1", "web2", "web3", "web4", "web10"], [checked])] if checked else [])
+
+
+def test_the_formula_refuses_the_pillar_of_one(runner: Runner, there: Minions) -> None:
+    why = "releases:only names shop, which is no app here: there are none"
+    state = {"__id__": "the pillar of releases", "result": False, "comment": why}
+    there.refusals = {"web3": {"a": state}, "web2": ["Rendering failed"], "web10": {"a": state}}
+    for options in ({}, {"test": True}):
+        answer = runner("roll", there, ROOT, 2, **options)
+        assert answer["comment"] == (
+            "Nothing was rolled out: web2 cannot take the release from releases:apps:shop:release: "
+            "Rendering failed."
+        )
+        assert there.did("state.apply") == []
+    del there.refusals["web2"]
+    answer = runner("roll", there, ROOT, 2)
+    assert answer["comment"] == (
+        "Nothing was rolled out: web3, web10 cannot take the release from "
+        f"releases:apps:shop:release: the pillar of releases: {why}."
     )
 
 
@@ -442,6 +504,7 @@ def test_why_states_fail(runner: Runner, there: Minions, said: Any, words: str |
         ((ROOT, 2, {"pillar": "a"}), "Pillar must be a dictionary: 'a'."),
         ((ROOT, 2, {"pillar_key": "a::b"}), "Pillar_key must be a path in pillar, such as a:b: "),
         ((ROOT, 2, {"pause": -1}), "Pause must be a number of seconds: -1."),
+        ((ROOT, 2, {"saltenv": 2}), "Saltenv must be the name of an environment: 2."),
         ((ROOT, 2, {"timeout": "soon"}), "Timeout must be a whole number of seconds: 'soon'."),
         ((ROOT, 2, {"canaries": 1}), "There is no parameter canaries: see sys.doc."),
     ],
