@@ -43,7 +43,7 @@ releases.clean takes away one app:
 # The active one would be refused while the link is there, as it is in a test.
 {% for release, facts in salt["virtualenv_tools.releases"](app.root).items() %}
 {{ app.root }}/{{ release }}:
-  {{ "file" if opts.test and facts.active else "virtualenv_relocated" }}.absent:
+  {{ "file" if opts.test and facts.get("active") else "virtualenv_relocated" }}.absent:
     - require:
       - file: {{ app.link }}
     - require_in:
