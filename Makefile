@@ -21,7 +21,7 @@ COMPILES := import os, shutil, sysconfig as s; \
 	and os.path.exists(s.get_path("include") + "/Python.h"); \
 	print("" if ready else "--only-binary=timelib")
 
-.PHONY: help demo test test-all lint format bench clean
+.PHONY: help demo test test-all lint format docs bench clean
 
 help: ## show this list
 	@echo 'Usage: make TARGET'
@@ -47,6 +47,9 @@ lint: $(READY) ## ruff and mypy
 format: $(READY) ## let ruff mend and format what it can
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
+
+docs: $(READY) ## write docs/reference anew, out of the docstrings
+	@$(BIN)/python docs/reference.py
 
 bench: $(READY) ## our speed and memory beside other tools and Salt's own states, on a large tree
 	@$(BIN)/python bench/relocate.py
