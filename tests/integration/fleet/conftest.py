@@ -26,6 +26,8 @@ NAMES = ("1", "2", "3")
 MINIONS = ("web1", "web2", "web10")
 """Their natural order; the IDs have to be new ones, so a random part is put before them."""
 EACH = "each"
+# A call that takes as long has hung; on a machine with much to do, a highstate takes half a minute.
+SECONDS = 120
 
 # The minions are on one machine, and a root has one name for all: where a path has EACH in it, each
 # minion has its ID instead.
@@ -82,6 +84,8 @@ class Fleet:
     """The master, its minions, and one app on them.
 
     Attributes:
+        applied: what a highstate applies; by default what the top file says.
+        rolled: what is rolled out.
         master: the master's daemon.
         daemons: the minions' daemons, by short name.
         file_root: the master's file root.
@@ -89,6 +93,9 @@ class Fleet:
         base: where each minion has a folder.
         name: the app's.
     """
+
+    applied: tuple[str, ...] = ()
+    rolled: tuple[str, ...] = ("sls=shop", "pillar_key=shop:release")
 
     def __init__(
         self, master: Any, daemons: dict[str, Any], file_root: Path, pillar: Path, base: Path
@@ -154,12 +161,13 @@ class Fleet:
 
     def salt(self, function: str, *arguments: str, tgt: str = "*", **options: Any) -> Any:
         """What the minions answer, by short name."""
-        done = self.master.salt_cli().run(function, *arguments, minion_tgt=tgt, **options)
+        cli = self.master.salt_cli(timeout=SECONDS)
+        done = cli.run(function, *arguments, minion_tgt=tgt, **options)
         return self.short(done.data if tgt == "*" else {tgt: done.data})
 
     def highstate(self, *arguments: str, tgt: str = "*") -> dict[str, list[dict[str, Any]]]:
         """The answers of the states on each minion, in their order."""
-        answers = self.salt("state.apply", *arguments, tgt=tgt)
+        answers = self.salt("state.apply", *self.applied, *arguments, tgt=tgt)
         for states in answers.values():
             assert isinstance(states, dict), states
             assert "Traceback" not in str(states), states
@@ -170,7 +178,7 @@ class Fleet:
 
     def run(self, function: str, *arguments: str) -> Any:
         """What a runner answers, and the return code."""
-        done = self.master.salt_run_cli().run(function, *arguments)
+        done = self.master.salt_run_cli(timeout=SECONDS).run(function, *arguments)
         assert "Traceback" not in done.stdout, done
         return self.short(done.data), done.returncode
 
@@ -197,14 +205,7 @@ class Fleet:
 
     def roll(self, release: str, *arguments: str) -> Any:
         """What `releases.roll` answers."""
-        answer, code = self.run(
-            "releases.roll",
-            self.root,
-            release,
-            "sls=shop",
-            "pillar_key=shop:release",
-            *arguments,
-        )
+        answer, code = self.run("releases.roll", self.root, release, *self.rolled, *arguments)
         assert minions.sentence(answer["comment"]), answer
         assert code == (1 if answer["result"] is False else 0), answer
         return answer
@@ -257,7 +258,7 @@ def all_minions(
         overrides={
             "interface": "127.0.0.1",
             "log_server_host": "127.0.0.1",
-            "file_roots": {"base": [str(fleet_root)]},
+            "file_roots": {"base": [str(fleet_root), str(fleet_root / "formula")]},
             "pillar_roots": {"base": [str(pillar)]},
             "fileserver_update_interval": 1,
             "enable_fqdns_grains": False,
