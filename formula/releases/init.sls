@@ -11,11 +11,12 @@ include:
   - .service
   - .healthy
 
-{% if apps %}
+{% set running = apps | selectattr("runs") | list %}
+{% if running %}
 # So that test=True tells of the restart that comes with a switch. The restart itself needs no watch:
 # `running` sees which release a program was started from.
 extend:
-  {% for app in apps if app.runs %}
+  {% for app in running %}
   {{ app.name }} runs:
     release_programs:
       - watch:
