@@ -168,6 +168,9 @@ def _app(
     shared = _shared(app.get("shared") or {}, root)
     managed["shared"] = {path.rstrip("/"): target.rstrip("/") for path, target in shared.items()}
     managed["smoke"] = app.get("smoke")
+    needs_user = __salt__["file.user_to_uid"](user) == ""
+    if managed["smoke"] and not (needs_user and __opts__.get("test")):  # who is made before that
+        managed["smoke_user"] = user
     managed["python"] = app.get("python")
     managed["name"] = f"{root}/{release}"
     managed["user"], managed["group"] = app.get("owner"), app.get("owner_group")
@@ -184,7 +187,7 @@ def _app(
         "packages": app.get("packages", []),
         "python": app.get("python"),
         "needs": {
-            "user": __salt__["file.user_to_uid"](user) == "",
+            "user": needs_user,
             "group": __salt__["file.group_to_gid"](app.get("group") or user) == "",
             "python": _python_package(app.get("python")),
         },

@@ -222,6 +222,7 @@ def unpack(
     group: str | None = None,
     mode: str | None = None,
     smoke: list[str] | None = None,
+    smoke_user: str | None = None,
     limits: dict[str, int] | None = None,
     shared: dict[str, str] | None = None,
     hard_links: bool = False,
@@ -265,8 +266,14 @@ def unpack(
         Of the release's own folder, ``0755`` by default.
 
     smoke
-        Commands that have to succeed in the release before it counts. They are run by ``/bin/sh``
-        as ``user``, with the release's programs on the ``PATH`` and the release as working folder.
+        Commands that have to succeed in the release before it counts. They are run by ``/bin/sh``,
+        with the release's programs on the ``PATH``, the release as working folder, and nothing of
+        the minion's environment.
+
+    smoke_user
+        Who runs them, with that user's group, groups and home: by default ``user``. Name the one
+        that the program will run as: whatever is in the archive is then not run as root, and cannot
+        write into the release.
 
     limits
         What to refuse as too much: ``files`` (500000), ``size`` (20 GiB, in bytes) and ``ratio``
@@ -315,6 +322,7 @@ def unpack(
         "owner": _owner(user, group),
         "mode": _mode(mode),
         "smoke_tests": _strings(smoke, "smoke"),
+        "smoke_user": _owner(smoke_user, None),
         "limits": limits,
         "shared": shared,
         "hard_links": bool(hard_links),
@@ -702,6 +710,49 @@ def prove(path: str, link: str | None = None) -> bool:
     """
     with _core() as core:
         return bool(core.prove(_absolute(path), link, job=_job()))
+
+
+def run(path: str, command: str, user: str | None = None, timeout: float = 60) -> dict[str, Any]:
+    """
+    Run a command of a release: what the checks of
+    :py:func:`virtualenv_relocated.healthy <saltext.states.virtualenv_relocated.healthy>` do.
+
+    It is run by ``/bin/sh`` with the release's programs on the ``PATH``, the release as working
+    folder, and nothing of the minion's environment. What it has left running is ended with it.
+
+    path
+        The release, or a link to it, as an absolute path.
+
+    command
+        The command.
+
+    user
+        Who runs it, with that user's group, groups and home. By default the user that the minion
+        runs as.
+
+    timeout
+        Seconds that it may take.
+
+    Returns a dictionary: ``code`` (its exit code, or ``None`` where it took too long) and
+    ``output`` (the lines that it printed, errors included). The call's return code is 1 where it
+    failed.
+
+    Raises ``CommandExecutionError`` where it cannot be run.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' virtualenv_tools.run /srv/app/current 'django-admin check' user=app
+    """
+    if not isinstance(command, str) or "\0" in command:
+        raise CommandExecutionError(f"the command must be a text: {command!r}")
+    with _core() as core:
+        release = core.inspect(os.path.realpath(_absolute(path))).path
+        ended = core.run_line(command, release, _owner(user, None), _seconds(timeout, "timeout"))
+    if ended.code != 0:
+        __context__["retcode"] = 1
+    return _printable({"code": ended.code, "output": ended.output.splitlines()})
 
 
 # --- bundles --------------------------------------------------------------------------------------
@@ -1120,6 +1171,9 @@ def _owner(user: str | None, group: str | None) -> tuple[int, int] | None:
     """The numbers of a user and a group; the user's own group where none is named."""
     if user is None and group is None:
         return None
+    for one in (user, group):
+        if isinstance(one, bool) or not isinstance(one, (str, int, type(None))):
+            raise CommandExecutionError(f"a user or group must be a name or a number: {one!r}")
     uid = os.geteuid() if user is None else __salt__["file.user_to_uid"](user)
     if uid == "":
         raise CommandExecutionError(f"there is no user {user} on this machine: create it first")
@@ -1136,7 +1190,7 @@ def _owner(user: str | None, group: str | None) -> tuple[int, int] | None:
         return int(uid), pwd.getpwuid(int(uid)).pw_gid
     except KeyError:
         raise CommandExecutionError(
-            f"there is no user {user} on this machine: create it, or name a group as well"
+            f"there is no user {user} on this machine, and so no group of its own: create it"
         ) from None
 
 
@@ -1166,9 +1220,9 @@ def _strings(value: Any, what: str, kind: str = "command") -> list[str]:
     return list(values)
 
 
-def _seconds(value: Any) -> float:
+def _seconds(value: Any, what: str = "wait") -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
-        raise CommandExecutionError(f"wait must be a number of seconds: {value!r}")
+        raise CommandExecutionError(f"{what} must be a number of seconds: {value!r}")
     return float(value)
 
 

@@ -83,6 +83,7 @@ def managed(
     group: str | None = None,
     mode: str | None = None,
     smoke: str | list[str] | None = None,
+    smoke_user: str | None = None,
     limits: dict[str, int] | None = None,
     shared: dict[str, str] | None = None,
     hard_links: bool = False,
@@ -142,8 +143,13 @@ def managed(
 
     smoke
         A command, or a list of them, that have to succeed in the release before it counts. They are
-        run by ``/bin/sh`` as ``user``, with the release's programs on the ``PATH`` and the release
-        as working folder.
+        run by ``/bin/sh``, with the release's programs on the ``PATH``, the release as working
+        folder, and nothing of the minion's environment.
+
+    smoke_user
+        Who runs them, with that user's group, groups and home: by default ``user``. Name the one
+        that the program will run as: whatever is in the archive is then not run as root, and cannot
+        write into the release.
 
     limits
         What to refuse as too much: ``files`` (500000), ``size`` (20 GiB, in bytes) and ``ratio``
@@ -179,7 +185,7 @@ def managed(
               - https://builds.example.org/app/4f2a9c1.tar.gz
             - source_hash: https://builds.example.org/app/4f2a9c1.tar.gz.sha256
             - python: '3.11'
-            - user: app
+            - smoke_user: app
             - smoke:
               - gunicorn --check-config app.wsgi
               - python -c 'import app'
@@ -199,6 +205,7 @@ def managed(
         "group": group,
         "mode": mode,
         "smoke": smoke,
+        "smoke_user": smoke_user,
         "limits": limits,
         "shared": shared,
         "hard_links": hard_links,
@@ -431,10 +438,10 @@ def healthy(
         service, would close a circle.
 
     checks
-        One or several: a URL, which has to answer with 200; a command, which has to succeed, run in
-        the release with its programs on the ``PATH``; or a dictionary of ``url`` with ``status``
-        and ``match`` (a regular expression that the page has to contain), or of ``cmd`` with
-        ``user``.
+        One or several: a URL, which has to answer with 200; a command, which has to succeed, run as
+        by :py:func:`virtualenv_tools.run <saltext.modules.virtualenv_tools.run>`; or a dictionary
+        of ``url`` with ``status`` and ``match`` (a regular expression that the page has to
+        contain), or of ``cmd`` with ``user``.
 
     attempts
         How often each check is tried.
@@ -1200,21 +1207,17 @@ def _asked(check: dict[str, Any]) -> str | None:
 
 def _ran(check: dict[str, Any], release: str) -> str | None:
     """Why a command does not succeed."""
-    path = os.environ.get("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-    done = __salt__["cmd.run_all"](
-        check["cmd"],
-        cwd=release,
-        runas=check["user"],
-        python_shell=True,
-        timeout=check["timeout"],
-        env={"PATH": f"{release}/bin:{path}", "VIRTUAL_ENV": release},
-        ignore_retcode=True,
-        redirect_stderr=True,
+    done = __salt__["virtualenv_tools.run"](
+        release, check["cmd"], user=check["user"], timeout=check["timeout"]
     )
-    if not done["retcode"]:
+    code = done["code"]
+    if code == 0:
         return None
-    said = str(done["stdout"]).strip().splitlines()[-1:]
-    return f"`{check['cmd']}` fails ({': '.join(['exit code ' + str(done['retcode']), *said])})"
+    reason = f"exit code {code}"
+    if code is None:
+        reason = f"it took longer than {check['timeout']:g} seconds"
+    said = [line.strip() for line in done["output"] if line.strip()][-1:]
+    return f"`{check['cmd']}` fails ({': '.join([reason, *said])})"
 
 
 def _rolled_back(

@@ -37,11 +37,13 @@ if TYPE_CHECKING:
     from .reinitialization import Reinitialization, reinitialize
     from .releases import Release, Root
     from .relocation import Relocation, relocate
+    from .running import Ended, run_line
     from .switching import Switch, activate, mark, pin, prove, rollback, unmark, unpin
     from .virtualenv import Virtualenv, inspect
 
 __all__ = [
     "Building",
+    "Ended",
     "Interpreter",
     "InvalidPath",
     "Migration",
@@ -74,12 +76,14 @@ __all__ = [
     "relocate",
     "remove",
     "rollback",
+    "run_line",
     "unmark",
     "unpin",
 ]
 
 _HOMES = {
     "Building": "building",
+    "Ended": "running",
     "Interpreter": "interpreter",
     "InvalidPath": "errors",
     "Migration": "migrations",
@@ -112,6 +116,7 @@ _HOMES = {
     "relocate": "relocation",
     "remove": "pruning",
     "rollback": "switching",
+    "run_line": "running",
     "unmark": "switching",
     "unpin": "switching",
 }

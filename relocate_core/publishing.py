@@ -17,6 +17,7 @@ from .manifest import RECORD
 from .reinitialization import reinitialize
 from .releases import WAIT, Root, Tell, name_of, silent
 from .relocation import has_leftovers, relocate
+from .running import identity
 from .sharing import checked, require_targets, share
 from .smoke import smoke
 from .unpacking import Limits, unpack
@@ -70,6 +71,7 @@ def publish(
     owner: tuple[int, int] | None = None,
     mode: int = 0o755,
     smoke_tests: Sequence[str] = (),
+    smoke_user: tuple[int, int] | None = None,
     limits: Mapping[str, object] | None = None,
     digests: Mapping[str, str] | None = None,
     shared: Mapping[str, str] | None = None,
@@ -94,6 +96,7 @@ def publish(
         owner: user and group that its files shall belong to; by default whoever runs this.
         mode: of the release's own folder.
         smoke_tests: commands that have to succeed in it before it counts.
+        smoke_user: user and group to run them as; by default the owner.
         limits: what to refuse as too much: files, size (bytes), ratio.
         digests: what the archive has to hash to, by algorithm.
         shared: absolute paths of what outlives releases, by where it shall be in each.
@@ -115,6 +118,7 @@ def publish(
     path = os.path.join(root.path, name)
     bounds = Limits.of(limits)
     links = checked(shared)
+    identity(smoke_user)  # whoever cannot be run as is refused before anything is done
     stands = _stands(root, name, path, digests)
     runs = stands and _runs(path)
     if python is not None and not runs:
@@ -137,10 +141,10 @@ def publish(
             if links:
                 share(staged, links, owner)
                 record["shared"] = links
-            smoke(staged, path, smoke_tests, owner)
+            os.chmod(staged, mode)  # whoever may not read it then may not try it either
+            smoke(staged, path, smoke_tests, smoke_user or owner)
             if smoke_tests:
                 tell("tried", {"commands": len(smoke_tests)})
-            os.chmod(staged, mode)
             record |= {"source": source or archive, "published": history.now(), "job": job}
             root.publish(staged, name, record)
             root.note(history.PUBLISHED, name, source=source or archive)

@@ -11,6 +11,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from .errors import CannotRun
+from .trust import user_name
+
 _USUAL_FOLDERS = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
 
 
@@ -21,12 +24,12 @@ class Ended:
     Attributes:
         code: its exit code; None where it took too long, and was ended.
         output: what it printed.
-        errors: what it printed on its standard error.
+        errors: what it printed on its standard error; "" where that went into `output`.
     """
 
     code: int | None
     output: str
-    errors: str
+    errors: str = ""
 
 
 def run(
@@ -37,6 +40,7 @@ def run(
     user: Mapping[str, object],
     seconds: float,
     descriptors: Sequence[int] = (),
+    together: bool = False,
 ) -> Ended:
     """Run a program to its end, and end with it what it has left running.
 
@@ -48,6 +52,7 @@ def run(
         seconds: how long it may take.
         descriptors: files that it inherits: what is locked by one stays so for as long as the
             program lives, though this process was killed.
+        together: whether its errors are to stand in its output, where it printed them.
 
     Raises:
         OSError: it cannot be started.
@@ -59,13 +64,13 @@ def run(
             env=dict(variables),
             stdin=subprocess.DEVNULL,
             stdout=output,
-            stderr=errors,
+            stderr=subprocess.STDOUT if together else errors,
             pass_fds=descriptors,
             start_new_session=True,
             **user,  # type: ignore[call-overload]
         )
         try:
-            ended = ended_within(process.pid, seconds)
+            ended = _ended_within(process.pid, seconds)
         finally:
             # Nobody else can have its number, as it is not waited for yet.
             with suppress(OSError):
@@ -76,6 +81,36 @@ def run(
             file.seek(0)
             texts.append(file.read().decode(errors="replace"))
     return Ended(code if ended else None, *texts)
+
+
+def run_line(
+    line: str,
+    release: str,
+    owner: tuple[int, int] | None,
+    seconds: float,
+    *,
+    before: Sequence[str] = (),
+) -> Ended:
+    """Run a line for /bin/sh in a release; its errors stand in the output.
+
+    Args:
+        line: the command.
+        release: the folder that it is run in, and whose programs are on the PATH.
+        owner: user and group to run it as; None for whoever runs this.
+        seconds: how long it may take.
+        before: folders that come before the release's own on the PATH.
+
+    Raises:
+        CannotRun: there is no such folder, or that user cannot be run as.
+    """
+    user, home = identity(owner)
+    variables = environment(release, home, *before)
+    command = ["/bin/sh", "-c", line]
+    try:
+        return run(command, release, variables, user=user, seconds=seconds, together=True)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise CannotRun(f"cannot run `{line}` in {release}: {reason}; see to it") from error
 
 
 def environment(release: str, home: str, *before: str) -> dict[str, str]:
@@ -96,21 +131,32 @@ def environment(release: str, home: str, *before: str) -> dict[str, str]:
 
 
 def identity(owner: tuple[int, int] | None) -> tuple[dict[str, object], str]:
-    """Who runs a command, as Popen wants it told, and that user's home."""
-    if owner is None or os.geteuid() != 0:
+    """Who runs a command, as Popen wants it told, and that user's home.
+
+    Raises:
+        CannotRun: only root could run it as that user.
+    """
+    if owner is None:
         return {}, "/"
     import pwd
 
     user, group = owner
-    try:
+    if os.geteuid() not in (0, user):
+        raise CannotRun(
+            f"only root may run programs as the user {user_name(user)}: run this as root, or leave "
+            "that user out"
+        )
+    groups: list[int] = []
+    home = "/"
+    with suppress(KeyError):  # a number without a name
         entry = pwd.getpwuid(user)
-    except KeyError:  # a number without a name
-        return {"user": user, "group": group, "extra_groups": []}, "/"
-    groups = os.getgrouplist(entry.pw_name, group)
-    return {"user": user, "group": group, "extra_groups": groups}, entry.pw_dir
+        groups, home = os.getgrouplist(entry.pw_name, group), entry.pw_dir
+    if os.geteuid() != 0:
+        return {}, home
+    return {"user": user, "group": group, "extra_groups": groups}, home
 
 
-def ended_within(process: int, seconds: float) -> bool:
+def _ended_within(process: int, seconds: float) -> bool:
     """Wait for a process to end, and leave it unreaped; False where it takes too long."""
     until = time.monotonic() + seconds
     pause = 0.001

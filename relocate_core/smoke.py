@@ -10,22 +10,19 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import signal
-import subprocess
-import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 
 from .artefacts import scripts
 from .errors import CannotRun
-from .running import ended_within, environment, identity
+from .running import Ended, run_line
+from .trust import user_name
 
 SECONDS = 300.0
 _PROGRAM = re.compile(r"(?:\./)?bin/([^\s/]+)")
 
 
 def smoke(
-    staged: str, home: str, commands: Sequence[str], owner: tuple[int, int] | None = None
+    staged: str, home: str, commands: Sequence[str], user: tuple[int, int] | None = None
 ) -> None:
     """Run commands in a staged release, one after the other.
 
@@ -33,25 +30,39 @@ def smoke(
         staged: its folder, with room beside it for the stand-ins.
         home: the path that its scripts name.
         commands: for /bin/sh; its programs are on the PATH, and the working folder is the release.
-        owner: user and group to run them as, where root does not want to run them.
+        user: user and group to run them as, where root does not want to run them.
 
     Raises:
-        CannotRun: one failed, or took longer than five minutes.
+        CannotRun: one failed, or took longer than five minutes; or that user cannot run them.
     """
     if not commands:
         return
     programs = os.path.join(os.path.dirname(staged), "programs")
     names = _stand_ins(staged, home, programs)
-    if owner is not None and os.geteuid() == 0:
+    if user is not None and os.geteuid() == 0:
         for folder in (os.path.dirname(os.path.dirname(staged)), os.path.dirname(staged)):
             os.chmod(folder, 0o711)
         os.chmod(programs, 0o755)
+        _require_access(staged, home, user)
     for command in commands:
         first = _PROGRAM.match(command)
         line = command
         if first and first[1] in names:
             line = f"{shlex.quote(os.path.join(programs, first[1]))}{command[first.end() :]}"
-        _run(line, command, staged, home, programs, owner)
+        ended = run_line(line, staged, user, SECONDS, before=[programs])
+        if ended.code != 0:
+            raise _failure(home, command, ended)
+
+
+def _require_access(staged: str, home: str, user: tuple[int, int]) -> None:
+    """Refuse a user who could not run the release, before each program tells it in its own way."""
+    python = os.path.join(staged, "bin", "python")
+    if run_line(f"test -x {shlex.quote(python)}", staged, user, SECONDS).code != 0:
+        raise CannotRun(
+            f"{home} is not deployed, as the user {user_name(user[0])} of its smoke test may not "
+            f"enter it, or not run {os.path.realpath(python)}: see to the modes of the release, "
+            "of that Python, and of the folders above them"
+        )
 
 
 def _stand_ins(staged: str, home: str, programs: str) -> set[str]:
@@ -75,40 +86,13 @@ def _executable(path: str, flags: int) -> int:
     return os.open(path, flags, 0o755)
 
 
-def _run(
-    line: str,
-    command: str,
-    staged: str,
-    home: str,
-    programs: str,
-    owner: tuple[int, int] | None,
-) -> None:
-    user, user_home = identity(owner)
-    variables = environment(staged, user_home, programs)
-    with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(
-            ["/bin/sh", "-c", line],
-            cwd=staged,
-            env=variables,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            **user,  # type: ignore[call-overload]
-        )
-        ended = ended_within(process.pid, SECONDS)
-        # Also what it has left running in the background: the tree is about to be renamed. Nobody
-        # else can have its number, as it is not waited for yet.
-        with suppress(OSError):
-            os.killpg(process.pid, signal.SIGKILL)
-        code = process.wait()
-        output.seek(0)
-        said = output.read().decode(errors="replace").strip().splitlines()[-1:]
-    if ended and code == 0:
-        return
-    reason = f"exit code {code}" if ended else f"it took longer than {SECONDS:g} seconds"
+def _failure(home: str, command: str, ended: Ended) -> CannotRun:
+    reason = f"exit code {ended.code}"
+    if ended.code is None:
+        reason = f"it took longer than {SECONDS:g} seconds"
+    said = ended.output.strip().splitlines()[-1:]
     reason = ": ".join([reason, *(text.strip() for text in said)])
-    raise CannotRun(
+    return CannotRun(
         f"{home} is not deployed, as its smoke test `{command}` failed ({reason}); "
         "nothing stands there: see to what it tells, and run again"
     )

@@ -38,7 +38,7 @@ def require_trusted(path: str) -> None:
             if os.lstat(inner).st_uid != 0:
                 raise UnsafeFolder(
                     f"cannot work as root in {path}: the link {inner} belongs to "
-                    f"{_user(os.lstat(inner).st_uid)}, who could let it lead elsewhere; "
+                    f"{user_name(os.lstat(inner).st_uid)}, who could let it lead elsewhere; "
                     "make it as root"
                 )
             hops += 1
@@ -54,7 +54,7 @@ def require_trusted(path: str) -> None:
 def _require_own(folder: str, path: str) -> None:
     status = os.stat(folder)
     if status.st_uid != 0:
-        whose = f"belongs to {_user(status.st_uid)}"
+        whose = f"belongs to {user_name(status.st_uid)}"
         remedy = f"chown root {folder}"
     elif status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
         whose, remedy = "is writable by everybody", f"chmod o-w {folder}"
@@ -69,7 +69,8 @@ def _require_own(folder: str, path: str) -> None:
     )
 
 
-def _user(number: int) -> str:
+def user_name(number: int) -> str:
+    """A user's name; the number itself where it has none."""
     import pwd
 
     try:

@@ -206,6 +206,19 @@ def test_who_is_not_there_would_be_made(shop: Shop) -> None:
     assert said["shop has a group"]["name"] == "surely-nobody"
 
 
+def test_a_smoke_test_is_run_by_the_user_of_the_app(shop: Shop) -> None:
+    """Who is not there yet where a bare machine is asked what would be done."""
+    bare: dict[str, Any] = {"user": "surely-nobody", "group": None}
+    said = shop.apply(test=True, **bare)
+    assert said["shop is deployed"]["result"] is None
+    assert {one["result"] for one in said.values()} == {True, None}
+    refused = shop.apply("releases.deploy", **bare, shared=None)["shop is deployed"]
+    assert refused["result"] is False
+    assert "no user surely-nobody on this machine" in refused["comment"]
+    home = pwd.getpwnam(ME).pw_dir
+    shop.done("releases.deploy", shared=None, smoke=f'test "$(id -un) $HOME" = "{ME} {home}"')
+
+
 @pytest.mark.parametrize("python", ["9.9"])
 def test_a_python_is_installed_where_it_is_not_there(shop: Shop, python: str) -> None:
     shown = shop.minion.functions["state.show_sls"](

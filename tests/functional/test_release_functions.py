@@ -6,6 +6,7 @@ import ast
 import json
 import logging
 import os
+import pwd
 import re
 import shutil
 import subprocess
@@ -30,7 +31,8 @@ FUNCTIONS = {
     *("activate", "active", "build", "check", "history", "info", "mark", "migrate", "pack", "pin"),
     "prove",
     "prune",
-    *("reinitialize", "releases", "remove", "rollback", "unmark", "unpack", "unpin", "update_path"),
+    *("reinitialize", "releases", "remove", "rollback", "run", "unmark", "unpack", "unpin"),
+    "update_path",
 }
 
 
@@ -216,6 +218,9 @@ def test_unpack_repairs_a_release_without_its_python(site: Site) -> None:
         ("PATH", {"mode": "rwx"}, "mode of a release must be octal digits"),
         ("PATH", {"user": "no-such-user"}, "there is no user no-such-user on this machine"),
         ("PATH", {"group": "no-such-group"}, "there is no group no-such-group"),
+        ("PATH", {"smoke_user": "no-such-user"}, "there is no user no-such-user on this machine"),
+        ("PATH", {"smoke_user": 54321}, "there is no user 54321 on this machine, and so no group"),
+        ("PATH", {"smoke_user": ["app"]}, r"a user or group must be a name or a number: \['app'\]"),
         ("PATH", {"wait": "long"}, "wait"),
         ("/nowhere/1.tar", {}, "/nowhere/1.tar"),
         ("salt://app/nowhere.tar", {}, "cannot fetch salt://app/nowhere.tar"),
@@ -305,6 +310,42 @@ def test_rollback_with_options(two: Site) -> None:
     done = two("rollback", two.root, link="next", reason="")
     assert (done["link"], done["release"]) == (two.path("next"), "2")
     assert two.current() == "1"
+
+
+# --- run ------------------------------------------------------------------------------------------
+
+
+def test_run(two: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the release behind a link, and with nothing of the minion's around."""
+    monkeypatch.setenv("SECRET_TOKEN", "x")
+    done = two("run", two.path("current"), "pwd; echo $SECRET_TOKEN >&2; cat etc/which; omega")
+    assert done["code"] == 0
+    assert done["output"][:3] == [two.path("2"), "", "2"]
+    assert done["output"][4] == two.path("2")
+    failed = two("run", two.path("1"), "echo first; echo second >&2; exit 3")
+    assert failed == {"code": 3, "output": ["first", "second"]}
+    assert two("run", two.path("1"), "sleep 60", timeout=0.2)["code"] is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_run_as_another_user(two: Site) -> None:
+    done = two("run", two.path("1"), "id -un; echo $HOME", user="nobody")
+    entry = pwd.getpwnam("nobody")
+    assert done == {"code": 0, "output": [entry.pw_name, entry.pw_dir]}
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "words"),
+    [
+        (5, {}, "the command must be a text: 5"),
+        ("true", {"user": "no-such-user"}, "there is no user no-such-user on this machine"),
+        ("true", {"timeout": "long"}, "timeout must be a number of seconds: 'long'"),
+    ],
+    ids=str,
+)
+def test_run_refuses(two: Site, command: Any, options: dict[str, Any], words: str) -> None:
+    two.refused(words, "run", two.path("1"), command, **options)
+    two.refused("/nowhere/1 is not a virtualenv", "run", "/nowhere/1", "true")
 
 
 # --- marks ----------------------------------------------------------------------------------------
@@ -496,6 +537,7 @@ RELATIVE = {
     "prune": ("srv/app",),
     "remove": ("srv/app/1",),
     "mark": ("srv/app/1", "why"),
+    "run": ("srv/app/1", "true"),
     "unmark": ("srv/app/1",),
     "pin": ("srv/app/1",),
     "unpin": ("srv/app/1",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import shutil
 import stat
 import subprocess
@@ -42,7 +43,7 @@ from relocate_core.errors import (
     UnsafeFolder,
 )
 from relocate_core.processes import using
-from relocate_core.releases import CURRENT, RECORD, RECORDS
+from relocate_core.releases import CURRENT, RECORD, RECORDS, STAGING
 from tests.support import roots
 from tests.support.environments import digest
 from tests.support.roots import (
@@ -390,7 +391,8 @@ def open_to_all(path: str) -> Iterator[None]:
 @pytest.mark.parametrize("top", [".", "shop"])
 def test_a_smoke_test_cannot_lead_root_elsewhere(top: str, site: Site, tmp_path: Path) -> None:
     """Not even one that replaces the whole staged tree by a link, where it has the right to."""
-    archive = packed(tmp_path / "archive", "S", top=top, extra=SCRIPTS)
+    python = roots.python_for_all()
+    archive = packed(tmp_path / "archive", "S", top=top, extra=SCRIPTS, python=python)
     victim = tmp_path / "victim"
     victim.mkdir(mode=0o700)
     before = digest(victim)
@@ -405,6 +407,98 @@ def test_a_smoke_test_cannot_lead_root_elsewhere(top: str, site: Site, tmp_path:
             roots.tried(lambda: publish(archive, path, owner=(NOBODY, NOBODY), smoke_tests=tests))  # noqa: B023
             assert not os.path.islink(path)
             assert digest(victim) == before
+
+
+# Python leaves its variables alone with -I, the one that keeps it from writing bytecode as well.
+WRITES = "python -I -c 'import sys; sys.path[:0] = [\"etc\"]; import fresh; print(fresh)'"
+
+
+@needs_root
+@pytest.mark.parametrize("number", [NOBODY, 54321], ids=["nobody", "a-number-without-a-name"])
+def test_a_smoke_test_as_another_user(number: int, site: Site, tmp_path: Path) -> None:
+    """Who reads root's release, and cannot write to it, nor look around beside it."""
+    data = tmp_path / "data"
+    data.mkdir()
+    os.chown(data, number, number)
+    extra = {**SCRIPTS, "etc/fresh.py": "VALUE = 1\n"}
+    archive = packed(tmp_path, "S", extra=extra, python=roots.python_for_all())
+    home = pwd.getpwuid(number).pw_dir if number == NOBODY else "/"
+    tests = [
+        f'test "$(id -u) $(id -g) $(id -G)" = "{number} {number} {number}"',
+        f'test "$HOME" = "{home}"',
+        "environment && fine && imports",
+        "bin/fine",
+        f"grep -q S {roots.MARKER} && {WRITES}",
+        f"! touch new && ! touch bin/new && ! echo >> {roots.MARKER} && ! rm bin/fine",
+        "! ls .. && ! ls ../.. && ! touch ../new && ! mv ../S ../T",
+        "echo row > var/db",
+    ]
+    modes: dict[str, set[int]] = {}
+
+    def tell(step: str, _: object) -> None:
+        staging = Path(site.path(f"{RECORDS}/{STAGING}"))
+        seen = (stat.S_IMODE(one.stat().st_mode) for one in (staging, *staging.iterdir()))
+        modes[step] = set(seen)
+
+    options = {"shared": {"var": str(data)}, "smoke_user": (number, number)}
+    with open_to_all(site.root), open_to_all(str(data)):
+        assert publish(archive, site.path("S"), **options).changed
+        plain = roots.tree(site.path("S"))
+        remove(site.path("S"))
+        assert publish(archive, site.path("S"), smoke_tests=tests, tell=tell, **options).changed
+    assert roots.tree(site.path("S")) == plain
+    assert {facts.owner[0] for facts in plain.values()} == {0}
+    assert (data / "db").stat().st_uid == number
+    assert modes["checked"] == {0o700}
+    assert modes["tried"] == {0o711}
+    assert left_behind(site.root) == []
+    remove(site.path("S"))
+    with open_to_all(site.root):
+        assert publish(archive, site.path("S"), smoke_tests=[WRITES]).changed
+    assert roots.tree(site.path("S")) != plain, "nothing would have been written anyway"
+
+
+@needs_root
+@pytest.mark.parametrize("top", [".", "shop"])
+def test_a_smoke_test_of_a_user_who_may_not_read_it(top: str, site: Site, tmp_path: Path) -> None:
+    """The mode that the release will have holds already: it is closed to that user then, too."""
+    archive = packed(tmp_path, "S", top=top, extra=SCRIPTS, python=roots.python_for_all())
+    site.deploy("A")
+    options = {"mode": 0o750, "smoke_tests": ["fine"], "smoke_user": (NOBODY, NOBODY)}
+    with open_to_all(site.root):
+        refused(
+            lambda: publish(archive, site.path("S"), **options),
+            CannotRun,
+            r"the user nobody of its smoke test may not enter it, or not run /.*python3",
+            site,
+        )
+        assert publish(archive, site.path("S"), owner=(0, NOBODY), **options).changed
+
+
+AS_ANOTHER = """
+import os, pwd, sys
+from relocate_core import publish
+from relocate_core.errors import CannotRun
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+for dry_run in (True, False):
+    try:
+        publish("/nowhere.tar", sys.argv[1], smoke_user=(0, 0), dry_run=dry_run)
+    except CannotRun as error:
+        print(error)
+print(publish("/nowhere.tar", sys.argv[1], smoke_user=(65534, 65534), dry_run=True).changed)
+"""
+
+
+@needs_root
+def test_only_root_runs_a_smoke_test_as_another_user(site: Site) -> None:
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", AS_ANOTHER, site.path("S")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    words = "only root may run programs as the user root: run this as root, or leave that user out"
+    assert done.stdout.splitlines() == [words, words, "True"], done.stderr
 
 
 def test_what_a_smoke_test_leaves_running_does_not_matter(

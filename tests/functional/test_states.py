@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import environments, minions
+from tests.support import environments, minions, roots
 from tests.support.minions import WHICH, Masterless, Web
 
 pytest.importorskip("salt", reason="Salt does not run on this Python")
@@ -203,6 +203,13 @@ def public(minion: Masterless, site: Web) -> Iterator[App]:
     os.chmod(folder, 0o755)
     yield App(minion, site, os.path.join(folder, "app"))
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def for_all(minion: Masterless) -> str:
+    """An archive of a release that every user may run."""
+    roots.packed(minion.root / "app", "all", python=roots.python_for_all())
+    return "salt://app/all.tar"
 
 
 @pytest.fixture
@@ -558,6 +565,9 @@ def test_a_smoke_test_that_fails(app: App, smoke: Any, words: str) -> None:
         ({"mode": "0055"}, "mode of a release must be octal digits"),
         ({"user": "no-such-user"}, "no user no-such-user on this machine"),
         ({"group": "no-such-group"}, "no group no-such-group on this machine"),
+        ({"smoke_user": "no-such-user"}, "no user no-such-user on this machine"),
+        ({"smoke_user": 54321}, "no user 54321 on this machine"),
+        ({"smoke_user": True}, "a user or group must be a name or a number: True"),
         ({"wait": "long"}, "wait"),
         ({"python": "a\nb"}, "line break"),
     ],
@@ -650,23 +660,41 @@ def test_a_release_whose_python_has_gone_for_good(app: App) -> None:
 
 @needs_root
 @pytest.mark.parametrize("mode", ["0750", 750, "0700", None], ids=str)
-def test_owner_and_mode(public: App, mode: Any) -> None:
+def test_owner_and_mode(public: App, for_all: str, mode: Any) -> None:
     import grp
     import pwd
 
     user, group = pwd.getpwuid(NOBODY).pw_name, grp.getgrgid(1).gr_name
     more = {} if mode is None else {"mode": mode, "group": group}
     smoke = f'test "$(id -un)" = {user} && test -r {WHICH}'
-    source = "salt://app/1.tar"
-    owner = user if more else NOBODY
-    public.thrice("managed", "1", source=source, user=owner, smoke=smoke, **more)
-    expected = 1 if more else pwd.getpwuid(NOBODY).pw_gid
+    more["source"] = for_all
+    owner = user if "group" in more else NOBODY
+    public.thrice("managed", "1", user=owner, smoke=smoke, **more)
+    expected = 1 if "group" in more else pwd.getpwuid(NOBODY).pw_gid
     for path, facts in environments.digest(public.path("1")).items():
         if path != ".release.json":
             assert facts.owner == (NOBODY, expected), path
     wanted = 0o755 if mode is None else int(str(mode), 8)
     assert os.stat(public.path("1")).st_mode & 0o7777 == wanted
     assert os.stat(public.root).st_uid == 0
+
+
+@needs_root
+def test_a_smoke_test_as_another_user(public: App, for_all: str) -> None:
+    """The release is the minion's; that user only reads it, and sees nothing of the minion's."""
+    smoke = [
+        f'test "$(id -u) $HOME" = "{NOBODY} $(getent passwd {NOBODY} | cut -d: -f6)"',
+        f"python -c 'import json' && grep -q all {WHICH} && ! touch new && ! ls ..",
+    ]
+    public.refused(
+        *("managed", "1", "smoke test `id -u | grep -qx 0` failed"),
+        announced=True,
+        smoke="id -u | grep -qx 0",
+        smoke_user="nobody",
+        source=for_all,
+    )
+    public.thrice("managed", "1", smoke=smoke, smoke_user="nobody", source=for_all)
+    assert {facts.owner[0] for facts in environments.digest(public.path("1")).values()} == {0}
 
 
 @needs_root
@@ -1057,7 +1085,8 @@ def test_a_check_that_takes_too_long(two: App) -> None:
     two.call("unmark", two.path("2"))
     two.call("activate", two.path("2"))
     answer = two.single("healthy", "current", checks="sleep 120", timeout=0.3, attempts=1)
-    assert "`sleep 120` fails" in answer["comment"], answer
+    words = "`sleep 120` fails (it took longer than 0.3 seconds)"
+    assert words in answer["comment"], answer
     assert time.monotonic() - begin < 60
 
 
@@ -1231,6 +1260,16 @@ def test_a_bad_release_does_not_come_back(app: App) -> None:
     third = app.apply(DEPLOYING.replace("CHECK", "omega"))
     assert [answer["result"] for answer in third.values()] == [True, True, True]
     assert app.current() == "2"
+
+
+def test_a_check_leaves_the_release_alone(two: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sees nothing of the minion's variables, and writes no bytecode."""
+    monkeypatch.setenv("SECRET_TOKEN", "x")
+    Path(two.path("2/etc/fresh.py")).write_text("")
+    checks = ["cd etc && python -c 'import fresh'", 'test -z "$SECRET_TOKEN"']
+    answer = two.single("healthy", "current", checks=checks, **QUICK)
+    assert answer["result"] is True, answer
+    assert not os.path.exists(two.path("2/etc/__pycache__"))
 
 
 def test_a_release_that_was_healthy_stays(two: App) -> None:
