@@ -263,7 +263,7 @@ def all_minions(
             "fileserver_update_interval": 1,
             "enable_fqdns_grains": False,
             "worker_threads": 3,
-            "gather_job_timeout": 5,
+            "gather_job_timeout": 15,
         },
     )
     prefix = random_string("", size=4)

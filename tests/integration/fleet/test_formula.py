@@ -94,7 +94,7 @@ class Formula(Fleet):
         return {
             short: (
                 environments.digest(self.home(short) / app),
-                environments.digest(manager.configs / f"{app}.conf"),
+                (manager.configs / f"{app}.conf").read_text(),
                 {name: one["pid"] for name, one in manager.known().items() if app in name},
             )
             for short, manager in self.managers.items()
