@@ -24,6 +24,7 @@ __virtualname__ = "releases_pillar"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*\Z")
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]*\Z")
 _ADDRESS = re.compile(r"(?:\d+|(?:[\w.*-]+|\[[0-9a-fA-F:]+\]):\d+)\Z")
+_HOST = re.compile(r"[\w*.-]+\Z")
 _UPSTREAM = re.compile(
     r"(https?|uwsgi)://([\w.-]+|\[[0-9a-fA-F:]+\]):\d+\Z|(http|uwsgi)://unix:/\S+\Z"
 )
@@ -218,11 +219,9 @@ def _app(
         missing = [key for key in _NEEDED[server] if key not in one]
         if missing:
             raise _Wrong(f"{here}:{missing[0]} is missing: {_MISSING[missing[0]]}")
-        if server == "nginx":
-            static = made["web"][server]["static"] or {}
-            made["web"][server]["static"] = {
-                url: _below(f"{root}/current", folder) for url, folder in static.items()
-            }
+        made["web"][server]["static"] = {
+            url: _below(f"{root}/current", folder) for url, folder in one.get("static", {}).items()
+        }
     made["files"] = list(_files(made, servers))
     told = ("unit", "reload", "socket")
     made["running"] = _listed(
@@ -262,7 +261,7 @@ def _program(
         if bound:  # a group of its own, of two that are restarted one after the other
             unit = f"{full}:*"
     else:
-        environment = {key: _quoted(f"{key}={one}") for key, one in environment.items()}
+        environment = {key: _in_quotes(one) for key, one in environment.items()}
         line = " ".join(_argument(word) for word in words)
         unit = f"{full}.service"
     return {
@@ -291,13 +290,14 @@ def _files(app: Mapping[str, Any], servers: Mapping[str, Any]) -> Any:
         }
     if manager == "systemd":
         for one in app["programs"].values():
-            for kind in ("service", "socket") if one["socket"] else ("service",):
+            wanted = {"service": True, "socket": one["socket"], "env": one["environment"]}
+            for kind in (kind for kind, needed in wanted.items() if needed):
                 yield {
                     "path": f"{settings['configs']}/{one['name']}.{kind}",
                     "template": f"systemd.{kind}",
                     "for": manager,
-                    "mode": "0600" if one["environment"] else "0644",
-                    "context": {"program": one},
+                    "mode": "0600" if kind == "env" else "0644",
+                    "context": {"program": one, "settings": settings},
                 }
     for server, one in app["web"].items():
         yield {
@@ -397,6 +397,26 @@ def _address(value: Any, where: str) -> str:
 
 def _upstream(value: Any, where: str) -> str:
     return _matching(_UPSTREAM, value, where, "http:// or uwsgi:// with a host and a port")
+
+
+def _size(value: Any, where: str) -> str:
+    return _matching(re.compile(r"\d+[kKmMgG]?\Z"), str(value), where, "a size such as 10m")
+
+
+def _names(value: Any, where: str) -> list[str]:
+    return [_matching(_HOST, one, where, "a host's name") for one in _texts(value, where)]
+
+
+def _static(value: Any, where: str) -> str:
+    """A folder by its URL. Both end with a slash: else what lies beside it could be asked for."""
+    url = where.partition(":static:")[2]
+    for one in (url, _text(value, where)):
+        if not re.match(r"[\w./~@+-]+/\Z", one) or ".." in one.split("/") or url[0] != "/":
+            raise _Wrong(
+                f"{where} must be a URL such as /static/ and a folder such as static/, each with "
+                f"a slash at its end: {value!r}"
+            )
+    return str(value)
 
 
 def _module(value: Any, where: str) -> str:
@@ -546,15 +566,15 @@ def _enclosed(text: str, where: str) -> str:
     return f"{quote}{_supervised(text, where)}{quote}"
 
 
-def _quoted(text: str) -> str:
+def _in_quotes(text: str) -> str:
     """A text in systemd's quotes."""
-    return json.dumps(text, ensure_ascii=False).replace("%", "%%")
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _argument(word: str) -> str:
-    """A word of a command, for systemd."""
+    """A word of a command, for systemd, which puts in variables and what begins with a %."""
     plain = re.match(r"[\w./:=@,+-]+\Z", word)
-    return word if plain else _quoted(word).replace("$", "$$")
+    return word if plain else _in_quotes(word).replace("%", "%%").replace("$", "$$")
 
 
 # What is to be said where a key has to be there and is not.
@@ -611,16 +631,17 @@ _WEB: dict[str, dict[str, Callable[[Any, str], Any]]] = {
         "listen": lambda value, where: [
             _address(one, where) for one in (value if isinstance(value, list) else [value])
         ],
-        "names": _texts,
+        "names": _names,
         "upstream": _upstream,
-        "static": _dictionary(_text),
+        "static": _dictionary(_static),
         "certificate": _path,
         "key": _path,
-        "body": _text,
+        "body": _size,
     },
     "apache": {
         "listen": _address,
-        "names": _texts,
+        "names": _names,
+        "static": _dictionary(_static),
         "wsgi": _module,
         "processes": _number,
         "threads": _number,

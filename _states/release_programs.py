@@ -1,5 +1,6 @@
 """
-The programs of a release: running on the active one, under supervisor or systemd.
+The programs of a release: running on the active one, under supervisor or systemd; and web servers
+that know of it.
 
 They are started so that they stay on the release that they were started from, as the formula
 ``releases`` does it. Whether one has to be restarted is therefore read off the process, and not off
@@ -18,11 +19,13 @@ healed by the next one.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shlex
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from salt.exceptions import CommandExecutionError, SaltException
@@ -32,6 +35,8 @@ __virtualname__ = "release_programs"
 # How long a program may take until it counts as running, and how often that is asked.
 _START_SECONDS = 60.0
 _PAUSE = 0.2
+# How long it has to last before systemd is believed that it runs; supervisor waits a second itself.
+_LASTING = 1.0
 _GOOD = ("RUNNING", "active")
 _ON_THE_WAY = ("STARTING", "STOPPING", "BACKOFF", "activating", "deactivating", "reloading")
 
@@ -165,6 +170,37 @@ def dead(
         return _with(ret, False, _sentence(error))
 
 
+def told(name: str, files: list[str], command: str) -> dict[str, Any]:
+    """
+    Have a web server know its configuration.
+
+    Whether it does is kept on the minion, so that a server that did not take it, or was not told as
+    the run was killed, is told again by the next run.
+
+    name
+        Any name.
+
+    files
+        Paths of the files that it reads.
+
+    command
+        What tells it, for a shell: it has to fail where the server does not take the files.
+
+    .. code-block:: yaml
+
+        shop is told to nginx:
+          release_programs.told:
+            - command: nginx -t && systemctl reload-or-restart nginx
+            - files: [/etc/nginx/conf.d/shop.conf]
+            - watch:
+              - file: /etc/nginx/conf.d/shop.conf
+    """
+    ret = _new(name)
+    if (__salt__["data.get"](_told(files)) or "") == _digest(files):
+        return _with(ret, True, "Nothing has changed.")
+    return _tell(ret, files, command)
+
+
 def mod_watch(name: str, sfun: str | None = None, **kwargs: Any) -> dict[str, Any]:
     """
     What a ``watch`` calls when what is watched has changed: a restart.
@@ -186,6 +222,8 @@ def mod_watch(name: str, sfun: str | None = None, **kwargs: Any) -> dict[str, An
     given = {key: value for key, value in kwargs.items() if key in known}
     if sfun == "dead":
         return dead(name, **given)
+    if sfun == "told":
+        return _tell(_new(name), kwargs["files"], kwargs["command"])
     given["programs"] = [{**one, "reload": None} for one in given.get("programs") or []]
     return reloaded(name, **given)
 
@@ -240,15 +278,45 @@ def _have_running(
             return _with(ret, True, f"All programs run on {release}.")
         return _with(ret, None, _sentence(f"would be {done}"))
     now = told.settled()
-    failed = [
-        f"{one.unit} is {one.state.lower()}{one.more}" for one in now if one.state not in _GOOD
-    ]
-    failed += [
-        f"{one.unit} still runs on another release" for one in now if _is_elsewhere(one.pid, active)
-    ]
+    failed = {
+        one.unit: f"is {one.state.lower()}{one.more}" for one in now if one.state not in _GOOD
+    }
+    for one in now:
+        if _is_elsewhere(one.pid, active):
+            failed.setdefault(one.unit, "still runs on another release")
     if failed:
-        return _with(ret, False, _sentence(f"on {release}, {', '.join(failed)}; see its log"))
+        what = ", ".join(f"{unit} {state}" for unit, state in failed.items())
+        return _with(ret, False, _sentence(f"on {release}, {what}; see `{told.log(min(failed))}`"))
     return _with(ret, True, _sentence(done or f"all programs run on {release}"))
+
+
+def _tell(ret: dict[str, Any], files: list[str], command: str) -> dict[str, Any]:
+    now = _digest(files)
+    ret["changes"] = {"told": command}
+    if __opts__["test"]:
+        return _with(ret, None, f"Would be run: `{command}`.")
+    done = __salt__["cmd.run_all"](
+        command, python_shell=True, ignore_retcode=True, redirect_stderr=True
+    )
+    if done["retcode"]:
+        ret["changes"] = {}
+        return _with(ret, False, _sentence(f"`{command}` failed: {done['stdout'] or 'no answer'}"))
+    __salt__["data.update"](_told(files), now)
+    return _with(ret, True, f"Told by `{command}`.")
+
+
+def _told(files: list[str]) -> str:
+    """Where it is kept which content of files was told."""
+    return f"release_programs: {', '.join(sorted(files))}"
+
+
+def _digest(files: list[str]) -> str:
+    """What tells one content of files from another; nothing, if none of them is there."""
+    found = {}
+    for path in files:
+        with suppress(FileNotFoundError), open(path, "rb") as file:
+            found[path] = file.read()
+    return hashlib.sha256(repr(found).encode()).hexdigest() if found else ""
 
 
 def _what(one: _Process, active: str, anew: bool) -> str | None:
@@ -331,6 +399,10 @@ class _Manager:
             raise CommandExecutionError(f"`{shlex.join([*self.command, *words])}`: {errors[-1]}")
         return said
 
+    def log(self, unit: str) -> str:
+        """The command that shows what a unit has said."""
+        raise NotImplementedError
+
     def look(self) -> list[_Process]:
         """The processes as they are."""
         raise NotImplementedError
@@ -359,6 +431,9 @@ class _Manager:
 
 class _Supervisor(_Manager):
     default = "supervisorctl"
+
+    def log(self, unit: str) -> str:
+        return shlex.join([*self.command, "tail", unit])
 
     def look(self) -> list[_Process]:
         if not self.programs:
@@ -408,31 +483,33 @@ def _named(full: str, unit: str) -> bool:
 class _Systemd(_Manager):
     default = "systemctl"
 
+    def log(self, unit: str) -> str:
+        return f"journalctl -u {unit}"
+
     def look(self) -> list[_Process]:
         return [self._look(one) for one in self.programs]
 
     def _look(self, program: Mapping[str, Any]) -> _Process:
         facts = self._facts(program["unit"])
-        state = facts.get("ActiveState", "inactive")
-        pid = int(facts.get("MainPID") or 0)
-        if program.get("socket") and state == "inactive":  # the first request starts it
-            state = self._facts(_socket(program["unit"])).get("ActiveState", "inactive")
-        started = int(facts.get("ExecMainStartTimestampMonotonic") or 0) / 1e6
-        more = f" ({facts['Result']})" if facts.get("Result", "success") != "success" else ""
+        state, result = facts.get("ActiveState", "inactive"), facts.get("Result", "success")
+        started = _seconds(facts, "ExecMainStartTimestampMonotonic")
+        if state == "active" and time.monotonic() - started < _LASTING:
+            state = "activating"
         return _Process(
             program["unit"],
             state,
-            pid,
-            more,
+            int(facts.get("MainPID") or 0),
+            f" ({result})" if result != "success" else "",
             program.get("reload"),
-            bool(pid) and _is_newer(facts.get("FragmentPath"), started),
+            _is_newer(facts, started) or self._is_to_be_opened(program["unit"]),
             facts.get("LoadState") != "not-found",
         )
 
     def _facts(self, unit: str) -> dict[str, str]:
         wanted = (
             "LoadState,ActiveState,MainPID,Result,NeedDaemonReload,UnitFileState,FragmentPath,"
-            "ExecMainStartTimestampMonotonic"
+            "DropInPaths,EnvironmentFiles,ExecMainStartTimestampMonotonic,"
+            "ActiveEnterTimestampMonotonic"
         )
         said = self.run("show", f"--property={wanted}", unit)
         return dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
@@ -440,27 +517,40 @@ class _Systemd(_Manager):
     def update(self) -> list[str]:
         units = list(self._units())
         facts = {unit: self._facts(unit) for unit in units}
-        changed = [
-            unit
-            for unit, one in facts.items()
-            if one.get("NeedDaemonReload") == "yes" or one.get("LoadState") == "not-found"
-        ]
-        if changed:
+        if any(
+            one.get("NeedDaemonReload") == "yes" or one.get("LoadState") == "not-found"
+            for one in facts.values()
+        ):
             self.run("daemon-reload")
         off = [unit for unit, one in facts.items() if one.get("UnitFileState") != "enabled"]
         if off:
             self.run("enable", *off)
-        for unit in units:
-            if unit.endswith(".socket") and facts[unit].get("ActiveState") != "active":
-                self.run("start", unit)
         return []
 
     def act(self, what: str, process: _Process) -> None:
-        verb = {"reloaded": "reload", "restarted": "restart", "started": "start"}[what]
-        self.run(verb, process.unit, fine=None)  # why it failed is told by its state
+        unit = process.unit
+        if what == "reloaded":
+            self.run("reload", unit)
+            return
+        # What has failed too often is not started again; why it fails now is told by its state.
+        self.run("reset-failed", unit, fine=None)
+        if self._is_to_be_opened(unit):  # which systemd refuses while its service runs
+            self.run("stop", unit, fine=None)
+            self.run("restart", _socket(unit))
+        self.run("restart", unit, fine=None)
+
+    def _is_to_be_opened(self, unit: str) -> bool:
+        """Whether the socket of a service is closed, or is not the one that its file names."""
+        if not any(one["unit"] == unit and one.get("socket") for one in self.programs):
+            return False
+        facts = self._facts(_socket(unit))
+        opened = _seconds(facts, "ActiveEnterTimestampMonotonic")
+        return facts.get("ActiveState") != "active" or _is_newer(facts, opened)
 
     def stop(self) -> None:
-        self.run("disable", "--now", *self._units())
+        units = list(self._units())
+        self.run("disable", "--now", *units)
+        self.run("reset-failed", *units, fine=None)
 
     def _units(self) -> Iterator[str]:
         for one in self.programs:
@@ -473,11 +563,21 @@ def _socket(unit: str) -> str:
     return unit.replace(".service", ".socket")
 
 
-def _is_newer(file: str | None, started: float) -> bool:
-    """Whether a file was changed after a program was started, in seconds since the boot."""
-    if not file or not started:
-        return False
+def _seconds(facts: Mapping[str, str], key: str) -> float:
+    """A time that systemd tells, in seconds since the boot."""
+    return int(facts.get(key) or 0) / 1e6
+
+
+def _is_newer(facts: Mapping[str, str], since: float) -> bool:
+    """Whether one of the files of a unit was changed after a time, in seconds since the boot."""
+    named = ("FragmentPath", "DropInPaths", "EnvironmentFiles")
+    files = re.findall(r"/\S+", " ".join(facts.get(key, "") for key in named))
+    booted = time.time() - time.monotonic()
+    return bool(since) and any(_changed(file) > booted + since for file in files)
+
+
+def _changed(file: str) -> float:
     try:
-        return os.stat(file).st_mtime > time.time() - time.monotonic() + started
+        return os.stat(file).st_mtime
     except OSError:
-        return False
+        return 0

@@ -27,9 +27,10 @@ releases.clean takes away one app:
 
 {% for server in app.web %}
 {{ app.name }} is gone from {{ server }}:
-  cmd.run:
-    - name: {{ settings[server].reload | yaml_dquote }}
-    - onchanges:
+  release_programs.told:
+    - command: {{ settings[server].reload | yaml_dquote }}
+    - files: {{ app.files | selectattr("for", "equalto", server) | map(attribute="path") | list | json }}
+    - watch:
       {% for file in app.files if file.for == server %}
       - file: {{ file.path }}
       {% endfor %}

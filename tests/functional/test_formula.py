@@ -3,60 +3,38 @@
 from __future__ import annotations
 
 import copy
-import grp
-import json
 import os
 import pwd
 import shutil
-import signal
-import socket
 import subprocess
-import sys
-import tarfile
-import threading
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support import environments, minions
+from tests.support import environments, minions, sites
 from tests.support.managers import Manager
-from tests.support.minions import CHECKOUT, Masterless
+from tests.support.minions import Masterless
+from tests.support.sites import ME
 
 pytest.importorskip("salt", reason="Salt does not run on this Python")
 
 from salt.exceptions import CommandExecutionError
 
 NAMES = ("1", "2", "3")
-ME = pwd.getpwuid(os.geteuid()).pw_name
 SLEEPS = "bin/python -c 'import time; time.sleep(600)'"
 PARTS = ("bootstrap", "deploy", "enable", "service", "healthy")
 
 
 @pytest.fixture(scope="module")
 def minion(tmp_path_factory: pytest.TempPathFactory) -> Masterless:
-    """A minion that has the formula twice: in a file root of its own, and below this checkout's."""
-    folder = tmp_path_factory.mktemp("minion")
-    made = Masterless(
-        folder, file_roots={"base": [str(folder / "root"), str(CHECKOUT / "formula")]}
-    )
-    (made.root / "formula").symlink_to(CHECKOUT / "formula")
+    """A minion with the formula and archives."""
+    made = sites.minion(tmp_path_factory.mktemp("minion"))
     for name in NAMES:
         minions.pack(made.root / "shop" / f"{name}.tar.gz", name)
     return made
-
-
-def applied(minion: Masterless, sls: str, pillar: Any, test: bool = False) -> dict[str, Any]:
-    """What the states of an SLS answer, by ID, with this pillar and nothing of an earlier one."""
-    minion.functions.pack["__pillar__"].clear()  # Salt puts what is given for a call into it
-    return minions.answered(
-        minion.functions["state.apply"](sls, pillar=copy.deepcopy(pillar), test=test)
-    )
 
 
 @dataclass
@@ -94,7 +72,7 @@ class Shop:
 
     def given(self, pillar: Any, sls: str = "releases", test: bool = False) -> dict[str, Any]:
         """The same, for a whole pillar."""
-        return applied(self.minion, sls, pillar, test)
+        return sites.applied(self.minion, sls, pillar, test)
 
     def done(self, sls: str = "releases", **changes: Any) -> dict[str, Any]:
         """Apply an SLS that has to succeed; what has changed, by ID."""
@@ -484,15 +462,8 @@ def test_no_pillar_at_all_is_nothing_to_do(shop: Shop) -> None:
 # --- what is written ------------------------------------------------------------------------------
 
 
-def example() -> dict[str, Any]:
-    """What stands in `pillar.example`."""
-    import yaml
-
-    return dict(yaml.safe_load((CHECKOUT / "pillar.example").read_text()))
-
-
 def test_the_example_renders_as_it_stands(minion: Masterless) -> None:
-    shown = minion.functions["state.show_sls"]("releases", pillar=example())
+    shown = minion.functions["state.show_sls"]("releases", pillar=sites.example())
     assert isinstance(shown, dict), shown
     assert {"shop is deployed", "shop is migrated", "shop runs", "shop answers"} <= set(shown)
     assert {"name": "/srv/shop/5787e00143"} in shown["shop is deployed"]["virtualenv_relocated"]
@@ -516,6 +487,11 @@ def test_units_are_right_for_systemd(shop: Shop) -> None:
     web = {"command": f"{SLEEPS} '$HOME 5%'", "socket": "127.0.0.1:1", "reload": "HUP"}
     shop.app["programs"]["web"] = {**web, "environment": {"ODD": odd, "EMPTY": ""}}
     shop.done("releases.enable")
+    secret = shop.manager.configs / "shop-web.env"
+    assert oct(secret.stat().st_mode)[-3:] == "600"
+    units = shop.manager.configs.glob("*.service")
+    assert not [path for path in units if "ODD" in path.read_text()]
+    secret.unlink()
     units = sorted(str(path) for path in shop.manager.configs.iterdir())
     assert [os.path.basename(path) for path in units] == [
         "shop-web.service",
@@ -527,7 +503,6 @@ def test_units_are_right_for_systemd(shop: Shop) -> None:
     )
     about_ours = [line for line in verified.stderr.splitlines() if "shop" in line]
     assert not about_ours, verified.stderr
-    assert oct(os.stat(units[0]).st_mode)[-3:] == "600"
 
 
 @pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not on this machine")
@@ -564,232 +539,3 @@ def test_mod_wsgi_is_told_of_a_switch(shop: Shop) -> None:
     os.utime(script, (1, 1))
     assert shop.done(web=web, release="3")["shop runs"] == {"touched": [str(script)]}
     assert shop.done(web=web, release="3") == {}
-
-
-# --- real ones ------------------------------------------------------------------------------------
-
-_URLS = """
-import json, os, sys
-from django.http import JsonResponse
-from django.urls import path
-
-def home(request):
-    from shop import late  # imported as late as can be
-    return JsonResponse({
-        "release": os.path.basename(sys.prefix), "cwd": os.path.basename(os.getcwd()),
-        "late": late.__file__.split("/")[-3], "odd": os.environ.get("ODD"), "pid": os.getpid(),
-    })
-
-urlpatterns = [path("", home)]
-"""
-ODD = "100% of $HOME;#1 'and' more \\ a,b=c %s"
-CONFIG = """
-[supervisord]
-pidfile={folder}/supervisord.pid
-logfile={folder}/supervisord.log
-childlogdir={folder}
-[unix_http_server]
-file={folder}/supervisor.sock
-[rpcinterface:supervisor]
-supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
-[supervisorctl]
-serverurl=unix://{folder}/supervisor.sock
-[include]
-files={folder}/conf.d/*.conf
-"""
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
-def ended(pid: int) -> None:
-    """End a process, and wait until it is gone."""
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGTERM)
-        for _ in range(200):
-            os.kill(pid, 0)
-            time.sleep(0.1)
-
-
-@pytest.fixture(scope="module")
-def site(minion: Masterless, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Archives of a Django site, and a virtualenv with supervisor; where that is."""
-    folder = tmp_path_factory.mktemp("site")
-    for name, packages in (("shop", ["django", "gunicorn"]), ("manager", ["supervisor"])):
-        environments.run(sys.executable, "-m", "venv", str(folder / name))
-        environments.run(str(folder / name / "bin" / "pip"), "install", "--quiet", *packages)
-    build = folder / "shop"
-    environments.run(str(build / "bin" / "django-admin"), "startproject", "shop", str(build))
-    (build / "shop" / "urls.py").write_text(_URLS)
-    (build / "shop" / "late.py").touch()
-    with (build / "shop" / "settings.py").open("a") as file:
-        file.write('DATABASES["default"]["NAME"] = BASE_DIR / "var" / "db.sqlite3"\n')
-    archive = minion.root / "shop" / "5787e00143.tar.gz"
-    with tarfile.open(archive, "w:gz", compresslevel=1) as packed:
-        packed.add(build, arcname=".")
-    for name in ("second", "third"):
-        shutil.copy(archive, archive.with_name(f"{name}.tar.gz"))
-    return str(folder / "manager" / "bin")
-
-
-@dataclass
-class Real:
-    """The app of `pillar.example`, with a real supervisord.
-
-    Attributes:
-        minion: the minion.
-        folder: where all of it is.
-        url: where the app answers.
-        pillar: the example, with other paths and ports.
-    """
-
-    minion: Masterless
-    folder: Path
-    url: str
-    pillar: dict[str, Any]
-
-    def deploy(self, release: str, sls: str = "releases") -> dict[str, Any]:
-        """Deploy a release; what has changed, by ID."""
-        self.pillar["releases"]["apps"]["shop"]["release"] = release
-        answers = applied(self.minion, sls, self.pillar)
-        failed = {key: one for key, one in answers.items() if one["result"] is not True}
-        assert not failed, failed
-        return {key: one["changes"] for key, one in answers.items() if one["changes"]}
-
-    def page(self) -> dict[str, Any]:
-        """What the app says."""
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(self.url, timeout=10) as answer:
-            return dict(json.load(answer))
-
-    def under_load(self, release: str) -> tuple[list[tuple[float, str]], int]:
-        """Deploy a release while the page is asked for all the time; the failures, and how many
-        were answered."""
-        failures, good, stop = [], [0], threading.Event()
-
-        def ask() -> None:
-            while not stop.is_set():
-                try:
-                    page = self.page()
-                    assert page["release"] == page["cwd"] == page["late"], page
-                    good[0] += 1
-                except Exception as error:
-                    failures.append((time.monotonic(), str(error)))
-                    time.sleep(0.01)
-
-        threads = [threading.Thread(target=ask) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        try:
-            self.deploy(release)
-            time.sleep(0.5)
-        finally:
-            stop.set()
-            for thread in threads:
-                thread.join()
-        return failures, good[0]
-
-
-@pytest.fixture
-def real(minion: Masterless, site: str, tmp_path: Path) -> Iterator[Real]:
-    """The example's app, not deployed yet."""
-    folder = tmp_path
-    (folder / "conf.d").mkdir()
-    (folder / "supervisord.conf").write_text(CONFIG.format(folder=folder))
-    environments.run(f"{site}/supervisord", "-c", str(folder / "supervisord.conf"))
-    port = free_port()
-    pillar = example()
-    app = pillar["releases"]["apps"]["shop"]
-    app["root"], app["user"] = str(folder / "srv" / "shop"), ME
-    app["group"] = grp.getgrgid(os.getegid()).gr_name
-    app["programs"]["web"]["socket"] = f"127.0.0.1:{port}"
-    app["programs"]["web"]["environment"].update(HOME=str(folder), ODD=ODD)
-    app["checks"] = [f"http://127.0.0.1:{port}/"]
-    pillar["releases"]["supervisor"] = {
-        "command": f"{site}/supervisorctl -c {folder}/supervisord.conf",
-        "configs": str(folder / "conf.d"),
-        "logs": str(folder),
-    }
-    yield Real(minion, folder, f"http://127.0.0.1:{port}/", pillar)
-    ended(int((folder / "supervisord.pid").read_text()))
-
-
-@pytest.mark.slow
-def test_the_example_deploys_and_a_switch_loses_no_request(real: Real) -> None:
-    assert {"shop is deployed", "shop is migrated", "shop runs"} <= set(real.deploy("5787e00143"))
-    page = real.page()
-    assert page["release"] == page["cwd"] == page["late"] == "5787e00143"
-    assert page["odd"] == ODD
-    assert real.deploy("5787e00143") == {}
-    failures, good = real.under_load("second")
-    assert (failures, real.page()["release"]) == ([], "second")
-    assert good > 100
-    assert "shop goes back" in real.deploy("second", "releases.rollback")
-    assert real.page()["release"] == "5787e00143"
-    workers = {real.page()["pid"] for _ in range(20)}
-    assert real.deploy("5787e00143", "releases.reload")["shop is reloaded"].keys() == {"reloaded"}
-    time.sleep(2)
-    assert not workers & {real.page()["pid"] for _ in range(20)}
-    real.deploy("5787e00143", "releases.clean")
-    with pytest.raises(OSError, match="refused"):
-        real.page()
-
-
-@pytest.mark.slow
-def test_without_a_socket_a_restart_has_a_gap(
-    real: Real, record_property: Callable[[str, object], None]
-) -> None:
-    web = real.pillar["releases"]["apps"]["shop"]["programs"]["web"]
-    web["command"] += f" --bind {web.pop('socket')}"
-    real.deploy("5787e00143")
-    failures, good = real.under_load("second")
-    gap = failures[-1][0] - failures[0][0]
-    record_property("gap", round(gap, 2))
-    print(f"without a socket: {len(failures)} of {len(failures) + good} failed, in {gap:.2f} s")
-    assert (real.page()["release"], gap < 30) == ("second", True)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not on this machine")
-def test_nginx_in_front(real: Real) -> None:
-    port, folder = free_port(), real.folder / "nginx"
-    (folder / "conf.d").mkdir(parents=True)
-    (folder / "static").mkdir()
-    (folder / "static" / "logo").write_text("a logo")
-    user = f"user {ME};" if ME == "root" else ""
-    temporary = "".join(
-        f"{kind}_temp_path {folder}/{kind};"
-        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    (folder / "nginx.conf").write_text(
-        f"{user} pid {folder}/pid; error_log {folder}/log; events {{}}\n"
-        f"http {{ access_log off; {temporary} include {folder}/conf.d/*.conf; }}\n"
-    )
-    nginx = f"nginx -c {folder}/nginx.conf"
-    upstream = real.url.rstrip("/")
-    real.pillar["releases"]["nginx"] = {
-        "configs": str(folder / "conf.d"),
-        "reload": f"{nginx} -t && if [ -s {folder}/pid ]; then {nginx} -s reload; else {nginx}; fi",
-    }
-    real.pillar["releases"]["apps"]["shop"]["web"] = {
-        "nginx": {
-            "listen": f"127.0.0.1:{port}",
-            "upstream": upstream,
-            "static": {"/static/": f"{folder}/static/"},
-        }
-    }
-    real.url = f"http://127.0.0.1:{port}/"
-    try:
-        real.deploy("5787e00143")
-        assert real.page()["release"] == "5787e00143"
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        assert opener.open(f"{real.url}static/logo", timeout=5).read() == b"a logo"
-        failures, good = real.under_load("third")
-        assert (failures, real.page()["release"]) == ([], "third")
-        assert good > 100
-    finally:
-        if (folder / "pid").exists():
-            ended(int((folder / "pid").read_text()))
