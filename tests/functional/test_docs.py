@@ -1,0 +1,173 @@
+"""README.md and `docs/`: what they name is there, and the reference says what the docstrings do."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relocate_core import cli
+from tests.support.minions import CHECKOUT, Masterless
+
+PAGES = sorted([CHECKOUT / "README.md", *(CHECKOUT / "docs").rglob("*.md")])
+GENERATOR = CHECKOUT / "docs" / "reference.py"
+
+FENCED = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.M | re.S)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+ROW = re.compile(r"^\| `([\w./]+)` \|", re.M)
+MODULES = {
+    "virtualenv_tools": "_modules/virtualenv_tools.py",
+    "virtualenv_relocated": "_states/virtualenv_relocated.py",
+    "release_programs": "_states/release_programs.py",
+    "releases_pillar": "_modules/releases_pillar.py",
+    "releases": "_runners/releases.py",
+}
+NAMED = re.compile(rf"(?<![\w./:-])({'|'.join(MODULES)})\.(?!md\b|py\b)(\w+)")
+
+
+def name_of(page: Path) -> str:
+    """A page as test reports have it."""
+    return str(page.relative_to(CHECKOUT))
+
+
+def by_page(values: list[Path]) -> Any:
+    """Run a test once a page."""
+    return pytest.mark.parametrize("page", values, ids=map(name_of, values))
+
+
+# --- what is named is there -----------------------------------------------------------------------
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link may lead to in a page: its headings, as GitHub spells them."""
+    headings = re.findall(r"^#+ +(.*)$", FENCED.sub("", page.read_text()), re.M)
+    return {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings}
+
+
+@by_page(PAGES)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in LINK.findall(FENCED.sub("", page.read_text())):
+        if re.match(r"\w+:", link):
+            continue
+        place, _, anchor = link.partition("#")
+        target = (page.parent / place).resolve() if place else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def public(module: str) -> set[str]:
+    """The names of a module's functions; those of a runner are called as the SLS files are."""
+    body = ast.parse((CHECKOUT / MODULES[module]).read_text()).body
+    names = {node.name for node in body if isinstance(node, ast.FunctionDef)}
+    if module == "releases":
+        names |= {path.stem for path in (CHECKOUT / "formula" / "releases").glob("*.sls")}
+    return {name for name in names if name[0] != "_"}
+
+
+@by_page(PAGES)
+def test_functions_and_sls_files_are_there(page: Path) -> None:
+    for module, name in NAMED.findall(page.read_text()):
+        assert name in public(module), f"{module}.{name}"
+
+
+def test_options_are_there() -> None:
+    known = set(cli._parser()._option_string_actions)
+    lines = [line for page in PAGES for line in page.read_text().splitlines()]
+    used = {
+        option
+        for line in lines
+        if re.search(r"(?<![\w/])(?:virtualenv-tools|-m relocate_core) ", line)
+        for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", line)
+    }
+    assert {"--update-path", "--reinitialize", "--pack"} <= used <= known
+
+
+# --- what is shown is right -----------------------------------------------------------------------
+
+
+def blocks(page: Path, language: str) -> Iterator[str]:
+    """The code of a language in a page."""
+    for indent, found, code in FENCED.findall(page.read_text()):
+        if found == language:
+            yield re.sub(rf"^{indent}", "", code, flags=re.M)
+
+
+def loaded(text: str) -> Any:
+    """YAML as Salt reads it, with a word for what Jinja would put in."""
+    yaml = pytest.importorskip("yaml")
+    text = re.sub(r"\{%.*?%\}\n?", "", text, flags=re.S)
+    return yaml.safe_load(re.sub(r"\{\{.*?\}\}", "word", text, flags=re.S))
+
+
+def pillars(page: Path) -> Iterator[dict[str, Any]]:
+    """The pillars of the formula that a page shows, in files and on command lines."""
+    shown = [loaded(code) for code in blocks(page, "yaml")]
+    shown += [loaded(code) for code in re.findall(r"pillar='(\{.*?\})'", page.read_text(), re.S)]
+    yield from (one for one in shown if isinstance(one, dict) and "releases" in one)
+
+
+def is_whole(app: Any) -> bool:
+    return isinstance(app, dict) and {"release", "source"} <= set(app)
+
+
+@by_page(PAGES)
+def test_yaml_is_yaml(page: Path) -> None:
+    for code in blocks(page, "yaml"):
+        assert loaded(code), code
+
+
+@pytest.fixture(scope="module")
+def minion(tmp_path_factory: pytest.TempPathFactory) -> Masterless:
+    """A minion to ask for the formula's settings."""
+    pytest.importorskip("salt", reason="Salt does not run on this Python")
+    return Masterless(tmp_path_factory.mktemp("minion"))
+
+
+def test_pillars_are_accepted(minion: Masterless) -> None:
+    whole = 0
+    for page in PAGES:
+        for pillar in pillars(page):
+            apps = pillar["releases"].get("apps", {})
+            whole += bool(apps) and all(map(is_whole, apps.values()))
+            names = pillar["releases"].get("only") or []
+            some = {"release": "1", "source": "salt://shop/{release}.tar.gz"}
+            for name in [names] if isinstance(names, str) else names:
+                apps.setdefault(name, some)  # what stands in the pillar that this is given besides
+            apps = {name: {**some, **app} for name, app in apps.items()}
+            minion.functions.pack["__pillar__"].clear()
+            minion.functions.pack["__pillar__"]["releases"] = {**pillar["releases"], "apps": apps}
+            found = minion.functions["releases_pillar.settings"]()
+            assert found["problem"] is None, (name_of(page), found["problem"])
+    assert whole >= 2
+
+
+# --- the reference --------------------------------------------------------------------------------
+
+
+def test_the_reference_is_what_the_docstrings_say() -> None:
+    done = subprocess.run([sys.executable, str(GENERATOR), "--check"], capture_output=True)
+    assert done.returncode == 0, f"run `make docs`: {done.stdout.decode()}{done.stderr.decode()}"
+
+
+def test_the_reference_has_every_key_of_the_pillar(minion: Masterless) -> None:
+    space = minion.functions["releases_pillar.settings"].__globals__
+    text = (CHECKOUT / "docs" / "reference" / "pillar.md").read_text()
+    named = {
+        heading: set(ROW.findall(part))
+        for heading, part in re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", text, re.M | re.S)
+    }
+    shop = "releases:apps:NAME"
+    assert named == {
+        "releases": set(space["_TOP"]) | set(space["_SERVERS"]),
+        shop: set(space["_APP"]) | set(space["_MANAGED"]),
+        f"{shop}:programs:PROGRAM": set(space["_PROGRAM"]),
+        f"{shop}:health": {"attempts", "interval", "timeout"},
+        **{f"{shop}:web:{name}": set(keys) for name, keys in space["_WEB"].items()},
+        **{f"releases:{name}": set(keys) for name, keys in space["_SERVERS"].items()},
+    }
