@@ -11,11 +11,17 @@ shopt -s inherit_errexit 2>/dev/null || true
 
 CHECKOUT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 PYTHON=${PYTHON:-python3}
-SCRATCH=$(mktemp -d "${TMPDIR:-/tmp}/relocate-demo.XXXX")
-SCRATCH=$(cd "$SCRATCH" && pwd -P)
+PLACE=$(cd "${TMPDIR:-/tmp}" && pwd -P)
+if [[ $PLACE =~ [^A-Za-z0-9/._+-] ]]; then
+    echo "demo: supervisor's configuration takes no path like $PLACE, so it happens below /tmp." >&2
+    PLACE=/tmp
+fi
+SCRATCH=$(mktemp -d "$PLACE/relocate-demo.XXXX")
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1
 export PYTHONWARNINGS=ignore::DeprecationWarning # of modules of Salt itself
-unset VIRTUAL_ENV PYTHONPATH PYTHONHOME
+unset VIRTUAL_ENV PYTHONPATH PYTHONHOME XDG_RUNTIME_DIR
+# What pip, tar and Salt put aside goes with the folder, however this ends.
+export TMPDIR=$SCRATCH/tmp
 
 if [[ -t 1 && -z ${NO_COLOR:-} ]]; then
     BOLD=$'\e[1m' DIM=$'\e[2m' GREEN=$'\e[32m' RED=$'\e[31m' PLAIN=$'\e[0m'
@@ -28,14 +34,10 @@ fi
 finish() {
     local code=$?
     trap - EXIT
-    local pid
-    if [[ -s $SCRATCH/run/supervisord.pid ]]; then # it ends its programs, then itself
-        pid=$(<"$SCRATCH/run/supervisord.pid")
-        kill "$pid" 2>/dev/null || true
-        for _ in {1..100}; do
-            kill -0 "$pid" 2>/dev/null || break
-            sleep 0.1
-        done
+    trap '' INT TERM HUP # nor does a second Control-C leave anything behind
+    if [[ -n ${SUPERVISORD:-} ]]; then # it ends its programs, then itself
+        kill "$SUPERVISORD" 2>/dev/null || true
+        wait "$SUPERVISORD" || true
     fi
     if ((code)); then
         printf '\n%sdemo: stopped with exit code %s in step %s%s\n' "$RED" "$code" "$STEP" "$PLAIN" >&2
@@ -50,6 +52,7 @@ finish() {
 trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
+trap 'exit 129' HUP
 
 STEP=0
 step() {
@@ -92,6 +95,10 @@ need() {
 }
 
 SECONDS=0
+if ! ME=$(id -un 2>/dev/null); then
+    echo "demo: Salt does not run as a user without a name, as $(id -u) is here." >&2
+    exit 1
+fi
 need "$PYTHON"
 need salt-call
 need virtualenv-tools
@@ -101,7 +108,7 @@ echo "In $SCRATCH, with Python $("$PYTHON" -c 'import platform; print(platform.p
 
 # The minion: no master, its modules and the formula out of this checkout, its files below the
 # scratch folder.
-mkdir -p etc pillar file_root/shop log run/conf.d
+mkdir -p etc pillar file_root/shop log run/conf.d tmp
 ln -s "$CHECKOUT/_modules" "$CHECKOUT/_states" "$CHECKOUT/_utils" file_root/
 cat >etc/minion <<END
 id: demo
@@ -113,6 +120,7 @@ pki_dir: $SCRATCH/minion/pki
 log_file: $SCRATCH/log/minion
 log_level: error
 state_output: changes
+state_output_profile: False
 enable_fqdns_grains: False
 END
 
@@ -173,9 +181,7 @@ run tar -czf "file_root/shop/$FIRST.tar.gz" -C build/shop .
 step 'The second one needs a new column. It becomes a bundle: servers have less to do'
 commit 'The shop sells' '    price = models.IntegerField(default=3)'
 SECOND=$HASH
-show "salt-call --local -c etc saltutil.sync_all"
-salt-call --local -c etc saltutil.sync_all >log/sync 2>&1
-salt virtualenv_tools.pack "$SCRATCH/build/shop" "$SCRATCH/file_root/shop/$SECOND.tar.gz"
+run virtualenv-tools --pack "file_root/shop/$SECOND.tar.gz" build/shop
 
 step 'The third one too, and has a bug. It is packed twice: whole, and what the second one lacks'
 commit 'The shop crashes' '    price = models.IntegerField(default=3)
@@ -185,7 +191,7 @@ PACK="virtualenv-tools --pack file_root/shop/$THIRD"
 run $PACK.tar.gz build/shop
 run $PACK.from-$SECOND.tar.gz --against "file_root/shop/$SECOND.tar.gz" build/shop
 run rm -rf build
-run ls -s --block-size=1 file_root/shop
+run du -h --apparent-size file_root/shop/*.tar.gz
 
 step 'Unpacked with tar, it does not run: its files name the place where it was built'
 run mkdir plain
@@ -198,7 +204,9 @@ fi
 sed 's|^.*: line [0-9]*: ||' log/broken | indent
 rm -rf plain
 
-step 'On the server: supervisor, as its distribution would have brought it'
+step 'On the server: this extension, and supervisor, as its distribution would have brought it'
+show salt-call --local -c etc saltutil.sync_all
+salt-call --local -c etc saltutil.sync_all >log/sync 2>&1
 run "$PYTHON" -m venv manager
 run manager/bin/pip install --quiet supervisor
 PORT=$("$PYTHON" -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])')
@@ -217,7 +225,12 @@ serverurl=unix://$SCRATCH/run/supervisor.sock
 files=$SCRATCH/run/conf.d/*.conf
 END
 show manager/bin/supervisord -c run/supervisord.conf
-env -u XDG_RUNTIME_DIR manager/bin/supervisord -c run/supervisord.conf 2>&1 | indent
+manager/bin/supervisord --nodaemon --silent -c run/supervisord.conf &
+SUPERVISORD=$!
+for _ in {1..100}; do
+    [[ -S run/supervisor.sock ]] && break
+    sleep 0.1
+done
 
 step 'The pillar: pillar.example of this repository, and what is different on this machine'
 release() { # HASH: the one line that changes with a deploy
@@ -229,7 +242,7 @@ releases:
   apps:
     shop:
       root: $SCRATCH/srv/shop
-      user: $(id -un)
+      user: $ME
       group: $(id -gn)
       programs:
         web:
@@ -283,11 +296,12 @@ fetch "The shop sells.*'price': 3" "release $SECOND"
 
 step 'The third one takes over what did not change. It is broken: the highstate goes back itself'
 release "$THIRD"
+run grep release: pillar/releases.sls
 fails state.apply releases
 fetch "The shop sells.*'price': 3}" "release $SECOND"
 
 step 'The schema is as before'
-run srv/shop/current/bin/python srv/shop/current/manage.py showmigrations goods
+salt virtualenv_tools.run "$SCRATCH/srv/shop/current" 'python manage.py showmigrations goods'
 
 step 'The next highstate does not bring it back'
 fails state.apply releases
@@ -298,7 +312,7 @@ fetch "The shop opens: .*'name': 'tea'}" "release $FIRST"
 
 step 'What there is, and what happened'
 run ls -l srv/shop
-salt virtualenv_tools.releases "$SCRATCH/srv/shop"
+salt virtualenv_tools.releases "$SCRATCH/srv/shop" --out=yaml
 salt virtualenv_tools.history "$SCRATCH/srv/shop"
 
 step 'Away with it; what is shared stays'
