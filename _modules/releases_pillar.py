@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import posixpath
 import re
 import shlex
 import shutil
@@ -52,12 +53,15 @@ def __virtual__() -> str:  # noqa: N807
     return __virtualname__
 
 
-def settings(defaults: dict[str, Any] | None = None) -> dict[str, Any]:
+def settings(defaults: dict[str, Any] | None = None, pillar: Any = None) -> dict[str, Any]:
     """
     Give the formula its settings, complete and checked.
 
     defaults
         What stands in the formula's ``defaults.yaml``.
+
+    pillar
+        What stands in the pillar under ``releases``, for who knows it; else the minion is asked.
 
     Returns a dictionary: ``apps`` (what the SLS files need of each app, by name: of those that
     ``releases:only`` names, or of all), ``several`` (whether they are more than one, and not
@@ -73,7 +77,7 @@ def settings(defaults: dict[str, Any] | None = None) -> dict[str, Any]:
         salt '*' releases_pillar.settings
     """
     try:
-        return _settings(_pillar(), defaults or {})
+        return _settings(_pillar() if pillar is None else pillar, defaults or {})
     except _Wrong as wrong:
         return {"problem": str(wrong), "apps": {}, "builds": {}, "several": False}
 
@@ -168,6 +172,7 @@ def _app(
     _require_trust(managed, where)
     shared = _shared(app.get("shared") or {}, root)
     managed["shared"] = {path.rstrip("/"): target.rstrip("/") for path, target in shared.items()}
+    folders = sorted({target.rstrip("/") for target in shared.values() if target.endswith("/")})
     managed["smoke"] = app.get("smoke")
     needs_user = __salt__["file.user_to_uid"](user) == ""
     if managed["smoke"] and not (needs_user and __opts__.get("test")):  # who is made before that
@@ -192,7 +197,8 @@ def _app(
             "group": __salt__["file.group_to_gid"](app.get("group") or user) == "",
             "python": _python_package(app.get("python")),
         },
-        "folders": sorted(target.rstrip("/") for target in shared.values() if target.endswith("/")),
+        "folders": folders,
+        "above": _above(folders, root),
         "managed": _listed({key: one for key, one in managed.items() if one not in (None, {}, [])}),
         "migrations": [],
         "manager": manager,
@@ -539,6 +545,22 @@ def _shared(given: Any, root: str) -> dict[str, str]:
     if isinstance(given, list):
         return {path: f"{root}/shared/{path}" for path in given}
     return dict(given)
+
+
+def _above(folders: list[str], root: str) -> list[str]:
+    """The folders that shared ones are in, as far as they are the app's to make.
+
+    They are the minion's own: whoever owns such a folder could put a link in the place of the
+    shared one, and let root give away what that leads to.
+    """
+    above = set()
+    for folder in folders:
+        parent = posixpath.dirname(folder)
+        above.add(parent)
+        while parent.startswith(f"{root}/"):
+            above.add(parent)
+            parent = posixpath.dirname(parent)
+    return sorted(above - set(folders) - {root})
 
 
 def _below(folder: str, path: str) -> str:

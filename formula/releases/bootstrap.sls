@@ -49,14 +49,27 @@ include:
     - mode: '0755'
     - makedirs: True
 
-# What outlives releases is the program's.
-{% for folder in app.folders %}
-{{ folder }}:
+{% for folder in app.above %}
+{{ app.name }} has {{ folder }}:
   file.directory:
-    - user: {{ app.user }}
-    - group: {{ app.group }}
+    - name: {{ folder }}
     - makedirs: True
     - require:
+      - file: {{ app.name }} has a folder
+{% endfor %}
+
+# What outlives releases is the program's, and nothing above it is.
+{% for folder in app.folders %}
+{{ app.name }} shares {{ folder }}:
+  file.directory:
+    - name: {{ folder }}
+    - user: {{ app.user }}
+    - group: {{ app.group }}
+    - allow_symlink: False
+    - require:
+      {% for above in app.above if folder.startswith(above ~ "/") %}
+      - file: {{ app.name }} has {{ above }}
+      {% endfor %}
       - file: {{ app.name }} has a folder
 {% endfor %}
 {% endfor %}

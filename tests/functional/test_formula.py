@@ -178,6 +178,22 @@ def test_nobody_who_is_there_is_changed(shop: Shop) -> None:
     assert (Path("/etc/passwd").read_bytes(), Path("/etc/group").read_bytes()) == before
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes folders of other users")
+def test_what_is_shared_is_the_programs_and_nothing_above_it(shop: Shop) -> None:
+    """Else the program could put a link in its place, for root to give away what that leads to."""
+    folder = shop.root / "shared" / "deep" / "media"
+    changes: dict[str, Any] = {"shared": ["deep/media/"], "user": "nobody", "group": None}
+    shop.done("releases.bootstrap", **changes)
+    assert folder.owner() == "nobody"
+    assert {path.owner() for path in folder.parents if path.is_relative_to(shop.root)} == {"root"}
+    assert shop.done("releases.bootstrap", **changes) == {}
+    folder.rmdir()
+    folder.symlink_to(shop.folder)
+    answers = shop.apply("releases.bootstrap", **changes)
+    assert answers[f"shop shares {folder}"]["result"] is False
+    assert shop.folder.owner() == "root"
+
+
 def test_who_is_not_there_would_be_made(shop: Shop) -> None:
     said = shop.apply("releases.bootstrap", test=True, user="surely-nobody", group=None)
     assert said["shop has a user"]["result"] is None
