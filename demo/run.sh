@@ -31,15 +31,16 @@ else
     COLOR=(--no-color)
 fi
 
+STEP=0 SUPERVISORD=''
 finish() {
     local code=$?
     trap - EXIT
     trap '' INT TERM HUP # nor does a second Control-C leave anything behind
-    if [[ -n ${SUPERVISORD:-} ]]; then # it ends its programs, then itself
+    if [[ -n $SUPERVISORD ]]; then # it ends its programs, then itself
         kill "$SUPERVISORD" 2>/dev/null || true
         wait "$SUPERVISORD" || true
     fi
-    if ((code)); then
+    if ((code && STEP)); then
         printf '\n%sdemo: stopped with exit code %s in step %s%s\n' "$RED" "$code" "$STEP" "$PLAIN" >&2
     fi
     if [[ -n ${KEEP:-} ]]; then
@@ -54,7 +55,6 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 trap 'exit 129' HUP
 
-STEP=0
 step() {
     STEP=$((STEP + 1))
     printf '\n%s%s. %s%s\n' "$BOLD" "$STEP" "$1" "$PLAIN"
