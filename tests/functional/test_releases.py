@@ -449,7 +449,7 @@ def test_a_smoke_test_as_another_user(number: int, site: Site, tmp_path: Path) -
     assert roots.tree(site.path("S")) == plain
     assert {facts.owner[0] for facts in plain.values()} == {0}
     assert (data / "db").stat().st_uid == number
-    assert modes["checked"] == {0o700}
+    assert modes["unpacked"] == {0o700}
     assert modes["tried"] == {0o711}
     assert left_behind(site.root) == []
     remove(site.path("S"))
