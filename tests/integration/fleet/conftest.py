@@ -263,6 +263,7 @@ def all_minions(
             "fileserver_update_interval": 1,
             "enable_fqdns_grains": False,
             "worker_threads": 3,
+            "timeout": 15,  # on a machine with much to do, a minion that is there takes its time
             "gather_job_timeout": 15,
         },
     )
