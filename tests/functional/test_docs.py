@@ -61,6 +61,12 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(target), link
 
 
+def test_every_page_is_in_the_index() -> None:
+    index = CHECKOUT / "docs" / "README.md"
+    linked = {(index.parent / link).resolve() for link in LINK.findall(index.read_text())}
+    assert set(PAGES) <= {*linked, index, CHECKOUT / "README.md"}
+
+
 def public(module: str) -> set[str]:
     """The names of a module's functions; those of a runner are called as the SLS files are."""
     body = ast.parse((CHECKOUT / MODULES[module]).read_text()).body
