@@ -191,7 +191,8 @@ PACK="virtualenv-tools --pack file_root/shop/$THIRD"
 run $PACK.tar.gz build/shop
 run $PACK.from-$SECOND.tar.gz --against "file_root/shop/$SECOND.tar.gz" build/shop
 run rm -rf build
-run du -h --apparent-size file_root/shop/*.tar.gz
+show 'du -h --apparent-size file_root/shop/*.tar.gz'
+du -h --apparent-size file_root/shop/*.tar.gz | indent
 
 step 'Unpacked with tar, it does not run: its files name the place where it was built'
 run mkdir plain
