@@ -35,8 +35,9 @@ __virtualname__ = "release_programs"
 # How long a program may take until it counts as running, and how often that is asked.
 _START_SECONDS = 60.0
 _PAUSE = 0.2
-# How long it has to last before systemd is believed that it runs; supervisor waits a second itself.
-_LASTING = 1.0
+# How long it has to last before systemd is believed that it runs, as `startsecs` of supervisor.
+_LASTING = 2.0
+_LEAVING = 30.0
 _GOOD = ("RUNNING", "active")
 _ON_THE_WAY = ("STARTING", "STOPPING", "BACKOFF", "activating", "deactivating", "reloading")
 
@@ -170,7 +171,7 @@ def dead(
         return _with(ret, False, _sentence(error))
 
 
-def told(name: str, files: list[str], command: str) -> dict[str, Any]:
+def told(name: str, files: list[str], command: str, left: str | None = None) -> dict[str, Any]:
     """
     Have a web server know its configuration.
 
@@ -186,6 +187,10 @@ def told(name: str, files: list[str], command: str) -> dict[str, Any]:
     command
         What tells it, for a shell: it has to fail where the server does not take the files.
 
+    left
+        A folder that is waited for until no process works in it any more, for 30 seconds at the
+        most: Apache answers before the processes that it does without have ended.
+
     .. code-block:: yaml
 
         shop is told to nginx:
@@ -198,7 +203,7 @@ def told(name: str, files: list[str], command: str) -> dict[str, Any]:
     ret = _new(name)
     if (__salt__["data.get"](_told(files)) or "") == _digest(files):
         return _with(ret, True, "Nothing has changed.")
-    return _tell(ret, files, command)
+    return _tell(ret, files, command, left)
 
 
 def mod_watch(name: str, sfun: str | None = None, **kwargs: Any) -> dict[str, Any]:
@@ -223,7 +228,7 @@ def mod_watch(name: str, sfun: str | None = None, **kwargs: Any) -> dict[str, An
     if sfun == "dead":
         return dead(name, **given)
     if sfun == "told":
-        return _tell(_new(name), kwargs["files"], kwargs["command"])
+        return _tell(_new(name), kwargs["files"], kwargs["command"], kwargs.get("left"))
     given["programs"] = [{**one, "reload": None} for one in given.get("programs") or []]
     return reloaded(name, **given)
 
@@ -290,7 +295,7 @@ def _have_running(
     return _with(ret, True, _sentence(done or f"all programs run on {release}"))
 
 
-def _tell(ret: dict[str, Any], files: list[str], command: str) -> dict[str, Any]:
+def _tell(ret: dict[str, Any], files: list[str], command: str, left: str | None) -> dict[str, Any]:
     now = _digest(files)
     ret["changes"] = {"told": command}
     if __opts__["test"]:
@@ -302,7 +307,19 @@ def _tell(ret: dict[str, Any], files: list[str], command: str) -> dict[str, Any]
         ret["changes"] = {}
         return _with(ret, False, _sentence(f"`{command}` failed: {done['stdout'] or 'no answer'}"))
     __salt__["data.update"](_told(files), now)
+    until = time.monotonic() + _LEAVING
+    while left and _is_worked_in(left) and time.monotonic() < until:
+        time.sleep(_PAUSE)
     return _with(ret, True, f"Told by `{command}`.")
+
+
+def _is_worked_in(folder: str) -> bool:
+    """Whether a process has its working folder below one."""
+    for process in os.listdir("/proc"):
+        with suppress(OSError):
+            if os.readlink(f"/proc/{process}/cwd").startswith(f"{folder}/"):
+                return True
+    return False
 
 
 def _told(files: list[str]) -> str:
@@ -467,7 +484,8 @@ class _Supervisor(_Manager):
             self.run("start", process.unit, fine=None)
 
     def stop(self) -> None:
-        groups = self._groups()
+        known = [one.unit.split(":")[0] for one in self.look() if one.known]
+        groups = list(dict.fromkeys(known))
         self.run("stop", *(f"{group}:*" for group in groups))
         self.run("remove", *groups)
 

@@ -30,6 +30,7 @@ releases.clean takes away one app:
   release_programs.told:
     - command: {{ settings[server].reload | yaml_dquote }}
     - files: {{ app.files | selectattr("for", "equalto", server) | map(attribute="path") | list | json }}
+    - left: {{ app.root }}
     - watch:
       {% for file in app.files if file.for == server %}
       - file: {{ file.path }}

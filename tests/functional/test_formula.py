@@ -426,6 +426,22 @@ WRONG: dict[str, tuple[Any, str]] = {
     "no kind": ({"migrations": {"settings": "a"}}, f"{APP}:migrations:kind is missing"),
     "a web server": ({"web": {"ngix": {}}}, f"{APP}:web:ngix is no setting: did you mean nginx?"),
     "no upstream": ({"web": {"nginx": {"listen": 80}}}, f"{APP}:web:nginx:upstream is missing"),
+    "a URL without a slash": (
+        {"web": {"nginx": {"upstream": "http://a:1", "static": {"/static": "static/"}}}},
+        f"{APP}:web:nginx:static:/static must be a URL such as /static/ and a folder",
+    ),
+    "a way out": (
+        {"web": {"apache": {"wsgi": "a", "static": {"/static/": "../x/"}}}},
+        f"{APP}:web:apache:static:/static/ must be a URL such as /static/ and a folder",
+    ),
+    "a size": (
+        {"web": {"nginx": {"upstream": "http://a:1", "body": "1; }"}}},
+        f"{APP}:web:nginx:body must be a size such as 10m",
+    ),
+    "a host": (
+        {"web": {"apache": {"wsgi": "a", "names": "a b"}}},
+        f"{APP}:web:apache:names must be a host's name: 'a b'",
+    ),
     "an upstream": (
         {"web": {"nginx": {"upstream": "http://a; }"}}},
         f"{APP}:web:nginx:upstream must be http:// or uwsgi:// with a host and a port",
@@ -543,6 +559,26 @@ def test_the_configuration_is_right_for_nginx(shop: Shop, upstream: str) -> None
     assert answers["shop is told to nginx"]["result"] is True, answers["shop is told to nginx"]
     assert told.exists()
     assert shop.done("releases.enable", web=web) == {}
+
+
+def test_a_web_server_that_did_not_take_its_files_is_told_again(shop: Shop) -> None:
+    told, broken = shop.folder / "told", shop.folder / "broken"
+    shop.more["nginx"] = {
+        "configs": str(shop.folder / "nginx"),
+        "reload": f"if [ -e {broken} ]; then echo it is broken; exit 1; fi; echo >> {told}",
+    }
+    broken.touch()
+    said = shop.apply("releases.enable", test=True, web=WEB)["shop is told to nginx"]
+    assert (said["result"], said["comment"][:14]) == (None, "Would be run: ")
+    for _ in range(2):
+        refused = shop.apply("releases.enable", web=WEB)["shop is told to nginx"]
+        assert (refused["result"], refused["changes"]) == (False, {})
+        assert refused["comment"].endswith("` failed: it is broken.")
+    broken.unlink()
+    assert set(shop.done("releases.enable", web=WEB)) == {"shop is told to nginx"}
+    assert shop.done("releases.enable", web=WEB) == {}
+    assert "shop is gone from nginx" in shop.done("releases.clean", web=WEB)
+    assert len(told.read_text()) == 2
 
 
 def test_mod_wsgi_is_told_of_a_switch(shop: Shop) -> None:

@@ -78,8 +78,7 @@ def packed(folder: Path, python: str, into: Path, *packages: str) -> None:
     _tar(build, archive)
     for name in RELEASES[1:]:
         shutil.copy(archive, into / f"{name}.tar.gz")
-    with (build / "shop" / "wsgi.py").open("a") as file:
-        file.write("import nothing_of_that_name\n")
+    (build / "bin" / "gunicorn").unlink()
     _tar(build, into / f"{BROKEN}.tar.gz")
 
 
@@ -188,10 +187,11 @@ class Site:
         return load
 
 
-def fetch(url: str) -> bytes:
-    """What a web server on this machine answers."""
+def fetch(url: str, host: str = "localhost") -> bytes:
+    """What a web server on this machine answers to whoever asks for a host."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(url, timeout=20) as answer:
+    asked = urllib.request.Request(url, headers={"Host": host})
+    with opener.open(asked, timeout=20) as answer:
         return bytes(answer.read())
 
 

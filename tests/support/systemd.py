@@ -43,6 +43,7 @@ for name in null zero full random urandom tty; do
     mount --bind "/dev/$name" "$root/dev/$name"
 done
 mkdir "$root/dev/shm"
+mount -t tmpfs tmpfs "$root/dev/shm"
 ln -s /proc/self/fd "$root/dev/fd"
 mount --bind "$0/units" "$root/etc/systemd/system"
 for folder; do

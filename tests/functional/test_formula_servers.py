@@ -1,0 +1,456 @@
+"""The formula `releases` with real process managers and web servers, asked under load."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+import urllib.error
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import environments, minions, sites, systemd
+from tests.support.minions import CHECKOUT, Masterless
+from tests.support.sites import BROKEN, ME, MY_GROUP, RELEASES, Load, Site, ended, free_port
+
+pytest.importorskip("salt", reason="Salt does not run on this Python")
+
+FIRST, SECOND, THIRD = RELEASES
+# One that any user may run: that of the tests may be in somebody's home.
+PYTHON = "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.executable
+MODULES = Path("/usr/lib/apache2/modules")
+# What its master does at a TERM is to start anew, and with `--die-on-term` to drop what it does.
+UWSGI = (
+    "bin/uwsgi --master --processes 2 --module shop.wsgi "
+    "--hook-master-start 'unix_signal:15 gracefully_kill_them_all'"
+)
+SUPERVISORD = """
+[supervisord]
+pidfile={folder}/supervisord.pid
+logfile={folder}/supervisord.log
+childlogdir={folder}
+[unix_http_server]
+file={folder}/supervisor.sock
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
+[supervisorctl]
+serverurl=unix://{folder}/supervisor.sock
+[include]
+files={folder}/conf.d/*.conf
+"""
+APACHE = """
+ServerRoot {folder}
+ServerName localhost
+PidFile {folder}/pid
+DefaultRuntimeDir {folder}
+Mutex file:{folder}
+ErrorLog {folder}/log
+User www-data
+Group www-data
+{modules}
+<Directory />
+    Require all denied
+</Directory>
+IncludeOptional {folder}/conf.d/*.conf
+"""
+
+pytestmark = pytest.mark.slow
+needs_nginx = pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not here")
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the site's archives are."""
+    folder = tmp_path_factory.mktemp("site")
+    uwsgi = "pyuwsgi; sys_platform == 'linux' and platform_machine in 'x86_64 aarch64'"
+    sites.packed(folder, PYTHON, folder / "archives", "gunicorn", uwsgi)
+    return folder / "archives"
+
+
+@pytest.fixture(scope="module")
+def minion(archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Masterless:
+    """A minion with the formula and these archives."""
+    made = sites.minion(tmp_path_factory.mktemp("minion"))
+    (made.root / "shop").symlink_to(archives)
+    return made
+
+
+@pytest.fixture
+def told(record_property: Callable[[str, object], None]) -> Callable[[str, Load], None]:
+    """What tells people and records of a measurement."""
+
+    def tell(what: str, load: Load) -> None:
+        record_property(what, str(load))
+        print(f"{what}: {load}")
+
+    return tell
+
+
+def example(port: int, root: Path | None = None, **app: Any) -> dict[str, Any]:
+    """The example's pillar, with the app on another port, and in another place."""
+    pillar = sites.example()
+    shop = pillar["releases"]["apps"]["shop"]
+    shop["programs"]["web"]["socket"] = f"127.0.0.1:{port}"
+    shop["programs"]["web"]["environment"].update(ODD=sites.ODD)
+    shop["checks"] = [f"http://127.0.0.1:{port}/"]
+    if root:
+        shop.update(root=str(root), user=ME, group=MY_GROUP)
+    shop.update(app)
+    return pillar
+
+
+# --- supervisor -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def supervisor(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where supervisor's commands are."""
+    folder = tmp_path_factory.mktemp("supervisor")
+    environments.run(sys.executable, "-m", "venv", str(folder))
+    environments.run(str(folder / "bin" / "pip"), "install", "--quiet", "supervisor")
+    return folder / "bin"
+
+
+@pytest.fixture
+def supervised(minion: Masterless, supervisor: Path, tmp_path: Path) -> Iterator[Site]:
+    """The app under supervisor, not deployed yet."""
+    folder, port = tmp_path, free_port()
+    (folder / "conf.d").mkdir()
+    (folder / "supervisord.conf").write_text(SUPERVISORD.format(folder=folder))
+    environments.run(str(supervisor / "supervisord"), "-c", str(folder / "supervisord.conf"))
+    pillar = example(port, folder / "srv" / "shop")
+    pillar["releases"]["apps"]["shop"]["programs"]["web"]["environment"]["HOME"] = str(folder)
+    pillar["releases"]["supervisor"] = {
+        "command": f"{supervisor}/supervisorctl -c {folder}/supervisord.conf",
+        "configs": str(folder / "conf.d"),
+        "logs": str(folder),
+    }
+
+    def apply(sls: str, pillar: Any) -> dict[str, Any]:
+        return sites.applied(minion, sls, pillar)
+
+    yield Site(apply, folder, f"http://127.0.0.1:{port}/", pillar)
+    ended(int((folder / "supervisord.pid").read_text()))
+
+
+def test_the_example_deploys_and_a_switch_loses_no_request(
+    supervised: Site, told: Callable[[str, Load], None]
+) -> None:
+    assert {"shop is deployed", "shop is migrated", "shop runs"} <= set(supervised.deploy(FIRST))
+    page = supervised.page()
+    assert (page["release"], page["odd"]) == (FIRST, sites.ODD)
+    assert supervised.deploy(FIRST) == {}
+    load = supervised.under_load(SECOND)
+    told("supervisor, gunicorn, a socket", load)
+    assert load.failures == []
+    assert load.answered[FIRST] + load.answered[SECOND] > 100
+    assert "shop goes back" in supervised.deploy(SECOND, "releases.rollback")
+    assert supervised.page()["release"] == FIRST
+    supervised.deploy(FIRST, "releases.clean")
+    with pytest.raises(OSError, match="refused"):
+        supervised.page()
+
+
+def test_without_a_socket_a_restart_has_a_gap_and_a_reload_has_none(
+    supervised: Site, told: Callable[[str, Load], None]
+) -> None:
+    web = supervised.app["programs"]["web"]
+    web["command"] += f" --bind {web.pop('socket')}"
+    supervised.deploy(FIRST)
+    load = supervised.under_load(SECOND)
+    told("supervisor, gunicorn, no socket", load)
+    assert (supervised.page()["release"], load.gap < 30) == (SECOND, True)
+    before = supervised.pids()
+    load = supervised.under_load(SECOND, "releases.reload")
+    told("supervisor, gunicorn, no socket, reload: HUP", load)
+    assert load.failures == []
+    time.sleep(2)
+    after = supervised.pids()
+    assert not before & after, (before, after)
+    assert supervised.page()["release"] == SECOND
+
+
+@pytest.mark.parametrize("release", [BROKEN])
+def test_a_program_that_does_not_start_is_told_of(supervised: Site, release: str) -> None:
+    supervised.app.update(smoke=None, checks=[])
+    supervised.deploy(FIRST)
+    refused = supervised.answers(release)["shop runs"]
+    assert refused["result"] is False
+    assert minions.sentence(refused["comment"]), refused
+    assert refused["comment"].startswith(f"On {release}, shop-web:web0 is ")
+    supervised.deploy(SECOND)
+    assert supervised.page()["release"] == SECOND
+
+
+# --- nginx ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def nginx(site: Site, upstream: str, **more: Any) -> Iterator[None]:
+    """Put nginx in front of an app: it is asked there from now on."""
+    port, folder = free_port(), site.folder / "nginx"
+    (folder / "conf.d").mkdir(parents=True)
+    user = f"user {ME};" if ME == "root" else ""
+    temporary = "".join(
+        f"{kind}_temp_path {folder}/{kind};"
+        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    (folder / "nginx.conf").write_text(
+        f"{user} pid {folder}/pid; error_log {folder}/log; events {{}}\n"
+        f"http {{ access_log off; {temporary} include {folder}/conf.d/*.conf; }}\n"
+    )
+    with suppress(FileNotFoundError):
+        shutil.copy("/etc/nginx/uwsgi_params", folder)
+    command = f"nginx -c {folder}/nginx.conf"
+    start = f"if [ -s {folder}/pid ]; then {command} -s reload; else {command}; fi"
+    site.pillar["releases"]["nginx"] = {
+        "configs": str(folder / "conf.d"),
+        "reload": f"{command} -t && {start}",
+    }
+    site.app["web"] = {"nginx": {"listen": f"127.0.0.1:{port}", "upstream": upstream, **more}}
+    site.url = f"http://127.0.0.1:{port}/"
+    site.app["checks"] = [site.url]
+    try:
+        yield
+    finally:
+        if (folder / "pid").exists():
+            ended(int((folder / "pid").read_text()))
+
+
+@needs_nginx
+def test_nginx_in_front(supervised: Site, told: Callable[[str, Load], None]) -> None:
+    with nginx(supervised, supervised.url.rstrip("/"), static={"/static/": "static/"}):
+        supervised.deploy(FIRST)
+        assert sites.fetch(f"{supervised.url}static/logo") == b"a logo"
+        load = supervised.under_load(SECOND)
+        told("nginx, supervisor, gunicorn, a socket", load)
+        assert (load.failures, supervised.page()["release"]) == ([], SECOND)
+
+
+@needs_nginx
+@pytest.mark.parametrize("how", ["a socket", "no socket", "a unix socket of its own"])
+def test_uwsgi_behind_nginx(supervised: Site, how: str, told: Callable[[str, Load], None]) -> None:
+    web = supervised.app["programs"]["web"]
+    upstream = f"uwsgi://{web['socket']}"
+    web["command"] = UWSGI  # which finds the socket by itself
+    if how != "a socket":
+        address = web.pop("socket")
+        if how == "a unix socket of its own":
+            address = f"{supervised.folder}/uwsgi.sock"
+            upstream = f"uwsgi://unix:{address}"
+        web["command"] = f"{UWSGI} --socket {address}"
+    with nginx(supervised, upstream):
+        supervised.deploy(FIRST)
+        if not (Path(supervised.app["root"]) / FIRST / "bin" / "uwsgi").exists():
+            pytest.skip("uwsgi has no wheel for this machine")
+        load = supervised.under_load(SECOND, path="?wait=0.3")
+        told(f"nginx, supervisor, uwsgi, {how}", load)
+        assert supervised.page()["release"] == SECOND
+        assert load.gap < 30
+        if how == "a socket":
+            assert load.failures == []
+
+
+# --- Apache ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def apache(minion: Masterless) -> Iterator[Site]:
+    """The app in an Apache that is not started yet, in a folder that its user can look into."""
+    if shutil.which("apache2") is None or not (MODULES / "mod_wsgi.so").exists():
+        pytest.skip("Apache with mod_wsgi, as Debian has them, is not here")
+    if os.geteuid() != 0:
+        pytest.skip("Apache is started by root only")
+    folder, port = Path(tempfile.mkdtemp(prefix="apache-")), free_port()
+    folder.chmod(0o755)
+    server = folder / "apache"
+    (server / "conf.d").mkdir(parents=True)
+    load_modules(server, "mpm_event", "authz_core", "alias", "wsgi")
+    web = {"listen": f"127.0.0.1:{port}", "wsgi": "shop.wsgi", "static": {"/static/": "static/"}}
+    pillar = example(port, folder / "srv" / "shop", user="www-data", group="www-data")
+    pillar["releases"]["apps"]["shop"].update(programs={}, web={"apache": web})
+    command = f"apache2 -f {server}/apache.conf"
+    pillar["releases"]["apache"] = {
+        "configs": str(server / "conf.d"),
+        "reload": f"{command} -t && {command} -k graceful",
+    }
+
+    def apply(sls: str, pillar: Any) -> dict[str, Any]:
+        return sites.applied(minion, sls, pillar)
+
+    yield Site(apply, folder, f"http://127.0.0.1:{port}/", pillar)
+    if (server / "pid").exists():
+        ended(int((server / "pid").read_text()))
+    shutil.rmtree(folder)
+
+
+def load_modules(server: Path, *names: str) -> None:
+    """Write the configuration of an Apache with these modules."""
+    lines = [f"LoadModule {name}_module {MODULES}/mod_{name}.so" for name in names]
+    (server / "apache.conf").write_text(
+        APACHE.format(folder=server, modules="\n".join(lines)).lstrip()
+    )
+
+
+def test_apache(apache: Site, told: Callable[[str, Load], None]) -> None:
+    assert "shop is told to apache" in apache.deploy(FIRST)
+    page = apache.page()
+    assert (page["release"], page["encoding"], page["user"] != 0) == (FIRST, "utf-8", True)
+    assert not [path for path in page["path"] if path.endswith("dist-packages")]
+    assert sites.fetch(f"{apache.url}static/logo") == b"a logo"
+    with pytest.raises(urllib.error.HTTPError):
+        sites.fetch(f"{apache.url}static/../shop/settings.py")
+    assert apache.deploy(FIRST) == {}
+    load = apache.under_load(SECOND)
+    told("Apache, mod_wsgi", load)
+    assert (load.failures, apache.page()["release"]) == ([], SECOND)
+    assert set(load.answered) == {FIRST, SECOND}
+    load = apache.under_load(FIRST, path="?wait=7")  # longer than mod_wsgi waits by itself
+    told("Apache, mod_wsgi, requests of 7 s", load)
+    assert load.failures == []
+    assert apache.deploy(FIRST, "releases.rollback")["shop runs"].keys() == {"touched"}
+    assert apache.page()["release"] == SECOND
+    apache.deploy(SECOND, "releases.clean")
+    assert not list((apache.folder / "apache" / "conf.d").iterdir())
+
+
+def test_apache_is_told_again_of_what_it_did_not_take(apache: Site) -> None:
+    server = apache.folder / "apache"
+    load_modules(server, "mpm_event", "authz_core", "alias")
+    for _ in range(2):
+        refused = apache.answers(FIRST, "releases.enable")["shop is told to apache"]
+        assert refused["result"] is False
+        assert minions.sentence(refused["comment"]), refused
+        words = "shop needs mod_wsgi, which is not loaded: install and enable it."
+        assert refused["comment"].endswith(words)
+    load_modules(server, "mpm_event", "authz_core", "alias", "wsgi")
+    assert set(apache.deploy(FIRST, "releases.enable")) == {"shop is told to apache"}
+    assert apache.deploy(FIRST, "releases.enable") == {}
+
+
+def test_two_apps_on_one_address_of_apache(apache: Site) -> None:
+    apache.app["web"]["apache"]["names"] = ["shop.localhost"]
+    apache.app.update(migrations=None, checks=[])
+    other = {**apache.app, "release": SECOND, "root": str(apache.folder / "srv" / "blog")}
+    other["web"] = {"apache": {**apache.app["web"]["apache"], "names": ["blog.localhost"]}}
+    apache.pillar["releases"]["apps"]["blog"] = other
+    apache.deploy(FIRST)
+    for host, release in (("shop.localhost", FIRST), ("blog.localhost", SECOND)):
+        assert json.loads(sites.fetch(apache.url, host))["release"] == release
+
+
+# --- systemd --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def machine(
+    archives: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[systemd.Machine, systemd.Salted]]:
+    """A machine that runs systemd, and Salt there."""
+    why_not = systemd.missing()
+    if why_not:
+        pytest.skip(why_not)
+    if sys.executable == PYTHON:
+        pytest.skip("a user without rights needs a Python of the system's")
+    folder = tmp_path_factory.mktemp("machine")
+    (folder / "salt").mkdir()
+    root = minions.file_root(folder / "salt" / "root")
+    shutil.copytree(archives, root / "shop")
+    made = systemd.Machine(folder / "box", [folder / "salt", CHECKOUT])
+    try:
+        made.boot()
+        yield made, systemd.Salted(made, folder / "salt", root, CHECKOUT / "formula")
+    finally:
+        made.shut_down()
+        shutil.rmtree(folder / "box")
+
+
+@pytest.fixture
+def booted(machine: tuple[systemd.Machine, systemd.Salted], tmp_path: Path) -> Iterator[Site]:
+    """The app under systemd, with a user that is not there yet, and not deployed yet."""
+    port = free_port()
+    pillar = example(port, manager="systemd")
+    made = Site(machine[1].apply, tmp_path, f"http://127.0.0.1:{port}/", pillar)
+    yield made
+    made.pillar["releases"]["with_data"] = True
+    made.deploy(FIRST, "releases.clean")
+    assert not list(machine[0].units.glob("shop*"))
+
+
+def test_systemd(booted: Site, told: Callable[[str, Load], None]) -> None:
+    assert {"shop has a user", "shop is migrated", "shop runs"} <= set(booted.deploy(FIRST))
+    page = booted.page()
+    assert (page["release"], page["odd"], page["user"] != 0) == (FIRST, sites.ODD, True)
+    assert booted.deploy(FIRST) == {}
+    load = booted.under_load(SECOND)
+    told("systemd, gunicorn, a socket", load)
+    assert (load.failures, booted.page()["release"]) == ([], SECOND)
+    before = booted.pids()
+    changed = booted.deploy(SECOND, "releases.reload")
+    assert changed["shop is reloaded"] == {"reloaded": ["shop-web.service"]}
+    time.sleep(2)
+    assert not before & booted.pids()
+    assert "shop goes back" in booted.deploy(SECOND, "releases.rollback")
+    assert booted.page()["release"] == FIRST
+
+
+def test_systemd_without_a_socket(booted: Site, told: Callable[[str, Load], None]) -> None:
+    web = booted.app["programs"]["web"]
+    web["command"] += f" --bind {web.pop('socket')}"
+    booted.deploy(FIRST)
+    load = booted.under_load(SECOND)
+    told("systemd, gunicorn, no socket", load)
+    assert (booted.page()["release"], load.gap < 30) == (SECOND, True)
+
+
+def test_systemd_and_what_does_not_start(booted: Site) -> None:
+    booted.deploy(FIRST)
+    booted.app.update(smoke=None, checks=[])
+    refused = booted.answers(BROKEN)["shop runs"]
+    assert refused["result"] is False
+    assert minions.sentence(refused["comment"]), refused
+    assert refused["comment"] == (
+        f"On {BROKEN}, shop-web.service is failed (exit-code); "
+        "see `journalctl -u shop-web.service`."
+    )
+    booted.deploy(SECOND)  # which it is allowed to start, though it has failed too often
+    assert booted.page()["release"] == SECOND
+
+
+def test_systemd_with_other_settings_and_after_a_boot(
+    booted: Site, machine: tuple[systemd.Machine, systemd.Salted]
+) -> None:
+    booted.deploy(FIRST)
+    web = booted.app["programs"]["web"]
+    web["environment"]["ODD"] = "another"
+    assert set(booted.deploy(FIRST)) == {"/etc/systemd/system/shop-web.env", "shop runs"}
+    assert booted.page()["odd"] == "another"
+
+    own = machine[0].units / "shop-web.service.d" / "own.conf"
+    own.parent.mkdir()
+    own.write_text("[Service]\nEnvironment=ODDER=1\n")
+    try:
+        assert set(booted.deploy(FIRST)) == {"shop runs"}
+        assert booted.deploy(FIRST) == {}
+    finally:
+        shutil.rmtree(own.parent)
+
+    port = free_port()
+    web["socket"], booted.url = f"127.0.0.1:{port}", f"http://127.0.0.1:{port}/"
+    booted.app["checks"] = [booted.url]
+    assert "shop runs" in booted.deploy(FIRST)
+    assert booted.page()["release"] == FIRST
+
+    machine[0].shut_down()
+    with pytest.raises(OSError, match="refused"):
+        booted.page()
+    machine[0].boot()
+    assert booted.page()["release"] == FIRST
+    assert booted.deploy(FIRST) == {}
