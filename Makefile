@@ -28,7 +28,7 @@ help: ## show this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
 
 demo: $(READY) ## build, pack, unpack, relocate and serve a real Django release with Salt
-	@PATH="$$PWD/$(BIN):$$PATH" demo/run.sh
+	@PATH="$(abspath $(BIN)):$$PATH" demo/run.sh
 
 test: lint ## the checks, then all tests but the slow ones
 	@echo 'test: pytest, without the slow ones'
