@@ -436,6 +436,7 @@ def test_systemd_with_other_settings_and_after_a_boot(
     own = machine[0].units / "shop-web.service.d" / "own.conf"
     own.parent.mkdir()
     own.write_text("[Service]\nEnvironment=ODDER=1\n")
+    machine[0].run("systemctl", "daemon-reload")  # as `systemctl edit` does
     try:
         assert set(booted.deploy(FIRST)) == {"shop runs"}
         assert booted.deploy(FIRST) == {}
