@@ -76,14 +76,11 @@ def _stand_ins(staged: str, home: str, programs: str) -> set[str]:
             interpreter = os.fsdecode(scripts.interpreter_of(file.read(8192)) or b"")
         if interpreter.startswith(f"{home}/bin/"):
             own = os.path.join(staged, interpreter[len(home) + 1 :])
-            with open(os.path.join(programs, entry.name), "w", opener=_executable) as file:
+            with open(os.path.join(programs, entry.name), "w") as file:
+                os.fchmod(file.fileno(), 0o755)  # whatever the umask
                 file.write(f'#!/bin/sh\nexec {shlex.quote(own)} {shlex.quote(entry.path)} "$@"\n')
             names.add(entry.name)
     return names
-
-
-def _executable(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o755)
 
 
 def _failure(home: str, command: str, ended: Ended) -> CannotRun:

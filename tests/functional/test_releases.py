@@ -445,7 +445,11 @@ def test_a_smoke_test_as_another_user(number: int, site: Site, tmp_path: Path) -
         assert publish(archive, site.path("S"), **options).changed
         plain = roots.tree(site.path("S"))
         remove(site.path("S"))
-        assert publish(archive, site.path("S"), smoke_tests=tests, tell=tell, **options).changed
+        umask = os.umask(0o077)
+        try:
+            assert publish(archive, site.path("S"), smoke_tests=tests, tell=tell, **options).changed
+        finally:
+            os.umask(umask)
     assert roots.tree(site.path("S")) == plain
     assert {facts.owner[0] for facts in plain.values()} == {0}
     assert (data / "db").stat().st_uid == number
