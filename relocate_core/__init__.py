@@ -5,15 +5,15 @@ The parts, each on top of those before it: `errors`; `files`; `prefix` (what is 
 with `pool`, `worker` and `messages` (finding references, in several processes); `large`; `staging`
 (new files, put in place together); `records`; `walking`; `history` and `locking`; `virtualenv`
 (what a folder is); `tar` and `decompression` (an archive that may be hostile); `manifest` (what a
-bundle holds) and `ledger` (what was rewritten since); `relocation`; `survey`, `interpreter`,
-`reinitialization`, `checking`, `description`. For releases: `linking`, `earlier` (a release that
-gives its files), `bundle` and `unpacking`; `trust`, `releases` (a root and its records); `fitting`
-(whether a machine can run a bundle), `sharing` (what outlives releases), `running` (a release's
-programs), `smoke` and `publishing`; `recipes`, `schemas` (with the scripts in `inside`, which a
-release's own Python runs), `schema_records` and `migrations`; `switching`; `processes` and
-`pruning`. For builds: `compression`, `output`, `compiling` and `packing`; `commands`, `sources`
-(what a build is made of), `environments` (the one that is kept), `installers` and `building`. And
-`cli`.
+bundle holds) and `ledger` (what was rewritten since); `relocation`; `trust` and `running` (whose
+folders and programs root may use, and how); `survey`, `interpreter`, `reinitialization`,
+`checking`, `description`. For releases: `linking`, `earlier` (a release that gives its files),
+`bundle` and `unpacking`; `releases` (a root and its records); `fitting` (whether a machine can run
+a bundle), `sharing` (what outlives releases), `smoke` and `publishing`; `recipes`, `schemas` (with
+the scripts in `inside`, which a release's own Python runs), `schema_records` and `migrations`;
+`switching`; `processes` and `pruning`. For builds: `compression`, `output`, `compiling` and
+`packing`; `commands`, `sources` (what a build is made of), `environments` (the one that is kept),
+`installers` and `building`. And `cli`.
 
 The functions to call are below; everything they raise on purpose is a `RelocateError`.
 """

@@ -135,7 +135,7 @@ def _interpreter(environment: Virtualenv, surveyed: Survey) -> tuple[str | None,
         reason = f"it leads to {target}, which is not on this machine: reinitialize"
         return None, [Problem("interpreter", file, reason)]
     try:
-        found = interpreter.ask(executable)
+        found = interpreter.ask_own(environment.path)
     except InterpreterNotFound as error:
         return None, [Problem("interpreter", file, f"{error}: reinitialize")]
     problems = []

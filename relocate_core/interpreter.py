@@ -2,7 +2,8 @@
 
 It has to be of the same X.Y, implementation and ABI as the one that the virtualenv was built with,
 or its bytecode and compiled modules would not load. What a Python is, it is asked itself; a path
-proves nothing.
+proves nothing. What a virtualenv has in the place of its Python may be anything, as it may come out
+of an archive: root does not run that.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from .errors import InterpreterMismatch, InterpreterNotFound, InvalidPath, UnsafeFolder
+from .running import environment as bare_environment
+from .running import identity, run
 from .survey import broken_modules
+from .trust import require_trusted
+from .virtualenv import read_config
 
 _QUESTION = """
 import json, os, sys
@@ -53,6 +57,7 @@ print(json.dumps({
 _NAME = re.compile(r"(?:python|pypy)[\d.]*t?\Z")
 _USUAL_FOLDERS = ("/usr/local/bin", "/usr/bin", "/opt/local/bin")
 _ASK_SECONDS = 30
+_NOBODY = 65534
 
 
 @dataclass(frozen=True)
@@ -94,62 +99,137 @@ class Interpreter:
         return ".".join(map(str, self.version))
 
 
-def ask(executable: str) -> Interpreter:
+def ask(executable: str, user: tuple[int, int] | None = None) -> Interpreter:
     """What the Python at `executable` says of itself.
+
+    Args:
+        executable: its path.
+        user: user and group to run it as; None for whoever runs this.
 
     Raises:
         InterpreterNotFound: it is not there, does not run, or is no Python.
     """
-    answer = _answer(executable)
-    base = answer["executable"]
-    if os.path.exists(os.path.join(os.path.dirname(os.path.dirname(base)), "pyvenv.cfg")):
-        # A virtualenv's: a link leads to the base; a copy does not, but the newer ones know it.
-        known = answer["base_executable"]
-        base = known if known and known != base else os.path.realpath(base)
-    return Interpreter(
-        executable=base,
-        version=tuple(answer["version"]),
-        implementation=answer["implementation"],
-        suffixes=answer["suffixes"],
-        prefix=answer["prefix"],
-        base_prefix=answer["base_prefix"],
-        machine=answer["machine"],
-        cache_tag=answer["cache_tag"],
-        magic=bytes.fromhex(answer["magic"]),
-        libc=answer["libc"],
+    answer = _answer(executable, user)
+    try:
+        base = answer["executable"]
+        if os.path.exists(os.path.join(os.path.dirname(os.path.dirname(base)), "pyvenv.cfg")):
+            # A virtualenv's: a link leads to the base; a copy does not, but the newer ones know it.
+            known = answer["base_executable"]
+            base = known if known and known != base else os.path.realpath(base)
+        major, minor, micro = map(int, answer["version"])
+        return Interpreter(
+            executable=base,
+            version=(major, minor, micro),
+            implementation=answer["implementation"],
+            suffixes=[str(one) for one in answer["suffixes"]],
+            prefix=answer["prefix"],
+            base_prefix=answer["base_prefix"],
+            machine=answer["machine"],
+            cache_tag=answer["cache_tag"],
+            magic=bytes.fromhex(answer["magic"]),
+            libc=answer["libc"],
+        )
+    except (KeyError, TypeError, ValueError) as error:  # some other program
+        raise InterpreterNotFound(
+            f"{executable} is no Python that runs here: it does not tell what it is"
+        ) from error
+
+
+def ask_own(path: str, base: str | None = None) -> Interpreter:
+    """What a virtualenv's own Python says of itself.
+
+    Root runs it as the virtualenv's owner; one of root's own as nobody, where more than the base
+    Python would run. Only where these cannot, as with a base Python in a closed folder, root does.
+
+    Args:
+        path: the virtualenv's folder.
+        base: the folder of its base Python, where it is known.
+
+    Raises:
+        InterpreterNotFound: it is not there, does not run, or is no Python.
+    """
+    path = os.path.abspath(path)
+    return ask(os.path.join(path, "bin", "python"), _other_user(path, base))
+
+
+def _other_user(path: str, base: str | None) -> tuple[int, int] | None:
+    """Whom root runs a virtualenv's own Python as; None for itself."""
+    if os.geteuid() != 0:
+        return None
+    owner = os.stat(path)
+    if not owner.st_uid and _runs_base_alone(path):
+        return None
+    user = owner.st_uid or _NOBODY, owner.st_gid or _NOBODY
+    if (
+        base is None and not owner.st_uid
+    ):  # another owner could name a folder that is closed to them
+        base = read_config(path).get("home")
+    places = [path, *([base] if base else [])]
+    return user if all(_may_enter(place, user) for place in places) else None
+
+
+def _runs_base_alone(path: str) -> bool:
+    """Whether nothing of a virtualenv itself is run when its Python starts, without its `site`.
+
+    It is where the executable is a link to the base, and nothing tells that to look into the
+    virtualenv for its library. A copy looks there by itself: for a library of C beside it, as
+    $ORIGIN in the base's executable may have it, and for that of Python, unless pyvenv.cfg has a
+    home; and a pyvenv.cfg in its own folder comes first (Modules/getpath.py of CPython).
+    """
+    inside = os.path.realpath(path)
+    home = read_config(path).get("home")
+    places = [os.path.join(path, "bin", "python"), *filter(None, [home])]
+    return not (
+        any(f"{os.path.realpath(place)}/".startswith(f"{inside}/") for place in places)
+        or os.path.lexists(os.path.join(path, "bin", "pyvenv.cfg"))
+        or _homes(path) - {home}
     )
 
 
-def _answer(executable: str) -> dict[str, Any]:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+def _homes(path: str) -> set[str]:
+    """Whatever a Python may take for the home in pyvenv.cfg, if it is read less strictly."""
+    try:
+        with open(
+            os.path.join(path, "pyvenv.cfg"), encoding="utf-8", errors="surrogateescape"
+        ) as f:
+            text = f.read()
+    except FileNotFoundError:
+        return set()
+    rows = (line.partition("=") for line in (*text.split("\n"), *text.splitlines()))
+    return {value.strip() for key, _, value in rows if key.strip().lower() == "home"}
+
+
+def _may_enter(path: str, user: tuple[int, int]) -> bool:
+    """Whether a user may pass through all the folders on the way to a path, and through it."""
+    command = ["/bin/sh", "-c", 'test -x "$1"', "sh", path]
+    return run(command, "/", {}, user=identity(user)[0], seconds=_ASK_SECONDS).code == 0
+
+
+def _answer(executable: str, user: tuple[int, int] | None) -> dict[str, Any]:
+    who, home = identity(user)
+    variables = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    if user is not None:  # what is in root's environment is not for everybody
+        variables = bare_environment(os.path.dirname(os.path.dirname(executable)), home)
     # The options that every Python since 2.7 knows: no user's folder, no site-packages, no
     # environment; and a working folder that nobody but root can put a module into.
     command = [executable, "-E", "-s", "-B", "-c", _QUESTION]
-
-    def run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
-            command, capture_output=True, cwd="/", env=environment, timeout=_ASK_SECONDS
-        )
-
     try:
-        done = run([executable, "-S", *command[1:]])
-        if done.returncode:  # virtualenv 16 needs its site.py to find the standard library
-            done = run(command)
-        answer = json.loads(done.stdout)
+        done = run([executable, "-S", *command[1:]], "/", variables, user=who, seconds=_ASK_SECONDS)
+        if done.code:  # virtualenv 16 needs its site.py to find the standard library
+            done = run(command, "/", variables, user=who, seconds=_ASK_SECONDS)
+        if done.code is None:
+            raise InterpreterNotFound(f"{executable} did not answer within {_ASK_SECONDS} seconds")
+        answer = json.loads(done.output)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise InterpreterNotFound(f"{executable} does not run: {reason}") from error
-    except subprocess.TimeoutExpired as error:
-        raise InterpreterNotFound(
-            f"{executable} did not answer within {_ASK_SECONDS} seconds"
-        ) from error
-    except ValueError as error:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        reason = f"it ended with code {done.returncode}"
+    except (ValueError, RecursionError) as error:
+        said = done.errors.strip().splitlines()
+        reason = f"it ended with code {done.code}"
         if said:  # a traceback tells at its end what is wrong, everything else at its beginning
             reason = said[-1] if said[0].startswith("Traceback") else said[0]
         raise InterpreterNotFound(f"{executable} is no Python that runs here: {reason}") from error
-    return dict(answer)
+    return answer if isinstance(answer, dict) else {}
 
 
 def named(python: str) -> Interpreter:
@@ -213,8 +293,6 @@ def _candidates(environment: Wanted) -> Iterator[str]:
 
 def _is_safe(folder: str) -> bool:
     """Whether a program may be run out of a folder that an archive names."""
-    from .trust import require_trusted
-
     if not (folder.startswith("/") and os.path.isdir(folder)):
         return False
     try:
@@ -257,7 +335,7 @@ def fitting(environment: Wanted, compiled: dict[str, set[str]]) -> Interpreter:
     what = "PyPy" if environment.implementation == "pypy" else "Python"
     raise InterpreterNotFound(
         f"{environment.path} needs {what} {environment.python}, and none was found on this "
-        f"machine: install it, or name one with --python"
+        f"machine: install it, or name another Python"
     )
 
 
@@ -286,5 +364,5 @@ def require_fit(
         reason += f"; these compiled modules would not load: {shown}{more}"
     raise InterpreterMismatch(
         f"cannot put {environment.path} onto {interpreter.executable}: {reason}; "
-        f"name a {wanted} with --python, or build for this one"
+        f"name a {wanted}, or build for this one"
     )

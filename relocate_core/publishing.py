@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from . import history
 from .checking import check
 from .earlier import Earlier
-from .errors import CannotRun, InvalidPath, NoBase, NotARelease
+from .errors import CannotRun, InvalidPath, NoBase, NotARelease, RelocateError
 from .fitting import require_fit
 from .interpreter import Interpreter, named
 from .manifest import RECORD
 from .reinitialization import reinitialize
 from .releases import WAIT, Root, Tell, name_of, silent
 from .relocation import has_leftovers, relocate
-from .running import identity
+from .running import identity, let_through
 from .sharing import checked, require_targets, share
 from .smoke import smoke
 from .unpacking import Limits, unpack
@@ -135,9 +136,10 @@ def publish(
         with root.staged() as staging:
             staged = os.path.join(staging, name)
             bases = _Bases(root, hard_links)
-            done, record = _prepare(
-                archive, staged, path, python, owner, bounds, digests, bases, tell
-            )
+            with _called(staged, path):
+                done, record = _prepare(
+                    archive, staged, path, python, owner, bounds, digests, bases, tell
+                )
             if links:
                 share(staged, links, owner)
                 record["shared"] = links
@@ -150,6 +152,16 @@ def publish(
             root.note(history.PUBLISHED, name, source=source or archive)
             tell("published", {"path": path})
     return done
+
+
+@contextmanager
+def _called(staged: str, path: str) -> Iterator[None]:
+    """Let what goes wrong in a staged release tell of the release, of which an operator knows."""
+    try:
+        yield
+    except RelocateError as error:
+        error.args = (str(error).replace(staged, path),)
+        raise
 
 
 def _stands(root: Root, name: str, path: str, digests: Mapping[str, str] | None) -> bool:
@@ -261,6 +273,7 @@ def _prepare(
     if unpacked.bundle is not None:
         python, links = fitting[0].executable, unpacked.links
         compiled = {module: set(endings) for endings, module in unpacked.bundle.compiled}
+    let_through(staged)  # what of it is run from here on is not run as root, if it can be helped
     swapped = reinitialize(staged, python, staged=True, compiled=compiled)
     tell("reinitialized", {"python": swapped.python})
     verdict = check(staged, home=path, compiled=compiled, links=links)

@@ -14,7 +14,7 @@ from typing import Any
 
 from . import files, ledger
 from .errors import InterpreterMismatch, TreeError
-from .interpreter import Interpreter, ask, fitting, named, require_fit
+from .interpreter import Interpreter, ask_own, fitting, named, require_fit
 from .locking import locked
 from .staging import Staged, Staging, reserve
 from .survey import survey
@@ -244,8 +244,7 @@ class _Swap:
 
     def _prove(self) -> None:
         """Run the virtualenv's Python: it has to be the wanted one."""
-        executable = os.path.join(os.path.abspath(self.environment.path), "bin", "python")
-        found = ask(executable)
+        found = ask_own(self.environment.path, os.path.dirname(self.interpreter.executable))
         if found.version != self.interpreter.version:
             raise InterpreterMismatch(
                 f"cannot put {self.environment.path} onto {self.interpreter.executable}: "

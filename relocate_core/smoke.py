@@ -40,8 +40,6 @@ def smoke(
     programs = os.path.join(os.path.dirname(staged), "programs")
     names = _stand_ins(staged, home, programs)
     if user is not None and os.geteuid() == 0:
-        for folder in (os.path.dirname(os.path.dirname(staged)), os.path.dirname(staged)):
-            os.chmod(folder, 0o711)
         os.chmod(programs, 0o755)
         _require_access(staged, home, user)
     for command in commands:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from relocate_core import interpreter
+from relocate_core import interpreter, reinitialization
 from relocate_core.checking import check
 from relocate_core.errors import InterpreterMismatch, InterpreterNotFound, RelocateError
 from relocate_core.reinitialization import reinitialize
@@ -184,11 +184,8 @@ def test_a_failing_proof_puts_everything_back(tmp_path: Path) -> None:
     before = digest(made.path, times="files")
     real = interpreter.ask(made.python)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            interpreter,
-            "ask",
-            lambda path: real.__class__(**{**vars(real), "executable": str(liar)}),
-        )
+        found = real.__class__(**{**vars(real), "executable": str(liar)})
+        patch.setattr(reinitialization, "named", lambda python: found)
         with pytest.raises(
             InterpreterNotFound, match="is no Python that runs here: no: cannot run"
         ):

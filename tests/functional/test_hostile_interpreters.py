@@ -1,0 +1,182 @@
+"""Archives that bring something to run in the place of Python, or for Python to run at its start.
+
+Root asks a release's Python what it is before the release counts. Whatever would then run besides
+the base Python does not run as root.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relocate_core import check, publish
+from relocate_core.errors import RelocateError
+
+NOBODY: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []}
+
+
+def base() -> str | None:
+    """A Python that everybody can run."""
+    for python in (os.path.realpath(sys.executable), "/usr/bin/python3", "/usr/local/bin/python3"):
+        with suppress(OSError):
+            if not subprocess.run([python, "-c", ""], cwd="/", check=False, **NOBODY).returncode:
+                return os.path.realpath(python)
+    return None
+
+
+BASE = (base() if os.geteuid() == 0 else None) or ""
+VERSION = os.path.basename(BASE)
+pytestmark = pytest.mark.skipif(
+    not re.fullmatch(r"python3\.\d+", VERSION),
+    reason="this is about what root runs, and needs a Python that others can run as well",
+)
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder that nobody but root can write to, and everybody can enter."""
+    folder = Path(tempfile.mkdtemp(prefix="relocate-test-", dir="/var/lib"))
+    folder.chmod(0o755)
+    told = folder / "told"
+    told.touch()
+    told.chmod(0o666)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def library(folder: Path, told: Path) -> None:
+    """A standard library of its own, which tells who runs it."""
+    stdlib = Path(os.path.dirname(os.path.dirname(BASE)), "lib", VERSION)
+    folder.mkdir(parents=True)
+    for name in ("encodings", "collections", "re", "importlib"):
+        if (stdlib / name).is_dir():
+            shutil.copytree(stdlib / name, folder / name, dirs_exist_ok=True)
+    for file in stdlib.glob("*.py"):
+        shutil.copy(file, folder)
+    (folder / "lib-dynload").mkdir()
+    with (folder / "encodings" / "__init__.py").open("a") as file:
+        file.write(
+            "\nimport posix as _posix\n"
+            f"_told = _posix.open({str(told)!r}, _posix.O_WRONLY | _posix.O_APPEND)\n"
+            "_posix.write(_told, b'%d\\n' % _posix.getuid())\n"
+        )
+
+
+def a_copy(tree: Path, told: Path) -> None:
+    shutil.copy(BASE, tree / "bin" / "python")
+    library(tree / "lib" / VERSION, told)
+
+
+def a_copy_without_home(tree: Path, told: Path) -> None:
+    a_copy(tree, told)
+    (tree / "pyvenv.cfg").write_text("version = 3.11.2\n")
+
+
+def a_home_in_the_archive(tree: Path, told: Path) -> None:
+    """Named by a pyvenv.cfg in a place where Python looks as well."""
+    (tree / "bin" / "python").symlink_to(BASE)
+    (tree / "evil" / "bin").mkdir(parents=True)
+    library(tree / "evil" / "lib" / VERSION, told)
+    (tree / "bin" / "pyvenv.cfg").write_text(f"home = {tree.parent}/srv/1/evil/bin\n")
+
+
+def a_second_home(tree: Path, told: Path) -> None:
+    (tree / "bin" / "python").symlink_to(BASE)
+    (tree / "evil" / "bin").mkdir(parents=True)
+    library(tree / "evil" / "lib" / VERSION, told)
+    (tree / "pyvenv.cfg").write_text(
+        f"\u00a0home = {tree.parent}/srv/1/evil/bin\nhome = {os.path.dirname(BASE)}\n"
+    )
+
+
+def a_program(tree: Path, told: Path) -> None:
+    (tree / "bin" / "python").symlink_to("other")
+    (tree / "bin" / "other").write_text(f'#!/bin/sh\nid -u >> {told}\nexec {BASE} "$@"\n')
+    (tree / "bin" / "other").chmod(0o755)
+    (tree / "pyvenv.cfg").write_text(f"home = {os.path.dirname(BASE)}\n")
+
+
+def a_program_that_leaves_another_one(tree: Path, told: Path) -> None:
+    a_program(tree, told)
+    (tree / "bin" / "other").write_text(
+        f'#!/bin/sh\n(sleep 2; id -u >> {told}; echo late >> {told}) &\nexec {BASE} "$@"\n'
+    )
+
+
+def a_program_that_tells_anything(tree: Path, told: Path) -> None:
+    a_program(tree, told)
+    (tree / "bin" / "other").write_text(f"#!/bin/sh\nid -u >> {told}\necho '[{{}}]'\n")
+
+
+CASES = (
+    a_copy,
+    a_copy_without_home,
+    a_home_in_the_archive,
+    a_second_home,
+    a_program,
+    a_program_that_leaves_another_one,
+    a_program_that_tells_anything,
+)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_root_does_not_run_what_an_archive_brings(
+    place: Path, case: Callable[[Path, Path], None]
+) -> None:
+    told = place / "told"
+    tree = place / "build"
+    (tree / "bin").mkdir(parents=True)
+    (tree / "lib" / VERSION / "site-packages").mkdir(parents=True)
+    shutil.rmtree(tree / "lib")
+    case(tree, told)
+    (tree / "lib" / VERSION / "site-packages").mkdir(parents=True, exist_ok=True)
+    activate = tree / "bin" / "activate"
+    activate.write_text(f'VIRTUAL_ENV="{tree}"\nexport VIRTUAL_ENV\n')
+    with tarfile.open(place / "1.tar", "w") as tar:
+        tar.add(tree, ".")
+    shutil.rmtree(tree)
+    os.makedirs(place / "srv")
+    release = place / "srv" / "1"
+    with suppress(RelocateError):  # either is right: it is refused, or told by somebody else
+        publish(str(place / "1.tar"), str(release), python=BASE)
+        check(str(release))
+    assert "0" not in told.read_text().split(), told.read_text()
+    assert "late" not in told.read_text()
+
+
+def test_a_copy_that_is_what_it_should_be_runs(place: Path) -> None:
+    """What is refused to root is not refused: it runs as nobody."""
+    tree = place / "build"
+    subprocess.run([BASE, "-m", "venv", "--copies", "--without-pip", tree], check=True)
+    with tarfile.open(place / "1.tar", "w") as tar:
+        tar.add(tree, ".")
+    os.makedirs(place / "srv")
+    release = str(place / "srv" / "1")
+    publish(str(place / "1.tar"), release, python=BASE)
+    assert check(release).ok
+
+
+def test_a_python_of_somebody_else_is_run_as_them(place: Path) -> None:
+    tree = place / "theirs"
+    subprocess.run([BASE, "-m", "venv", "--without-pip", tree], check=True)
+    (tree / "bin" / "python").unlink()
+    (tree / "bin" / "python").write_text(
+        f'#!/bin/sh\nid -u >> {place}/told\nexec {tree}/bin/{VERSION} "$@"\n'
+    )
+    (tree / "bin" / "python").chmod(0o755)
+    for folder, _, names in os.walk(tree):
+        for name in (".", *names):
+            os.chown(os.path.join(folder, name), 4321, 4321, follow_symlinks=False)
+    check(str(tree))
+    assert set((place / "told").read_text().split()) == {"4321"}
