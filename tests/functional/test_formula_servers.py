@@ -10,6 +10,7 @@ import tempfile
 import time
 import urllib.error
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -312,13 +313,21 @@ def test_apache(apache: Site, told: Callable[[str, Load], None]) -> None:
     told("Apache, mod_wsgi", load)
     assert (load.failures, apache.page()["release"]) == ([], SECOND)
     assert set(load.answered) == {FIRST, SECOND}
-    load = apache.under_load(FIRST, path="?wait=7")  # longer than mod_wsgi waits by itself
-    told("Apache, mod_wsgi, requests of 7 s", load)
-    assert load.failures == []
-    assert apache.deploy(FIRST, "releases.rollback")["shop runs"].keys() == {"touched"}
-    assert apache.page()["release"] == SECOND
-    apache.deploy(SECOND, "releases.clean")
+    assert apache.deploy(SECOND, "releases.rollback")["shop runs"].keys() == {"touched"}
+    assert apache.page()["release"] == FIRST
+    apache.deploy(FIRST, "releases.clean")
     assert not list((apache.folder / "apache" / "conf.d").iterdir())
+
+
+def test_apache_answers_what_it_was_asked_before_a_switch(apache: Site) -> None:
+    apache.app["web"]["apache"]["processes"] = 1
+    apache.deploy(FIRST)
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(apache.page, "?wait=25")
+        time.sleep(1)
+        apache.deploy(SECOND)  # by whose check the process is to end
+        assert asked.result()["release"] == FIRST
+    assert apache.page()["release"] == SECOND
 
 
 def test_apache_is_told_again_of_what_it_did_not_take(apache: Site) -> None:

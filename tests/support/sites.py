@@ -191,7 +191,7 @@ def fetch(url: str, host: str = "localhost") -> bytes:
     """What a web server on this machine answers to whoever asks for a host."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     asked = urllib.request.Request(url, headers={"Host": host})
-    with opener.open(asked, timeout=20) as answer:
+    with opener.open(asked, timeout=60) as answer:
         return bytes(answer.read())
 
 
