@@ -65,8 +65,8 @@ def settings(defaults: dict[str, Any] | None = None, pillar: Any = None) -> dict
 
     Returns a dictionary: ``apps`` (what the SLS files need of each app, by name: of those that
     ``releases:only`` names, or of all), ``several`` (whether they are more than one, and not
-    named), ``builds`` (the arguments of ``virtualenv_relocated.packed``, by bundle), ``to`` (the
-    release that ``releases:to`` names), ``with_data``, the settings of process managers and web
+    named), ``builds`` (the arguments of ``virtualenv_relocated.packed``, by bundle), ``to`` and ``leaving`` (the
+    releases that these name, for a rollback), ``with_data``, the settings of process managers and web
     servers, and ``problem``: ``None``, or what is wrong with the pillar; there are no apps and no
     builds then. What is wrong with an app that is not named is not told. Secrets are shown.
 
@@ -122,6 +122,7 @@ def _settings(given: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "problem": None,
         "to": top.get("to"),
+        "leaving": top.get("leaving"),
         "with_data": top.get("with_data", False),
     }
     for server, names in _SERVERS.items():
@@ -612,6 +613,7 @@ _TOP = {
     "builds": _mapping,
     "only": _texts,
     "to": _name,
+    "leaving": _name,
     "with_data": _flag,
 }
 _SERVERS = {

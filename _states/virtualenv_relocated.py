@@ -409,6 +409,73 @@ def active(name: str, target: str | None = None) -> dict[str, Any]:
     return ret
 
 
+def rolled_back(
+    name: str,
+    to: str | None = None,
+    leaving: str | None = None,
+    mark: bool = True,
+    reason: str = "",
+    migrate: bool = True,
+) -> dict[str, Any]:
+    """
+    Have a link lead to the release before again: for a run that is asked for, and no highstate.
+
+    Nothing is downloaded. The schema is taken down first to what that release ran with, and the one
+    that is left is marked bad. Without ``to`` and ``leaving`` each run goes one step further back.
+
+    name
+        The link, beside the releases: ``<root>/current``.
+
+    to
+        The name of the release to go to. By default the last good one that was active before.
+
+    leaving
+        The name of the release to leave; nothing is done where another one is active.
+
+    mark
+        ``False`` does not mark the one that is left.
+
+    reason
+        Why, for the mark and the history.
+
+    migrate
+        ``False`` leaves the schema as it is.
+
+    .. code-block:: yaml
+
+        app goes back:
+          virtualenv_relocated.rolled_back:
+            - name: /srv/app/current
+            - leaving: 4f2a9c1
+            - reason: prices are wrong
+    """
+    ret = _new(name)
+    with _told(ret):
+        name = _path(name, "the link")
+        root, _, link = name.rpartition("/")
+        switch = __salt__["virtualenv_tools.rollback"](
+            root,
+            to=to,
+            link=link,
+            leaving=leaving,
+            mark=mark,
+            reason=reason,
+            migrate=migrate,
+            test=__opts__["test"],
+        )
+        old, new = switch["previous"], switch["release"]
+        if not switch["changed"]:
+            return _with(ret, True, f"{name} leads to {new}.")
+        ret["changes"] = {"release": {"old": old, "new": new}}
+        if switch.get("schema"):
+            ret["changes"]["schema"] = switch["schema"]
+        if __opts__["test"]:
+            return _with(ret, None, f"{name} would lead to {new} again.")
+        marked = f" {old} is marked bad." if switch["bad"] else ""
+        return _with(ret, True, f"{name} leads to {new} again.{marked}")
+    return ret
+
+
 def healthy(
     name: str,
     link: str | None = None,
@@ -711,7 +778,7 @@ def mod_watch(name: str, sfun: str | None = None, **kwargs: Any) -> dict[str, An
             - listen:
               - service: app
     """
-    functions = (managed, migrated, active, healthy, pruned, absent, packed)
+    functions = (managed, migrated, active, rolled_back, healthy, pruned, absent, packed)
     function = {one.__name__: one for one in functions}.get(str(sfun))
     if function is None:
         return _with(_new(name), False, f"There is no state {sfun} to be watched for.")

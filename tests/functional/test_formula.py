@@ -266,6 +266,14 @@ def test_rollback(shop: Shop) -> None:
     shop.more["to"] = "3"
     shop.done("releases.rollback")
     assert (shop.active(), set(shop.manager.runs_on().values())) == ("3", {"3"})
+    assert shop.done("releases.rollback") == {}  # it is there
+    shop.more = {**shop.more, "to": None, "leaving": "1"}
+    assert shop.done("releases.rollback") == {}  # another one is active
+    shop.more["leaving"] = "3"
+    answers = shop.apply("releases.rollback")  # the one before is marked bad
+    assert answers["shop goes back"]["result"] is False
+    assert minions.sentence(answers["shop goes back"]["comment"])
+    assert (shop.active(), set(shop.manager.runs_on().values())) == ("3", {"3"})
 
 
 @both_managers
