@@ -65,10 +65,11 @@ def settings(defaults: dict[str, Any] | None = None, pillar: Any = None) -> dict
 
     Returns a dictionary: ``apps`` (what the SLS files need of each app, by name: of those that
     ``releases:only`` names, or of all), ``several`` (whether they are more than one, and not
-    named), ``builds`` (the arguments of ``virtualenv_relocated.packed``, by bundle), ``to`` and ``leaving`` (the
-    releases that these name, for a rollback), ``with_data``, the settings of process managers and web
-    servers, and ``problem``: ``None``, or what is wrong with the pillar; there are no apps and no
-    builds then. What is wrong with an app that is not named is not told. Secrets are shown.
+    named), ``builds`` (the arguments of ``virtualenv_relocated.packed``, by bundle), ``to`` and
+    ``leaving`` (the releases that a rollback goes to and leaves), ``with_data``, the settings of
+    process managers and web servers, and ``problem``: ``None``, or what is wrong with the pillar;
+    there are no apps and no builds then. What is wrong with an app that is not named is not told.
+    Secrets are shown.
 
     CLI Example:
 
