@@ -122,7 +122,7 @@ def let_through(staged: str) -> None:
     if os.geteuid() == 0:
         for folder in (os.path.dirname(os.path.dirname(staged)), os.path.dirname(staged)):
             os.chmod(folder, 0o711)
-        os.chmod(staged, 0o755)
+        os.chmod(staged, 0o711)
 
 
 def environment(release: str, home: str, *before: str) -> dict[str, str]:
