@@ -401,7 +401,8 @@ def test_a_lock_that_is_taken_too_late(world: World, monkeypatch: pytest.MonkeyP
     first: list[int] = []
 
     def flock(file: Any, how: int) -> None:
-        name = os.readlink(f"/proc/self/fd/{file}") if isinstance(file, int) else ""
+        number = file if isinstance(file, int) else file.fileno()
+        name = os.readlink(f"/proc/self/fd/{number}")
         if name.endswith(".packing") and not first:
             first.append(1)
             # Another run, which has had the lock all the time, now puts it in place and ends.
