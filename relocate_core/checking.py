@@ -72,6 +72,7 @@ def check(
     deep: bool = False,
     *,
     home: str | None = None,
+    base: str | None = None,
     compiled: dict[str, set[str]] | None = None,
     links: Mapping[str, str] | None = None,
 ) -> Verdict:
@@ -82,6 +83,7 @@ def check(
         deep: compare every file as well: with the manifest where it came as a bundle, so that
             whatever was changed, removed or added is found; else with the hash in its RECORD.
         home: the path that it is going to be renamed to, where it does not stand there yet.
+        base: the folder of its base Python, where that is known for sure; see `ask_own`.
         compiled: its compiled modules, and
         links: its links, where both are known; see `survey`.
 
@@ -95,7 +97,7 @@ def check(
     environment = inspect(path)
     try:
         surveyed = survey(environment, compiled, links)
-        version, problems = _interpreter(environment, surveyed)
+        version, problems = _interpreter(environment, surveyed, base)
         place = _Place(path, home)
         problems += _scripts(environment, place)
         problems += _links(surveyed, problems, place)
@@ -127,7 +129,9 @@ class _Place:
         return path
 
 
-def _interpreter(environment: Virtualenv, surveyed: Survey) -> tuple[str | None, list[Problem]]:
+def _interpreter(
+    environment: Virtualenv, surveyed: Survey, base: str | None
+) -> tuple[str | None, list[Problem]]:
     file = "bin/python"
     executable = os.path.join(os.path.abspath(environment.path), file)
     if os.path.islink(executable) and not os.path.exists(executable):
@@ -135,7 +139,7 @@ def _interpreter(environment: Virtualenv, surveyed: Survey) -> tuple[str | None,
         reason = f"it leads to {target}, which is not on this machine: reinitialize"
         return None, [Problem("interpreter", file, reason)]
     try:
-        found = interpreter.ask_own(environment.path)
+        found = interpreter.ask_own(environment.path, base)
     except InterpreterNotFound as error:
         return None, [Problem("interpreter", file, f"{error}: reinitialize")]
     problems = []

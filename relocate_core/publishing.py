@@ -276,7 +276,8 @@ def _prepare(
     let_through(staged)  # what of it is run from here on is not run as root, if it can be helped
     swapped = reinitialize(staged, python, staged=True, compiled=compiled)
     tell("reinitialized", {"python": swapped.python})
-    verdict = check(staged, home=path, compiled=compiled, links=links)
+    base = os.path.dirname(swapped.python)
+    verdict = check(staged, home=path, base=base, compiled=compiled, links=links)
     fatal = [problem for problem in verdict.problems if problem.kind in _FATAL]
     if fatal:
         more = f" and {len(fatal) - 1} more problems" if len(fatal) > 1 else ""

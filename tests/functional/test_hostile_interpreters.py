@@ -180,3 +180,19 @@ def test_a_python_of_somebody_else_is_run_as_them(place: Path) -> None:
             os.chown(os.path.join(folder, name), 4321, 4321, follow_symlinks=False)
     check(str(tree))
     assert set((place / "told").read_text().split()) == {"4321"}
+
+
+@pytest.mark.parametrize("owner", [None, (4321, 4321)])
+def test_a_base_that_only_root_can_run(place: Path, owner: tuple[int, int] | None) -> None:
+    """It is asked all the same: who owns a release need not be who runs it."""
+    closed = place / "closed"
+    closed.mkdir(0o700)
+    (closed / VERSION).symlink_to(BASE)
+    tree = place / "build"
+    subprocess.run([BASE, "-m", "venv", "--copies", "--without-pip", tree], check=True)
+    with tarfile.open(place / "1.tar", "w") as tar:
+        tar.add(tree, ".")
+    os.makedirs(place / "srv")
+    release = place / "srv" / "1"
+    publish(str(place / "1.tar"), str(release), python=str(closed / VERSION), owner=owner)
+    assert release.stat().st_uid == (owner or (0, 0))[0]
