@@ -971,6 +971,45 @@ def test_a_link_that_another_tool_has_switched(two: App, how: str) -> None:
     assert two.call("rollback", two.root)["release"] == "2"
 
 
+# --- rolled_back ----------------------------------------------------------------------------------
+
+
+def went_back(app: App, **arguments: Any) -> dict[str, Any]:
+    """Go back as a test, for real, and once more; what was done."""
+    before = app.world()
+    said = app.single("rolled_back", "current", test=True, **arguments)
+    assert said["result"] is None
+    new = said["changes"]["release"]["new"]
+    assert said["comment"] == f"{app.path('current')} would lead to {new} again."
+    assert app.world() == before
+    done = app.single("rolled_back", "current", **arguments)
+    assert (done["result"], done["changes"]) == (True, said["changes"])
+    kept = app.kept()
+    again = app.single("rolled_back", "current", **arguments)
+    assert (again["result"], again["changes"], app.kept()) == (True, {}, kept)
+    return done
+
+
+def test_going_back_from_a_named_release(two: App) -> None:
+    done = went_back(two, leaving="2", reason="prices are wrong")
+    assert done["comment"] == f"{two.path('current')} leads to 1 again. 2 is marked bad."
+    assert done["changes"] == {"release": {"old": "2", "new": "1"}}
+    assert two.call("releases", two.root)["2"]["bad"] == "prices are wrong"
+
+
+def test_going_back_to_a_named_release_without_a_mark(two: App) -> None:
+    done = went_back(two, to="1", mark=False)
+    assert done["comment"] == f"{two.path('current')} leads to 1 again."
+    went_back(two, to="2", mark=False)
+    assert two.current() == "2"
+
+
+def test_nothing_to_go_back_to(app: App) -> None:
+    app.deploy("1")
+    app.refused("rolled_back", "current", "^There is no good release before 1 in ")
+    app.refused("rolled_back", "current", "9", to="9")
+
+
 # --- healthy --------------------------------------------------------------------------------------
 
 QUICK = {"attempts": 2, "interval": 0.01}
@@ -1606,7 +1645,8 @@ def test_a_minion_that_only_tests(two: App, minion: Masterless) -> None:
 
 def test_every_state_has_an_example(minion: Masterless) -> None:
     names = minion.functions["sys.list_state_functions"]("virtualenv_relocated")
-    states = {"managed", "migrated", "active", "healthy", "pruned", "absent", "packed"}
+    states = {"managed", "migrated", "active", "rolled_back", "healthy", "pruned", "absent"}
+    states.add("packed")
     assert {name.rpartition(".")[2] for name in names} == {*states, "mod_watch"}
     documented = minion.functions["sys.state_doc"]("virtualenv_relocated")
     source = (minion.root / "_states" / "virtualenv_relocated.py").read_text()
