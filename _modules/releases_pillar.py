@@ -146,6 +146,7 @@ def _settings(given: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
         for name, app in apps.items()
         if name in top.get("only", apps)
     }
+    _require_own_names(found["apps"])
     # Going back and clearing away are asked for by app, where there are several.
     found["several"] = "only" not in top and len(apps) > 1
     found["builds"] = {
@@ -153,6 +154,19 @@ def _settings(given: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
         for bundle, build in top.get("builds", {}).items()
     }
     return found
+
+
+def _require_own_names(apps: Mapping[str, Any]) -> None:
+    """Refuse what a process manager could not tell apart: shop's blog-web and shop-blog's web."""
+    owners: dict[str, str] = {}
+    for app in apps.values():
+        for program in app["programs"].values():
+            other = owners.setdefault(program["name"], app["name"])
+            if other != app["name"]:
+                raise _Wrong(
+                    f"releases:apps:{app['name']}:programs:{program['short']} would be called "
+                    f"{program['name']}, as one of {other} is: rename one of them"
+                )
 
 
 def _app(

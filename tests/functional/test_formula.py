@@ -495,6 +495,20 @@ def test_a_wrong_top(shop: Shop) -> None:
         assert answers["the pillar of releases"]["comment"].startswith(words)
 
 
+def test_programs_that_would_be_called_the_same(shop: Shop) -> None:
+    other = {
+        **shop.app,
+        "root": str(shop.folder / "other"),
+        "programs": {"web": {"command": "bin/b"}},
+    }
+    shop.more["apps"] = {"shop-blog": other}
+    answers = shop.apply(programs={"blog-web": {"command": "bin/a"}})
+    assert answers["the pillar of releases"]["comment"] == (
+        "releases:apps:shop-blog:programs:web would be called shop-blog-web, as one of shop is: "
+        "rename one of them"
+    )
+
+
 def test_no_pillar_at_all_is_nothing_to_do(shop: Shop) -> None:
     for sls in ("releases", "releases.deploy", "releases.clean", "releases.rollback"):
         assert not {one["comment"] for one in shop.given({}, sls).values() if not one["result"]}
