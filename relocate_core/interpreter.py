@@ -3,7 +3,7 @@
 It has to be of the same X.Y, implementation and ABI as the one that the virtualenv was built with,
 or its bytecode and compiled modules would not load. What a Python is, it is asked itself; a path
 proves nothing. What a virtualenv has in the place of its Python may be anything, as it may come out
-of an archive: root does not run that.
+of an archive: root lets somebody else run that, where anybody else can.
 """
 
 from __future__ import annotations
@@ -160,9 +160,8 @@ def _other_user(path: str, base: str | None) -> tuple[int, int] | None:
     if not owner.st_uid and _runs_base_alone(path):
         return None
     user = owner.st_uid or _NOBODY, owner.st_gid or _NOBODY
-    if (
-        base is None and not owner.st_uid
-    ):  # another owner could name a folder that is closed to them
+    if base is None and not owner.st_uid:
+        # Not of another owner, who could name a folder that is closed to them, for root to run it.
         base = read_config(path).get("home")
     places = [path, *([base] if base else [])]
     return user if all(_may_enter(place, user) for place in places) else None
