@@ -29,6 +29,8 @@ MOST_WORKERS = 4
 # Small enough that the workers finish together, large enough that messages cost nothing.
 BATCH_FILES = 400
 
+_PACKAGE = os.path.dirname(os.path.abspath(__file__))
+
 # Run by `python -c`: gives the package a name of its own, whatever is installed under that name.
 _BOOTSTRAP = (
     "import sys;m=sys.modules['relocate_core']=type(sys)('relocate_core');"
@@ -37,15 +39,19 @@ _BOOTSTRAP = (
 )
 
 
-def _fingerprint() -> list[tuple[str, int, int]]:
-    """What the package's files are like now."""
-    package = os.path.dirname(os.path.abspath(__file__))
+def _fingerprint(package: str = _PACKAGE) -> list[tuple[str, int, int]]:
+    """Path, size and time of each source file of the package now; empty inside a zip."""
+    found = []
     try:
-        with os.scandir(package) as entries:
-            sources = [entry for entry in entries if entry.name.endswith(".py")]
-            return sorted((e.name, e.stat().st_size, e.stat().st_mtime_ns) for e in sources)
-    except OSError:  # inside a zip
+        for parent, _, names in os.walk(package):
+            for name in names:
+                if name.endswith(".py"):
+                    path = os.path.join(parent, name)
+                    status = os.stat(path)
+                    found.append((path, status.st_size, status.st_mtime_ns))
+    except OSError:  # a file that has just been replaced
         return []
+    return sorted(found)
 
 
 # A minion lives on while a sync replaces the package: workers would then run other code than this.
@@ -138,11 +144,10 @@ def _start(scanner: Scanner) -> list[_Worker]:
     import subprocess
 
     count = min(usable_cores(), MOST_WORKERS)
-    package = os.path.dirname(os.path.abspath(__file__))
     if count < 2 or not sys.executable or not _LOADED or _fingerprint() != _LOADED:
         return []
     workers: list[_Worker] = []
-    command = [sys.executable, "-I", "-S", "-B", "-c", _BOOTSTRAP, package, str(scanner.root)]
+    command = [sys.executable, "-I", "-S", "-B", "-c", _BOOTSTRAP, _PACKAGE, str(scanner.root)]
     try:
         for _ in range(count):
             process = subprocess.Popen(

@@ -1,0 +1,30 @@
+"""Tests of the worker processes: whether they would run the code that this process has loaded."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from relocate_core import pool
+
+
+@pytest.mark.parametrize("changed", ["cli.py", "artefacts/scripts.py", "inside/__init__.py"])
+def test_a_change_in_any_package_is_noticed(changed: str, tmp_path: Path) -> None:
+    package = tmp_path / "core"
+    shutil.copytree(Path(pool.__file__).parent, package)
+    before = pool._fingerprint(str(package))
+    with open(package / changed, "a") as file:
+        file.write("# another version\n")
+    assert pool._fingerprint(str(package)) != before
+
+
+def test_a_module_that_came_or_went_is_noticed(tmp_path: Path) -> None:
+    package = tmp_path / "core"
+    shutil.copytree(Path(pool.__file__).parent, package)
+    before = pool._fingerprint(str(package))
+    (package / "artefacts" / "new.py").write_text("")
+    assert pool._fingerprint(str(package)) != before
+    (package / "artefacts" / "new.py").unlink()
+    assert pool._fingerprint(str(package)) == before
