@@ -41,7 +41,7 @@ from .installers import INSTALLERS, Installer, Wanted, find_installer
 from .interpreter import Interpreter, ask, named
 from .locking import held, locked
 from .packing import Packing, name_against, pack
-from .releases import Tell, silent
+from .progress import Tell, silent
 from .sources import Requirements, Tree, Wheel, digest_of
 from .trust import require_trusted
 from .virtualenv import absolute_prefix

@@ -14,8 +14,9 @@ from typing import Any
 
 from . import history, schema_records
 from .errors import CannotMigrate
+from .progress import Tell, silent
 from .recipes import Recipe
-from .releases import WAIT, Root, Tell, name_of, silent
+from .releases import WAIT, Root, name_of
 from .schema_records import Begun, Book, Known
 from .schemas import Schema, Version, Way, schema_of, told
 

@@ -36,7 +36,7 @@ from .interpreter import ask
 from .locking import locked
 from .manifest import PLACE, RECORD, Base, Head, Row, file_mode, folder_mode
 from .output import Output, put
-from .releases import Tell, silent
+from .progress import Tell, silent
 from .relocation import relocate
 from .scanning import HIDDEN_FIRST, WHOLE, hidden_reference, needles
 from .survey import compiled_module, editables, survey

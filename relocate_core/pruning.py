@@ -9,7 +9,8 @@ from typing import Any
 from . import history
 from .errors import InvalidPath, ReleaseInUse, TreeError
 from .processes import using
-from .releases import WAIT, Release, Root, Tell, name_of, silent
+from .progress import Tell, silent
+from .releases import WAIT, Release, Root, name_of
 
 
 @dataclass

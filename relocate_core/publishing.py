@@ -15,8 +15,9 @@ from .errors import CannotRun, InvalidPath, NoBase, NotARelease, RelocateError
 from .fitting import require_fit
 from .interpreter import Interpreter, named
 from .manifest import RECORD
+from .progress import Tell, silent
 from .reinitialization import reinitialize
-from .releases import WAIT, Root, Tell, name_of, silent
+from .releases import WAIT, Root, name_of
 from .relocation import has_leftovers, relocate
 from .running import identity, let_through
 from .sharing import checked, require_targets, share

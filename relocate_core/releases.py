@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,13 +30,6 @@ CURRENT = "current"
 WAIT = 300.0
 _RECORD_FORMAT = 1
 _LONGEST_RECORD = 1 << 20
-
-Tell = Callable[[str, dict[str, Any]], None]
-"""Called after each step with its name and facts about it: for logs and progress."""
-
-
-def silent(step: str, facts: dict[str, Any]) -> None:
-    """A `Tell` that tells nobody."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import Any
 from . import history, schema_records
 from .errors import InvalidPath, NotARelease
 from .migrations import LOCK, TakingDown, leave_as_it_is
-from .releases import CURRENT, WAIT, Root, Tell, name_of, silent
+from .progress import Tell, silent
+from .releases import CURRENT, WAIT, Root, name_of
 from .virtualenv import absolute_prefix
 
 
