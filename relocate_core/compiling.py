@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from .errors import InterpreterNotFound
 from .interpreter import ask
-from .pool import usable_cores
+from .processes import usable_cores
 
 MOST_HELPERS = 8
 

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from .errors import InvalidPath, TreeError
-from .pool import usable_cores
+from .processes import usable_cores
 
 FORMS = {
     ".tar": "tar",

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from . import files
 from .messages import receive, send
+from .processes import usable_cores
 from .scanning import Findings, Folder, Scanner
 
 if TYPE_CHECKING:
@@ -171,13 +172,6 @@ def _start(scanner: Scanner) -> list[_Worker]:
             worker.stop()
         return []
     return workers
-
-
-def usable_cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _feed(

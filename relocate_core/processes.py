@@ -46,3 +46,10 @@ def _traces(process: str) -> Iterator[bytes]:
         for number in os.listdir(f"{process}/fd"):
             with suppress(OSError):
                 yield os.fsencode(os.readlink(f"{process}/fd/{number}")) + b"/"
+
+
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

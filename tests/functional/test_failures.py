@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from relocate_core import files, large, pool, relocation, scanning
+from relocate_core import files, large, pool, processes, relocation, scanning
 from relocate_core.errors import (
     Busy,
     InvalidPath,
@@ -660,8 +660,8 @@ def test_no_workers_to_be_had(
 ) -> None:
     trees = [copy(big.path, tmp_path / name) for name in ("with", "without", "thread")]
     reports = [relocate(trees[0], NEW)]
-    if started != [min(pool.MOST_WORKERS, pool.usable_cores())]:
-        assert pool.usable_cores() < 2
+    if started != [min(pool.MOST_WORKERS, processes.usable_cores())]:
+        assert processes.usable_cores() < 2
     thread = threading.Thread(target=lambda: reports.append(relocate(trees[2], NEW)))
     thread.start()
     thread.join()
