@@ -10,10 +10,10 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from typing import Any
 
 from . import files
+from .locking import now
 
 NAME = "history.jsonl"
 
@@ -38,11 +38,6 @@ MIGRATION_FAILED = "migration_failed"
 
 Event = dict[str, Any]
 """time (ISO 8601, UTC), event, release, and what else belongs to it: previous, link, reason..."""
-
-
-def now() -> str:
-    """The time as records have it: ISO 8601, UTC, to the second."""
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def append(folder: int, event: str, release: str, **facts: Any) -> Event:

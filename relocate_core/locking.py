@@ -8,9 +8,9 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
 
 from .errors import Busy
-from .history import now
 
 LOCK = "lock"
 
@@ -128,3 +128,8 @@ def _release(file: int) -> None:
     # Not left to closing it: what another thread has forked meanwhile holds a copy.
     with suppress(OSError):
         fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def now() -> str:
+    """The time as records have it: ISO 8601, UTC, to the second."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

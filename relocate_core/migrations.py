@@ -12,7 +12,7 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from . import history, schema_records
+from . import history, locking, schema_records
 from .errors import CannotMigrate
 from .progress import Tell, silent
 from .recipes import Recipe
@@ -198,7 +198,7 @@ class _Work:
         known, seen = self.known, self.seen
         if known.begun is None or known.begun.release != self.name:
             before = seen.version if known.begun is None else known.begun.before
-            known.begun = Begun(self.name, before, history.now())
+            known.begun = Begun(self.name, before, locking.now())
         for name in _were_active(self.root):
             if name not in known.releases and name != self.name:
                 known.note(name, known.begun.before, seen.place, None)

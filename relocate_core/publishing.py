@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from . import history
+from . import history, locking
 from .checking import check
 from .earlier import Earlier
 from .errors import CannotRun, InvalidPath, NoBase, NotARelease, RelocateError
@@ -148,7 +148,7 @@ def publish(
             smoke(staged, path, smoke_tests, smoke_user or owner)
             if smoke_tests:
                 tell("tried", {"commands": len(smoke_tests)})
-            record |= {"source": source or archive, "published": history.now(), "job": job}
+            record |= {"source": source or archive, "published": locking.now(), "job": job}
             root.publish(staged, name, record)
             root.note(history.PUBLISHED, name, source=source or archive)
             tell("published", {"path": path})

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from relocate_core import Migration, Recipe, Root, activate, history, migrate
+from relocate_core import Migration, Recipe, Root, activate, history, locking, migrate
 
 LIBRARIES = ("django>=4.2", "alembic>=1.13", "psycopg[binary]>=3.1")
 _SETTINGS = """
@@ -174,7 +174,7 @@ class Migrated:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(text)
                 file.chmod(0o755 if path.startswith("bin/") else 0o644)
-            root.publish(staged, name, {"published": history.now()})
+            root.publish(staged, name, {"published": locking.now()})
             root.note(history.PUBLISHED, name)
         return self.path(name)
 
