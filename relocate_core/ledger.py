@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-from base64 import urlsafe_b64decode
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -70,10 +69,10 @@ def update(root: int, staging: Staging) -> None:
         if item.kind == LINK:
             known[path] = f"{LEADS}{_target(root, path, item.temporary)}"
             continue
-        digests = staging.digests(path, "sha256")
+        old, new, _ = staging.digests(path, "sha256")
         if path not in known:
-            keep(root, path, _plain(digests.old))
-        known[path] = f"{HASHES}{_plain(digests.new)}"
+            keep(root, path, old.hex())
+        known[path] = f"{HASHES}{new.hex()}"
     staging.write(NAME, KIND, _document(known), status)
 
 
@@ -95,11 +94,6 @@ def add(root: int, entries: Mapping[str, str]) -> None:
 
 def _document(known: Mapping[str, str]) -> bytes:
     return json.dumps(known, indent=0, sort_keys=True).encode() + b"\n"
-
-
-def _plain(digest: bytes) -> str:
-    """A digest in hexadecimal, of what RECORD spells in base64."""
-    return urlsafe_b64decode(digest + b"=" * (-len(digest) % 4)).hex()
 
 
 def _status(root: int) -> Any:

@@ -66,7 +66,7 @@ class Records:
                 path = _path(record, row)
                 item = staging.items.get(path)
                 if item is not None and item.kind != LINK:
-                    changed[row] = partial(staging.digests, path)
+                    changed[row] = partial(_digests, staging, path)
                 elif row.endswith(b".pyc") and _HASHED_BYTECODE in line:
                     changed[row] = partial(self._bytecode_digests, path, line)
             if changed:
@@ -92,7 +92,7 @@ class Records:
         import hashlib
 
         def digest(content: bytes) -> bytes:
-            return metadata.encoded(hashlib.new(algorithm, content).digest())
+            return hashlib.new(algorithm, content).digest()
 
         try:
             with files.folder_of(self.root, path) as (folder, name):
@@ -102,8 +102,13 @@ class Records:
         except (OSError, bytecode.Unreadable):
             return Digests(b"", b"", 0)  # fits no row
         recorded = metadata.recorded_digest(line)
-        fitting = [d for d in map(digest, (now, *before)) if recorded == (algorithm, d)]
+        digests = map(digest, (now, *before))
+        fitting = [d for d in digests if recorded == (algorithm, metadata.encoded(d))]
         return Digests(fitting[0] if fitting else b"", digest(after), len(after))
+
+
+def _digests(staging: Staging, path: str, algorithm: str) -> Digests:
+    return Digests(*staging.digests(path, algorithm))
 
 
 def _path(record: str, row: bytes) -> str:

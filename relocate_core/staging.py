@@ -13,7 +13,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from . import files
-from .artefacts.metadata import Digests, encoded
 
 LINK = "link"
 
@@ -126,13 +125,13 @@ class Staging:
             os.utime(staged.temporary, ns=times, dir_fd=folder)
         return True
 
-    def digests(self, path: str, algorithm: str) -> Digests:
-        """What a RECORD says of a staged file, of its old and its new content."""
+    def digests(self, path: str, algorithm: str) -> tuple[bytes, bytes, int]:
+        """The digests of a staged file's old and new content, and the new one's size in bytes."""
         staged = self.items[path]
         with files.folder_of(self.root, path) as (folder, name):
             old, _ = _digest(folder, name, algorithm)
             new, size = _digest(folder, staged.temporary, algorithm)
-        return Digests(old, new, size)
+        return old, new, size
 
     def commit(self, rank: Callable[[Staged], int], last: int, *, keep: bool = False) -> None:
         """Rename everything into place in the order of `rank`.
@@ -232,12 +231,12 @@ class Rehearsal(Staging):
         self.items.pop(path, None)
         self.contents.pop(path, None)
 
-    def digests(self, path: str, algorithm: str) -> Digests:
+    def digests(self, path: str, algorithm: str) -> tuple[bytes, bytes, int]:
         import hashlib
 
-        known = super().digests(path, algorithm)
+        old, _, _ = super().digests(path, algorithm)
         content = self.contents.get(path, b"")
-        return Digests(known.old, encoded(hashlib.new(algorithm, content).digest()), len(content))
+        return old, hashlib.new(algorithm, content).digest(), len(content)
 
 
 @contextmanager
@@ -281,7 +280,7 @@ def _second_link(folder: int, name: str) -> str | None:
 
 
 def _digest(folder: int, name: str, algorithm: str) -> tuple[bytes, int]:
-    """A file's digest as RECORD spells it, and its size."""
+    """A file's digest and its size."""
     import hashlib
 
     digest, size = hashlib.new(algorithm), 0
@@ -290,7 +289,7 @@ def _digest(folder: int, name: str, algorithm: str) -> tuple[bytes, int]:
         while True:
             piece = os.read(file, 1 << 20)
             if not piece:
-                return encoded(digest.digest()), size
+                return digest.digest(), size
             digest.update(piece)
             size += len(piece)
     finally:

@@ -76,7 +76,7 @@ def _lines_with(record: bytes, marks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 class Digests(NamedTuple):
-    """What a rewritten file was and is."""
+    """The digests of a rewritten file's old and new content, and the new one's size in bytes."""
 
     old: bytes
     new: bytes
@@ -110,10 +110,10 @@ def _update_row(line: bytes, digests: Callable[[str], Digests]) -> bytes:
     if recorded is None or match is None:
         return line
     known = digests(recorded[0])
-    if known.old != recorded[1]:
+    if encoded(known.old) != recorded[1]:
         return line
     size = b"%d" % known.size if match[3] else b""
-    return line[: match.start()] + b",%s=%s,%s%s" % (match[1], known.new, size, match[4])
+    return line[: match.start()] + b",%s=%s,%s%s" % (match[1], encoded(known.new), size, match[4])
 
 
 def recorded_digest(line: bytes) -> tuple[str, bytes] | None:

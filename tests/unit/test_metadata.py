@@ -109,7 +109,11 @@ def digest(data: bytes, algorithm: str = "sha256") -> bytes:
 
 
 def digests(old: bytes, new: bytes) -> object:
-    return lambda algorithm: Digests(digest(old, algorithm), digest(new, algorithm), len(new))
+    def of(algorithm: str) -> Digests:
+        before, after = (hashlib.new(algorithm, data).digest() for data in (old, new))
+        return Digests(before, after, len(new))
+
+    return of
 
 
 A, B = b"the old content", b"new"
