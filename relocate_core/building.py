@@ -25,7 +25,7 @@ from typing import Any
 
 from . import manifest, sources
 from .artefacts.bytecode import MODES
-from .commands import Runner, environment, without_credentials
+from .commands import Runner, environment
 from .compression import FORMS, form_of, require
 from .environments import TOOLS, Environment, Program, find_tool
 from .errors import (
@@ -42,6 +42,7 @@ from .interpreter import Interpreter, ask, named
 from .locking import held, locked
 from .packing import Packing, name_against, pack
 from .progress import Tell, silent
+from .redact import without_credentials
 from .sources import Requirements, Tree, Wheel, digest_of
 from .trust import require_trusted
 from .virtualenv import absolute_prefix

@@ -15,9 +15,9 @@ import subprocess
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from urllib.parse import unquote
 
 from .errors import BuildFailed
+from .redact import redact, secrets_in
 
 # What tells pip and uv where packages come from and which of them to take.
 _KEPT = re.compile(
@@ -34,31 +34,9 @@ _MISLEADING = re.compile(
     r"(?:PIP_|UV_|PYTHON|VIRTUALENV_|CONDA_)|(?:_?VIRTUAL_ENV\w*|__PYVENV_LAUNCHER__)\Z"
 )
 _USUAL_FOLDERS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
-_CREDENTIALS = re.compile(r"(?<=://)([^/\s@'\"]+)@")
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _LAST_LINES = 400
 _LONGEST_WORDS = 400
-_SHORTEST_SECRET = 4
-
-
-# --- credentials ----------------------------------------------------------------------------------
-
-
-def without_credentials(text: str) -> str:
-    """`text` with no user and password in any URL."""
-    return _CREDENTIALS.sub("", text)
-
-
-def secrets_in(values: Iterable[str]) -> set[str]:
-    """The passwords and tokens in the URLs of some texts, as they stand and decoded."""
-    found = set()
-    for value in values:
-        for known in _CREDENTIALS.findall(value):
-            user, _, password = known.partition(":")
-            secret = password or user
-            found |= {secret, unquote(secret)}
-    # A secret as short as that would be found in every other word.
-    return {secret for secret in found if len(secret) >= _SHORTEST_SECRET}
 
 
 # --- programs -------------------------------------------------------------------------------------
@@ -206,10 +184,7 @@ class Runner:
         return list(lines)
 
     def _plain(self, text: str) -> str:
-        text = without_credentials(_ESCAPES.sub("", text))
-        for secret in sorted(self._secrets, key=len, reverse=True):
-            text = text.replace(secret, "****")
-        return text
+        return redact(_ESCAPES.sub("", text), self._secrets)
 
 
 def _private(path: str, flags: int) -> int:

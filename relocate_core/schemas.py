@@ -16,9 +16,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from .commands import secrets_in, without_credentials
 from .errors import CannotMigrate
 from .recipes import Recipe
+from .redact import redact, secrets_in
 from .running import Ended, environment, identity, run
 
 Version = Any
@@ -26,7 +26,6 @@ Version = Any
 
 _ASKED = "VIRTUALENV_TOOLS_ASKED"
 _SECRET = re.compile(r"(?i)pass|pwd|secret|token|key|credential|dsn|auth")
-_SHORTEST_SECRET = 4
 _LONGEST_WORDS = 400
 _LONGEST_VERSION = 1000
 
@@ -155,11 +154,7 @@ class Schema(ABC):
         """`text` without what the recipe has of passwords."""
         env = self.recipe.env
         secrets = {value for name, value in env.items() if _SECRET.search(name)}
-        secrets |= secrets_in(env.values())
-        for secret in sorted(secrets, key=len, reverse=True):
-            if len(secret) >= _SHORTEST_SECRET:
-                text = text.replace(secret, "****")
-        return without_credentials(text)
+        return redact(text, secrets | secrets_in(env.values()))
 
 
 _READING = "read the schema with"
