@@ -13,7 +13,7 @@ from typing import Any
 
 from .artefacts.bytecode import MODES
 from .errors import InvalidPath, NotAVirtualenv, RelocateError
-from .relocation import Relocation
+from .relocation.relocate import Relocation
 
 _EPILOG = """\
 exit codes: 0 done, or nothing to do; 1 a virtualenv could not be worked on, or --check found a
@@ -135,8 +135,8 @@ def _work_on(path: str, options: argparse.Namespace) -> bool:
 
 
 def _update_path(path: str, options: argparse.Namespace) -> None:
-    from .relocation import relocate
-    from .virtualenv import absolute_prefix
+    from .relocation.relocate import relocate
+    from .virtualenvs.layout import absolute_prefix
 
     if options.update_path != "auto":
         absolute_prefix(options.update_path, "--update-path")
@@ -174,7 +174,7 @@ def _summary(report: Relocation) -> str:
 
 
 def _reinitialize(path: str, options: argparse.Namespace) -> None:
-    from .reinitialization import reinitialize
+    from .relocation.reinitialize import reinitialize
 
     report = reinitialize(path, options.python, dry_run=options.dry_run)
     if options.json:
@@ -191,7 +191,7 @@ def _reinitialize(path: str, options: argparse.Namespace) -> None:
 
 
 def _info(path: str, options: argparse.Namespace) -> None:
-    from .description import describe
+    from .virtualenvs.description import describe
 
     facts = describe(path)
     if options.json:
@@ -213,7 +213,7 @@ def _plain(value: Any) -> str:
 
 
 def _pack(path: str, options: argparse.Namespace) -> None:
-    from .packing import pack
+    from .bundles.pack import pack
 
     report = pack(
         path,
@@ -248,7 +248,7 @@ def _bytes(size: int) -> str:
 
 
 def _check(path: str, options: argparse.Namespace) -> bool:
-    from .checking import check
+    from .relocation.check import check
 
     verdict = check(path, deep=options.deep)
     if options.json:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from ..prefix import Prefixes
-from ..quoting import CSH, FISH, NU, RAW, SH, Language, replace, substitute
 from . import text
+from .prefix import Prefixes
+from .quoting import CSH, FISH, NU, RAW, SH, Language, replace, substitute
 
 KIND = "activation"
 

@@ -16,7 +16,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ..prefix import Prefixes, reference_pattern
+from .prefix import Prefixes, reference_pattern
 
 KIND = "binary"
 

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ..prefix import Prefixes
+from .prefix import Prefixes
 
 KIND = "bytecode"
 MODES = ("timestamp", "checked-hash", "unchecked-hash")

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..prefix import Prefixes
-from ..quoting import Unspeakable
-from . import activation, archives, binaries, bytecode, metadata, scripts, text
+from . import activation, binaries, bytecode, metadata, scripts, text, uneditable
+from .prefix import Prefixes
+from .quoting import Unspeakable
 
-KINDS = (bytecode, binaries, archives, activation, scripts, metadata, text)
+KINDS = (bytecode, binaries, uneditable, activation, scripts, metadata, text)
 
 
 class Rewritten(NamedTuple):
@@ -48,5 +48,5 @@ def rewrite(path: str, data: bytes, prefixes: Prefixes) -> Rewritten:
         return Rewritten(kind.KIND, data, f"unreadable bytecode: {error}")
     except binaries.NoRoom as error:
         return Rewritten(kind.KIND, error.data, str(error))
-    except (archives.Uneditable, Unspeakable) as error:
+    except (uneditable.Uneditable, Unspeakable) as error:
         return Rewritten(kind.KIND, data, str(error))

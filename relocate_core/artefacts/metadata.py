@@ -11,8 +11,8 @@ from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from ..prefix import Prefixes
-from ..quoting import JSON, PYTHON, RAW, replace
+from .prefix import Prefixes
+from .quoting import JSON, PYTHON, RAW, replace
 
 KIND = "metadata"
 

@@ -17,9 +17,9 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from ..prefix import PLAIN, Prefixes, reference_pattern
-from ..quoting import PYTHON, SH, Unspeakable, replace
 from . import text
+from .prefix import PLAIN, Prefixes, reference_pattern
+from .quoting import PYTHON, SH, Unspeakable, replace
 
 KIND = "script"
 

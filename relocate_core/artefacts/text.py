@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 
-from ..prefix import Prefixes
-from ..quoting import (
+from .prefix import Prefixes
+from .quoting import (
     BATCH,
     CSH,
     FISH,

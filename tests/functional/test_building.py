@@ -21,10 +21,12 @@ from typing import Any
 
 import pytest
 
-from relocate_core import commands, manifest, publish
-from relocate_core.building import Building, build
-from relocate_core.commands import telling
+from relocate_core import publish
+from relocate_core.builds import runner
+from relocate_core.builds.build import Building, build
+from relocate_core.builds.runner import telling
 from relocate_core.errors import Busy, RelocateError
+from relocate_core.virtualenvs import manifest
 from tests.support import packages
 from tests.support.minions import sentence
 
@@ -627,7 +629,7 @@ def test_bad_arguments_are_refused(shop: Shop, words: str, options: dict[str, An
 def test_a_tool_that_is_not_there_is_told(
     shop: Shop, tool: str, installer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = commands.output_of
+    known = runner.output_of
 
     def without(*command: str, **options: Any) -> str | None:
         gone = tool if tool != "venv" else installer
@@ -637,7 +639,7 @@ def test_a_tool_that_is_not_there_is_told(
             else known(*command, **options)
         )
 
-    monkeypatch.setattr("relocate_core.environments.output_of", without)
+    monkeypatch.setattr("relocate_core.builds.environment.output_of", without)
     shop.refused("install it", "alpha", tool=tool, installer=installer)
 
 
@@ -872,7 +874,7 @@ def test_a_kill_in_the_middle_of_installing_is_noticed(
     if not child:
         try:
             monkeypatch.setattr(
-                "relocate_core.environments.Environment._compile",
+                "relocate_core.builds.environment.Environment._compile",
                 lambda self: os.kill(os.getpid(), signal.SIGKILL),
             )
             each.build("alpha")

@@ -29,9 +29,11 @@ from typing import Any
 
 import pytest
 
-from relocate_core import Root, check, history, ledger, pack, publish, relocate
+from relocate_core import Root, check, pack, publish, relocate
 from relocate_core.errors import NoBase, RelocateError
-from relocate_core.releases import RECORD
+from relocate_core.releases import history
+from relocate_core.releases.root import RECORD
+from relocate_core.virtualenvs import rewritten
 from tests.support import roots
 from tests.support.archives import remove
 from tests.support.bundles import LEDGER, MANIFEST, members_of, written
@@ -393,7 +395,7 @@ MEMBERS: dict[str, tuple[Change, str]] = {
     "added-to-its-own": (insert(".relocation/evil", "CACHEDIR.TAG"), r"\.relocation/evil"),
     "added-to-its-own-last": (insert(".relocation/evil", -1), r"\.relocation/evil"),
     "added-original": (
-        insert(f"{ledger.ORIGINALS}/{SHA256}", "CACHEDIR.TAG"),
+        insert(f"{rewritten.ORIGINALS}/{SHA256}", "CACHEDIR.TAG"),
         r"\.relocation/originals",
     ),
     "swapped": (swap("bin/beta", "bin/omega"), "bin/(beta|omega|deactivate.bat)"),
@@ -443,7 +445,7 @@ MEMBERS: dict[str, tuple[Change, str]] = {
     "no-ledger": (drop(LEDGER), "no .*ledger"),
     "ledger-of-another-name": (ledger_is(name=".relocation/evil"), r"\.relocation/evil|ledger"),
     "ledger-is-an-original": (
-        ledger_is(b"evil\n", f"{ledger.ORIGINALS}/{SHA256}"),
+        ledger_is(b"evil\n", f"{rewritten.ORIGINALS}/{SHA256}"),
         r"originals|ledger",
     ),
     "ledger-link": (ledger_is(b"", type=LNK, linkname="../etc/twin.txt"), "ledger"),
@@ -649,7 +651,7 @@ def test_a_home_that_is_no_place_for_a_python(world: World, tmp_path: Path) -> N
 @pytest.mark.parametrize("packed", [False, True], ids=["tar", "tar.gz"])
 def test_a_flipped_bit(every: int, packed: bool, world: World, tmp_path: Path) -> None:
     """Refused, or harmless: then it unpacks to just the same."""
-    from relocate_core.unpacking import unpack
+    from relocate_core.bundles.unpack import unpack
 
     data = world.bundles["A"].tar()
     data = gzip.compress(data, mtime=0) if packed else data
@@ -767,7 +769,7 @@ SEALED: dict[str, tuple[Change, str]] = {
     "size": (given("etc/evil", TWIN, size=5), "etc/(twin.txt|evil)"),
     "relocated": (given("etc/evil", "bin/beta"), "bin/beta|etc/evil"),
     "own": (given("etc/evil", ".relocation/ledger.json"), "manifest"),
-    "original": (given("etc/evil", f"{ledger.ORIGINALS}/{SHA256}"), "manifest"),
+    "original": (given("etc/evil", f"{rewritten.ORIGINALS}/{SHA256}"), "manifest"),
     "record": (given("etc/evil", RECORD), r"manifest|\.release\.json"),
     "parent": (given("etc/evil", "../../victims/file", b"a victim\n"), r"\.\."),
     "absolute": (given("etc/evil", "/etc/passwd"), "/etc/passwd"),
@@ -979,7 +981,7 @@ def test_a_full_bundle_beside_one(name: str, owner: tuple[int, int] | None, worl
 
 @needs_root
 @pytest.mark.parametrize("against", ["B", "B-A"])
-@pytest.mark.parametrize("where", [TWIN, LEDGER, MANIFEST, RECORD, ledger.ORIGINALS])
+@pytest.mark.parametrize("where", [TWIN, LEDGER, MANIFEST, RECORD, rewritten.ORIGINALS])
 def test_their_release_holds_a_file_without_an_end(where: str, against: str, world: World) -> None:
     """A hole of a terabyte costs nobody anything to make, and must cost root nothing to look at."""
     with theirs(world) as other:
@@ -1140,7 +1142,7 @@ def test_the_ledgers_folder_is_swapped(world: World, monkeypatch: pytest.MonkeyP
     swapped = []
     with theirs(world) as other:
         path = f"{other.root}/A"
-        shutil.rmtree(f"{path}/{ledger.ORIGINALS}")
+        shutil.rmtree(f"{path}/{rewritten.ORIGINALS}")
         replaced(f"{path}/{LEDGER}", text(b"{}\n"))
 
         def mkdir(name: str, *rest: Any, **options: Any) -> None:

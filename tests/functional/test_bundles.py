@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from relocate_core import Packing, activate, check, pool, publish, reinitialize, relocate
+from relocate_core import Packing, activate, check, publish, reinitialize, relocate
 from relocate_core.errors import (
     BadArchive,
     CannotTravel,
@@ -32,7 +32,8 @@ from relocate_core.errors import (
     NotAVirtualenv,
     RelocateError,
 )
-from relocate_core.releases import RECORD
+from relocate_core.releases.root import RECORD
+from relocate_core.relocation import pool
 from tests.support import bundles, checks, environments, minions, packages
 from tests.support.bundles import manifest_of, members_of, packed, reheaded, unpack_by_tar
 from tests.support.environments import (

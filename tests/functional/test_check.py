@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from relocate_core.checking import Problem, check
-from relocate_core.description import describe
 from relocate_core.errors import NotAVirtualenv
-from relocate_core.relocation import relocate
+from relocate_core.relocation.check import Problem, check
+from relocate_core.relocation.relocate import relocate
+from relocate_core.virtualenvs.description import describe
 from tests.support.environments import Environment, Project, digest, make
 
 

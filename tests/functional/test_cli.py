@@ -301,7 +301,7 @@ def test_control_c(alone: bool, big: Environment, tmp_path: Path) -> None:
 
 def pool_alone() -> int:
     """The number of files from which on workers are started."""
-    from relocate_core import pool
+    from relocate_core.relocation import pool
 
     return pool.ALONE
 
@@ -312,7 +312,8 @@ def test_nothing_to_do_costs_next_to_nothing(big: Environment, tmp_path: Path) -
     assert command("--update-path", "auto", tree).returncode == 0
     os.makedirs(f"{tree}/lib/locked")
     code = (
-        "import os, sys, relocate_core.relocation as r, relocate_core.pool as p\n"
+        "import os, sys\n"
+        "from relocate_core.relocation import pool as p, relocate as r\n"
         "p.scan = lambda *a: sys.exit('it walks')\n"
         "print(r.relocate(sys.argv[1]).changed)"
     )

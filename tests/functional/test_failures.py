@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from relocate_core import files, large, pool, processes, relocation, scanning
+from relocate_core.artefacts import large
 from relocate_core.errors import (
     Busy,
     InvalidPath,
@@ -33,8 +33,11 @@ from relocate_core.errors import (
     TreeError,
     UnknownPrefix,
 )
-from relocate_core.locking import locked
-from relocate_core.relocation import relocate
+from relocate_core.relocation import pool, scan
+from relocate_core.relocation import relocate as relocation
+from relocate_core.relocation.relocate import relocate
+from relocate_core.system import files, processes
+from relocate_core.system.locks import locked
 from tests.support import steps
 from tests.support.environments import Environment, copy, differences, digest, make
 from tests.support.steps import NEW, ROOT, Steps, small, temporaries
@@ -166,7 +169,8 @@ def test_somebody_elses_virtualenv(closed: bool, venv: Environment) -> None:
         os.chmod(venv.path, 0o700)
     before = digest(venv.path)
     core = "import sys; sys.path.insert(0, sys.argv[1]); import relocate_core.cli, os; "
-    core += "import relocate_core.interpreter, relocate_core.checking, relocate_core.relocation; "
+    core += "import relocate_core.virtualenvs.interpreter, relocate_core.relocation.check; "
+    core += "import relocate_core.relocation.relocate; "
     core += "os.setgroups([]); os.setgid(65534); os.setuid(65534); "
     core += "sys.exit(relocate_core.cli.main(sys.argv[2:]))"
     done = subprocess.run(
@@ -517,7 +521,7 @@ def test_a_large_text(venv: Environment) -> None:
     os.chmod(path, 0o751)
     before = digest(venv.path, times="files")
     report = relocate(venv.path, NEW)
-    assert path.stat().st_size > 2 * scanning.WHOLE
+    assert path.stat().st_size > 2 * scan.WHOLE
     assert "etc/large.txt" in report.files
     expected = f"path = {NEW}/share/data, {venv.old_prefix}2\n" + "x" * 1000 + "\n"
     assert path.read_text() == expected * 20_000
@@ -646,7 +650,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many workers each scan has started."""
     real, counts = pool._start, []
 
-    def start(scanner: scanning.Scanner) -> list[pool._Worker]:
+    def start(scanner: scan.Scanner) -> list[pool._Worker]:
         workers = real(scanner)
         counts.append(len(workers))
         return workers

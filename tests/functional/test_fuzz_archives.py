@@ -22,8 +22,8 @@ from random import Random
 
 import pytest
 
+from relocate_core.bundles.unpack import Limits, unpack
 from relocate_core.errors import RelocateError
-from relocate_core.unpacking import Limits, unpack
 from tests.functional.test_hostile_archives import ACCEPTED, ATTACKS
 from tests.support.archives import (
     BLOCK,

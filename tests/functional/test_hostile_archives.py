@@ -26,8 +26,8 @@ from typing import Any
 
 import pytest
 
+from relocate_core.bundles.unpack import Limits, Unpacked, unpack
 from relocate_core.errors import BadArchive, RelocateError
-from relocate_core.unpacking import Limits, Unpacked, unpack
 from tests.support.archives import (
     BLOCK,
     CHARACTER,

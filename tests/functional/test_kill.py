@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from relocate_core import pool
 from relocate_core.errors import Busy
-from relocate_core.relocation import relocate
+from relocate_core.relocation import pool
+from relocate_core.relocation.relocate import relocate
 from tests.support.environments import copy, differences, digest
 from tests.support.steps import NEW, ROOT, Steps, in_child, large, small, temporaries
 

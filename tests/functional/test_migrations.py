@@ -20,8 +20,8 @@ import pytest
 
 from relocate_core import Root, activate, migrate, rollback
 from relocate_core.errors import Busy, CannotMigrate, MarkedBad, NotARelease, RelocateError
-from relocate_core.releases import RECORDS
-from relocate_core.schema_records import NAME
+from relocate_core.releases.root import RECORDS
+from relocate_core.releases.schemas.record import NAME
 from tests.support import roots
 from tests.support.projects import Migrated, code, column, libraries, table
 from tests.support.roots import NOBODY, needs_root, one_sentence

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from relocate_core.checking import check
-from relocate_core.relocation import relocate
+from relocate_core.relocation.check import check
+from relocate_core.relocation.relocate import relocate
 from tests.support.environments import Environment, differences, digest, make
 
 

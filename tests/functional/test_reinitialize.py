@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from relocate_core import interpreter, reinitialization
-from relocate_core.checking import check
 from relocate_core.errors import InterpreterMismatch, InterpreterNotFound, RelocateError
-from relocate_core.reinitialization import reinitialize
+from relocate_core.relocation import reinitialize as reinitialization
+from relocate_core.relocation.check import check
+from relocate_core.relocation.reinitialize import reinitialize
+from relocate_core.virtualenvs import interpreter
 from tests.support import environments
 from tests.support.environments import Environment, copy, differences, digest, make
 from tests.support.steps import Steps, in_child, temporaries

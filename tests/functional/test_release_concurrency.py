@@ -18,9 +18,10 @@ from typing import Any
 
 import pytest
 
-from relocate_core import Root, activate, history, prune, publish, remove, rollback, unmark
+from relocate_core import Root, activate, prune, publish, remove, rollback, unmark
 from relocate_core.errors import Busy
-from relocate_core.releases import CURRENT, RECORDS
+from relocate_core.releases import history
+from relocate_core.releases.root import CURRENT, RECORDS
 from tests.support import roots
 from tests.support.roots import MARKED, MARKER, Site, left_behind, python, shape
 from tests.support.steps import ROOT

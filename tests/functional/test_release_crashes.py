@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
-from relocate_core import activate, history, mark, prune, publish, remove, rollback
+from relocate_core import activate, mark, prune, publish, remove, rollback
 from relocate_core.errors import NoRoom, RelocateError
-from relocate_core.releases import CURRENT
+from relocate_core.releases import history
+from relocate_core.releases.root import CURRENT
 from tests.support import roots
 from tests.support.roots import Site, State, left_behind, needs_root, shape
 from tests.support.steps import Steps, in_child

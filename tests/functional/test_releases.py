@@ -19,7 +19,6 @@ import pytest
 from relocate_core import (
     Root,
     activate,
-    history,
     mark,
     pin,
     prove,
@@ -27,7 +26,6 @@ from relocate_core import (
     publish,
     remove,
     rollback,
-    smoke,
     unmark,
     unpin,
 )
@@ -42,8 +40,9 @@ from relocate_core.errors import (
     RelocateError,
     UnsafeFolder,
 )
-from relocate_core.processes import using
-from relocate_core.releases import CURRENT, RECORD, RECORDS, STAGING
+from relocate_core.releases import history, smoke
+from relocate_core.releases.root import CURRENT, RECORD, RECORDS, STAGING
+from relocate_core.system.processes import using
 from tests.support import roots
 from tests.support.environments import digest
 from tests.support.roots import (
@@ -1134,7 +1133,7 @@ def test_no_history_at_all(site: Site) -> None:
 @pytest.fixture
 def ours(tmp_path: Path) -> Path:
     """A folder that only root can have touched; skips where the one of pytest is none."""
-    from relocate_core.trust import require_trusted
+    from relocate_core.system.ownership import require_trusted
 
     if os.geteuid() != 0:
         pytest.skip("only root is at risk")

@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 
-from relocate_core import Migration, Recipe, Root, activate, history, locking, migrate
+from relocate_core import Migration, Recipe, Root, activate, migrate
+from relocate_core.releases import history
+from relocate_core.system import locks
 
 LIBRARIES = ("django>=4.2", "alembic>=1.13", "psycopg[binary]>=3.1")
 _SETTINGS = """
@@ -174,7 +176,7 @@ class Migrated:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(text)
                 file.chmod(0o755 if path.startswith("bin/") else 0o644)
-            root.publish(staged, name, {"published": locking.now()})
+            root.publish(staged, name, {"published": locks.now()})
             root.note(history.PUBLISHED, name)
         return self.path(name)
 

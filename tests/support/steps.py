@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from relocate_core import pool
+from relocate_core.relocation import pool
 from tests.support.environments import Environment, Project, make
 
 ROOT = str(Path(__file__).parents[2])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from relocate_core.artefacts import binaries
 from relocate_core.artefacts.kinds import Rewritten, rewrite
-from relocate_core.prefix import Prefixes
+from relocate_core.artefacts.prefix import Prefixes
 
 OLD = b"/srv/application"
 SHORTER, SAME, LONGER = b"/opt/x", b"/opt/application", b"/srv/some/other/application"

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from relocate_core.artefacts import bytecode
 from relocate_core.artefacts.bytecode import Source, Unreadable, follow_source
 from relocate_core.artefacts.kinds import rewrite
-from relocate_core.prefix import Prefixes
+from relocate_core.artefacts.prefix import Prefixes
 from tests.support import environments
 
 VERSIONS = ("2.7", *environments.VERSIONS, "pypy3.9")

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from relocate_core import compiling
-from relocate_core.compiling import Compiler, Job
+from relocate_core.bundles import compiler as compiling
+from relocate_core.bundles.compiler import Compiler, Job
 from relocate_core.errors import InterpreterNotFound
 from tests.support.environments import VERSIONS, require, require_any, run
 

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from relocate_core import compression
-from relocate_core.compression import Packed, form_of, require
-from relocate_core.decompression import Stream
+from relocate_core.archives import compression
+from relocate_core.archives.compression import Packed, form_of, require
+from relocate_core.archives.decompression import Stream
 from relocate_core.errors import InvalidPath, TreeError
 
 BLOCK = compression._BLOCK

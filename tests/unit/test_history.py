@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from relocate_core import history
-from relocate_core.history import Event, append, read, standing
+from relocate_core.releases import history
+from relocate_core.releases.history import Event, append, read, standing
 
 NAMES = st.sampled_from(["A", "B", "C", "D"])
 LINKS = st.sampled_from(["current", "stage"])

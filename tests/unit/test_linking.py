@@ -14,7 +14,7 @@ import pytest
 from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
-from relocate_core.linking import fault, is_base
+from relocate_core.bundles.links import fault, is_base
 
 NAMES = ("a", "b", "c", "bin", "python3")
 # Targets of links; the upper ones are replaced by absolute paths of the place they are tried in.

@@ -19,9 +19,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from relocate_core import manifest
-from relocate_core.manifest import Base, Head, Manifest, Row
-from relocate_core.tar import FILE, FOLDER, LINK, Refused
+from relocate_core.archives.tar import FILE, FOLDER, LINK, Refused
+from relocate_core.virtualenvs import manifest
+from relocate_core.virtualenvs.manifest import Base, Head, Manifest, Row
 from tests.unit.test_tar import components
 
 SHA = hashlib.sha256(b"x").hexdigest()

@@ -16,7 +16,7 @@ import pytest
 
 from relocate_core.artefacts.kinds import rewrite
 from relocate_core.artefacts.metadata import Digests, encoded, record_rows, update_record
-from relocate_core.prefix import Prefixes
+from relocate_core.artefacts.prefix import Prefixes
 from tests.support.paths import CLASSICS
 
 OLD = b"/srv/app"

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from relocate_core.artefacts.needs import Needs, needs
+from relocate_core.artefacts.elf import Needs, needs
 
 # secure_getenv is of glibc 2.17.
 CODE = b"""

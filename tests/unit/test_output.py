@@ -11,8 +11,8 @@ from types import FrameType
 
 import pytest
 
+from relocate_core.bundles.output import Output
 from relocate_core.errors import Busy, InvalidPath
-from relocate_core.output import Output
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from relocate_core.prefix import PLAIN, Prefixes, url_path
+from relocate_core.artefacts.prefix import PLAIN, Prefixes, url_path
 
 OLD, NEW = b"/srv/app", b"/opt/other"
 MOVE = Prefixes((OLD,), NEW)

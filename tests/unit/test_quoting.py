@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from relocate_core.prefix import Prefixes
-from relocate_core.quoting import (
+from relocate_core.artefacts.prefix import Prefixes
+from relocate_core.artefacts.quoting import (
     BATCH,
     CSH,
     FISH,

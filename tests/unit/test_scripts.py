@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from relocate_core.artefacts.kinds import Rewritten, rewrite
+from relocate_core.artefacts.prefix import Prefixes
 from relocate_core.artefacts.scripts import SHEBANG_LIMIT, interpreter_of
-from relocate_core.prefix import Prefixes
 from tests.support.paths import CLASSICS, nasty
 
 OLD = b"/srv/app"

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relocate_core import tar
+from relocate_core.archives import tar
 from tests.support.archives import END, base256, folder, gnu_long, header, member, pax, set_field
 
 FORMATS = {

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from relocate_core.artefacts.kinds import rewrite
-from relocate_core.prefix import Prefixes
+from relocate_core.artefacts.prefix import Prefixes
 from tests.support.paths import CLASSICS
 
 OLD = b"/srv/app"

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from relocate_core import pool
+import relocate_core
+from relocate_core.relocation import pool
 
 
-@pytest.mark.parametrize("changed", ["cli.py", "artefacts/scripts.py", "inside/__init__.py"])
+@pytest.mark.parametrize(
+    "changed", ["cli.py", "artefacts/scripts.py", "releases/schemas/schema.py"]
+)
 def test_a_change_in_any_package_is_noticed(changed: str, tmp_path: Path) -> None:
     package = tmp_path / "core"
-    shutil.copytree(Path(pool.__file__).parent, package)
+    shutil.copytree(Path(relocate_core.__file__).parent, package)
     before = pool._fingerprint(str(package))
     with open(package / changed, "a") as file:
         file.write("# another version\n")
@@ -22,7 +25,7 @@ def test_a_change_in_any_package_is_noticed(changed: str, tmp_path: Path) -> Non
 
 def test_a_module_that_came_or_went_is_noticed(tmp_path: Path) -> None:
     package = tmp_path / "core"
-    shutil.copytree(Path(pool.__file__).parent, package)
+    shutil.copytree(Path(relocate_core.__file__).parent, package)
     before = pool._fingerprint(str(package))
     (package / "artefacts" / "new.py").write_text("")
     assert pool._fingerprint(str(package)) != before

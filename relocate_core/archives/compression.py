@@ -1,0 +1,376 @@
+"""The bytes of an archive, compressed by all cores on their way into its file.
+
+What comes out depends on what goes in, on the level and on the library's version, and on nothing
+else: not on the number of cores, nor on the pieces in which the data is handed over. gzip is cut
+into blocks of fixed size as pigz does it, each with the end of the one before as its dictionary;
+zstd cuts by itself. Sources: RFC 1951 and RFC 1952; zlib's manual on Z_SYNC_FLUSH.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import subprocess
+import zlib
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from importlib import import_module
+from types import TracebackType
+from typing import Any, Protocol
+
+from ..errors import InvalidPath, TreeError
+from ..system.processes import usable_cores
+
+FORMS = {
+    ".tar": "tar",
+    ".tar.gz": "gzip",
+    ".tgz": "gzip",
+    ".tar.zst": "zstd",
+    ".tzst": "zstd",
+}
+"""The endings of an archive's name, and how it is compressed for each."""
+
+_LEVELS = {"gzip": (1, 9), "zstd": (1, 19)}
+_DEFAULTS = {"gzip": 6, "zstd": 9}
+_BLOCK = 512 << 10
+_DICTIONARY = 32 << 10
+_PIPE = 128 << 10
+# A header without a time or a name: mtime 0, and an unknown operating system.
+_GZIP_HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
+
+
+class Sink(Protocol):
+    """What compressed data is written to."""
+
+    def write(self, data: bytes, /) -> Any:
+        """Take all of the data."""
+
+
+def form_of(archive: str) -> str:
+    """How an archive of that name is compressed: "tar" (not at all), "gzip" or "zstd".
+
+    Raises:
+        InvalidPath: the name has another ending.
+    """
+    for ending, form in FORMS.items():
+        if archive.endswith(ending):
+            return form
+    known = ", ".join(FORMS)
+    raise InvalidPath(f"the name of an archive tells its form: {archive!r} ends in none of {known}")
+
+
+def require(form: str, level: int | None) -> int:
+    """The level to compress with, once it is sure that this machine can.
+
+    Args:
+        form: as `form_of` gives it.
+        level: None for the form's default.
+
+    Raises:
+        InvalidPath: there is no such level, or nothing here that packs with zstd.
+    """
+    if level is not None and (isinstance(level, bool) or not isinstance(level, int)):
+        raise InvalidPath(f"the compression level must be a whole number, not {level!r}")
+    if form not in _LEVELS:
+        if level is not None:
+            raise InvalidPath(
+                f"a plain tar has no compression level, and {level} was given: leave it out, or "
+                "name the archive .tar.gz or .tar.zst"
+            )
+        return 0
+    lowest, highest = _LEVELS[form]
+    level = _DEFAULTS[form] if level is None else level
+    if not lowest <= level <= highest:
+        raise InvalidPath(f"the compression level of {form} is {lowest} to {highest}, not {level}")
+    if form == "zstd" and _library() is None and shutil.which("zstd") is None:
+        raise InvalidPath(
+            "nothing on this machine can pack with zstd: install the program zstd or Python's "
+            "package zstandard, or name the archive .tar.gz"
+        )
+    return level
+
+
+class Packed:
+    """One compressed stream, whole in itself; a file may hold several in a row.
+
+    As a context manager it is finished at the end, or given up where an exception passes.
+
+    Args:
+        file: where the compressed bytes go; it stays open.
+        form: as `form_of` gives it.
+        level: None for the form's default.
+        cores: how many to use; all by default.
+
+    Raises:
+        InvalidPath: as `require` does.
+    """
+
+    def __init__(
+        self, file: Sink, form: str, level: int | None = None, cores: int | None = None
+    ) -> None:
+        level = require(form, level)
+        self._file = file
+        self._pending = bytearray()
+        self._packer: _Packer | None = None
+        if form == "gzip":
+            self._packer = _Gzip(file, level, cores or usable_cores())
+        elif form == "zstd":
+            self._packer = _zstd(file, level, cores or usable_cores())
+
+    def __enter__(self) -> Packed:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.finish()
+        else:
+            self.close()
+
+    def write(self, data: bytes) -> None:
+        """Compress what follows.
+
+        Raises:
+            TreeError: the program that compresses has failed.
+        """
+        if self._packer is None:
+            self._file.write(data)
+            return
+        self._pending += data
+        # More than a block: what is left at the end is the last block, and marked as such.
+        while len(self._pending) > _BLOCK:
+            block = bytes(self._pending[:_BLOCK])
+            del self._pending[:_BLOCK]
+            self._packer.add(block)
+
+    def finish(self) -> None:
+        """Write all that is left, and the end of the stream.
+
+        Raises:
+            TreeError: the program that compresses has failed.
+        """
+        packer, self._packer = self._packer, None
+        if packer is not None:
+            try:
+                packer.end(bytes(self._pending))
+            finally:
+                packer.close()
+
+    def close(self) -> None:
+        """End what runs; the stream stays unfinished if it is."""
+        packer, self._packer = self._packer, None
+        if packer is not None:
+            packer.close()
+
+
+class _Packer(Protocol):
+    def add(self, block: bytes) -> None:
+        """Compress a block that is not the last."""
+
+    def end(self, block: bytes) -> None:
+        """Compress the last block, and write the end."""
+
+    def close(self) -> None:
+        """End threads and processes, finished or not."""
+
+
+# --- gzip -----------------------------------------------------------------------------------------
+
+
+class _Gzip:
+    def __init__(self, file: Sink, level: int, cores: int) -> None:
+        self._file = file
+        self._level = level
+        self._cores = cores
+        self._pool: ThreadPoolExecutor | None = None
+        self._ahead: deque[Future[bytes]] = deque()
+        self._dictionary = b""
+        self._checksum = 0
+        self._size = 0
+
+    def add(self, block: bytes) -> None:
+        if self._pool is None:
+            self._file.write(_GZIP_HEADER)
+            self._pool = ThreadPoolExecutor(self._cores, "compression")
+        arguments = (block, self._level, self._dictionary, False)
+        self._ahead.append(self._pool.submit(_deflate, *arguments))
+        self._count(block)
+        while len(self._ahead) > self._cores + 2:
+            self._file.write(self._ahead.popleft().result())
+
+    def end(self, block: bytes) -> None:
+        if self._pool is None:
+            self._file.write(_GZIP_HEADER)
+        last = _deflate(block, self._level, self._dictionary, True)
+        self._count(block)
+        while self._ahead:
+            self._file.write(self._ahead.popleft().result())
+        size = self._size & 0xFFFFFFFF
+        self._file.write(last + self._checksum.to_bytes(4, "little") + size.to_bytes(4, "little"))
+
+    def close(self) -> None:
+        for future in self._ahead:
+            future.cancel()
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def _count(self, block: bytes) -> None:
+        self._dictionary = block[-_DICTIONARY:]
+        self._checksum = zlib.crc32(block, self._checksum)
+        self._size += len(block)
+
+
+def _deflate(block: bytes, level: int, dictionary: bytes, last: bool) -> bytes:
+    """A block as a part of a raw deflate stream, which `last` ends."""
+    packer = zlib.compressobj(level, zlib.DEFLATED, -zlib.MAX_WBITS, zdict=dictionary)
+    packed = packer.compress(block)
+    return packed + packer.flush(zlib.Z_FINISH if last else zlib.Z_SYNC_FLUSH)
+
+
+# --- zstd -----------------------------------------------------------------------------------------
+
+
+def _library() -> Any:
+    """The Python package that packs with zstd, the standard library's first; None without any."""
+    for name in ("compression.zstd", "zstandard"):
+        with suppress(ImportError):
+            return import_module(name)
+    return None
+
+
+def _zstd(file: Sink, level: int, cores: int) -> _Packer:
+    """What packs with zstd here.
+
+    All of them are told of a number of workers, one at least: without any, zstd takes another way
+    and gives other bytes, while their number makes no difference.
+    """
+    library = _library()
+    if library is None:
+        program = shutil.which("zstd")
+        assert program is not None, "`require` has seen to it"
+        return _ZstdProgram(file, program, level, cores)
+    if library.__name__ == "zstandard":
+        packer = library.ZstdCompressor(
+            level=level, threads=cores, write_checksum=True, write_content_size=False
+        )
+        return _ZstdLibrary(file, packer.compressobj())
+    known = library.CompressionParameter
+    options = {known.compression_level: level, known.checksum_flag: 1}
+    most = known.nb_workers.bounds()[1]
+    if most:  # else it was built without threads
+        options[known.nb_workers] = min(cores, most)
+    return _ZstdLibrary(file, library.ZstdCompressor(options=options))
+
+
+class _ZstdLibrary:
+    def __init__(self, file: Sink, packer: Any) -> None:
+        self._file = file
+        self._inner = packer
+
+    def add(self, block: bytes) -> None:
+        self._file.write(self._inner.compress(block))
+
+    def end(self, block: bytes) -> None:
+        self.add(block)
+        self._file.write(self._inner.flush())
+
+    def close(self) -> None:
+        self._inner = None
+
+
+class _ZstdProgram:
+    """The program, fed and emptied by turns, so that neither side can wait for the other."""
+
+    def __init__(self, file: Sink, program: str, level: int, cores: int) -> None:
+        self._file = file
+        self._said = b""
+        try:
+            self._process = subprocess.Popen(
+                [program, "-q", "-c", f"-{level}", f"-T{cores}"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env={name: os.environ[name] for name in os.environ if not name.startswith("ZSTD_")},
+            )
+        except OSError as error:
+            raise TreeError.of(program, error, "run") from error
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        self._pipes = (self._process.stdin, self._process.stdout, self._process.stderr)
+        self._input, self._output, self._errors = (pipe.fileno() for pipe in self._pipes)
+        os.set_blocking(self._input, False)
+        self._poll = select.poll()
+        self._poll.register(self._input, select.POLLOUT)
+        self._poll.register(self._output, select.POLLIN)
+        self._poll.register(self._errors, select.POLLIN)
+        self._open = {self._input, self._output, self._errors}
+
+    def add(self, block: bytes) -> None:
+        view = memoryview(block)
+        while view:
+            for descriptor in self._ready():
+                if descriptor != self._input:
+                    self._take(descriptor)
+                    continue
+                try:
+                    view = view[os.write(self._input, view[:_PIPE]) :]
+                except BlockingIOError:
+                    continue
+                except OSError:  # it has ended
+                    self._finish()
+                    raise self._failure("it ended too soon") from None
+
+    def end(self, block: bytes) -> None:
+        self.add(block)
+        self._finish()
+
+    def close(self) -> None:
+        self._process.kill()
+        for pipe in self._pipes:
+            with suppress(OSError):
+                pipe.close()
+        self._process.wait()
+
+    def _finish(self) -> None:
+        """Take what is left once the program has all; it must have ended well."""
+        if self._input in self._open:
+            self._forget(self._input)
+            with suppress(OSError):
+                self._pipes[0].close()
+        while self._open:
+            for descriptor in self._ready():
+                self._take(descriptor)
+        code = self._process.wait()
+        if code:
+            ending = f"signal {-code}" if code < 0 else f"code {code}"
+            raise self._failure(f"it ended with {ending}")
+
+    def _failure(self, reason: str) -> TreeError:
+        said = self._said.decode(errors="replace").strip().splitlines()
+        return TreeError(
+            f"the program zstd could not compress: {said[0] if said else reason}; see to it and "
+            "run again, or name the archive .tar.gz"
+        )
+
+    def _ready(self) -> list[int]:
+        return [descriptor for descriptor, _ in self._poll.poll()]
+
+    def _take(self, descriptor: int) -> None:
+        data = os.read(descriptor, _PIPE)
+        if not data:
+            self._forget(descriptor)
+        elif descriptor == self._output:
+            self._file.write(data)
+        else:
+            self._said = (self._said + data)[:4096]
+
+    def _forget(self, descriptor: int) -> None:
+        self._poll.unregister(descriptor)
+        self._open.discard(descriptor)

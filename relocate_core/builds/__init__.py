@@ -1,0 +1,3 @@
+"""From requirements to a bundle."""
+
+from __future__ import annotations

@@ -1,0 +1,382 @@
+"""pip and uv, as what finds, builds and installs packages.
+
+Both come to a plan first, without touching the environment: what is to be in it, and what tells the
+content of each. With pip the plan is a folder of wheels, whose RECORDs tell it; so all downloads
+and compilers have succeeded before anything is installed, and what is installed has no trace of
+where it came from. With uv it is what `uv pip compile` gives, hashes included.
+
+pip is never in the environment that it installs into: one of its own, kept in the cache, does it
+from outside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Protocol
+from urllib.parse import quote
+
+from ..errors import BuildFailed
+from ..virtualenvs.interpreter import Interpreter
+from .environment import Environment, Program, uv, virtualenv
+from .runner import Runner, output_of
+from .sources import Wheel, digest_of, normal_name, wheel
+
+INSTALLERS = ("pip", "uv")
+"""What installs packages."""
+
+_OLDEST_PIP = (22, 3)
+_READY = ".ready"
+# A backend may ask git for the version; the checkout may belong to whoever pulls.
+_TRUSTING_GIT = {
+    "GIT_CONFIG_COUNT": "1",
+    "GIT_CONFIG_KEY_0": "safe.directory",
+    "GIT_CONFIG_VALUE_0": "*",
+}
+_PIN = re.compile(r"([A-Za-z0-9][\w.-]*)(?:\[[^\]]*\])?\s*(==|@)\s*(\S+)")
+# What pip knows of an index; what is in the wheels' folder comes from there alone.
+_NO_CONFIGURATION = {"PIP_CONFIG_FILE": os.devnull, "PIP_REQUIRE_HASHES": None, "PIP_PRE": None}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be installed.
+
+    Attributes:
+        folder: where relative paths in the files start from.
+        files: requirement files.
+        constraints: constraint files.
+        packages: requirements.
+        wheels: wheel files, the project's own one among them.
+        require_hashes: whether every package needs a hash.
+        hashes: what the requirement files demand of a distribution's file, by its name.
+    """
+
+    folder: str
+    files: tuple[str, ...] = ()
+    constraints: tuple[str, ...] = ()
+    packages: tuple[str, ...] = field(default=(), repr=False)
+    wheels: tuple[Wheel, ...] = ()
+    require_hashes: bool = False
+    hashes: Mapping[str, str] = field(default_factory=dict)
+
+
+class Installer(Protocol):
+    """What pip and uv can do alike."""
+
+    def prepare(self) -> None:
+        """Have it ready to work."""
+
+    @property
+    def program(self) -> Program:
+        """What it is."""
+
+    def wheel_of(self, project: str, environment: Environment, folder: str) -> str:
+        """Build a project's wheel into a folder; its path."""
+
+    def plan(self, wanted: Wanted, environment: Environment) -> dict[str, str]:
+        """What tells the content of each distribution that is to be installed, by its name."""
+
+    def install(
+        self, names: Iterable[str], obsolete: Iterable[str], environment: Environment
+    ) -> None:
+        """Install some distributions of the plan, and remove the obsolete ones before.
+
+        Args:
+            names: what is to be installed.
+            obsolete: what is not in the plan, or of other content.
+            environment: where.
+        """
+
+
+def find_installer(
+    name: str, folder: str, interpreter: Interpreter, runner: Runner, no_index: bool = False
+) -> Installer:
+    """pip or uv.
+
+    Args:
+        name: one of INSTALLERS.
+        folder: the build's folder in the cache.
+        interpreter: the Python that is installed for.
+        runner: runs it.
+        no_index: whether it may ask no index; pip is told by a variable.
+
+    Raises:
+        BuildFailed: it is not on this machine; tells how to install it.
+    """
+    return Uv(folder, runner, no_index) if name == "uv" else Pip(folder, interpreter, runner)
+
+
+class _Base:
+    """What both have: a file of requirements, and a folder of wheels."""
+
+    def __init__(self, folder: str, runner: Runner) -> None:
+        self._folder = folder
+        self._runner = runner
+        self._requirements = os.path.join(folder, "requirements.txt")
+        self._selected = os.path.join(folder, "selected.txt")
+
+    def _write(self, path: str, lines: Iterable[str]) -> str:
+        """Write a requirement file that nobody else can read: URLs may have credentials."""
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        with open(os.open(path, flags, 0o600), "w", errors="surrogateescape") as file:
+            file.writelines(f"{line}\n" for line in lines)
+        return path
+
+    def _arguments(self, wanted: Wanted, own: Sequence[str]) -> list[str]:
+        arguments = [word for file in wanted.files for word in ("-r", file)]
+        if own:
+            arguments += ["-r", self._write(self._requirements, own)]
+        arguments += [word for file in wanted.constraints for word in ("-c", file)]
+        return arguments + (["--require-hashes"] if wanted.require_hashes else [])
+
+
+# --- pip ------------------------------------------------------------------------------------------
+
+
+class Pip(_Base):
+    """pip, in an environment of its own."""
+
+    def __init__(self, folder: str, interpreter: Interpreter, runner: Runner) -> None:
+        super().__init__(folder, runner)
+        self._interpreter = interpreter
+        self._home = os.path.join(folder, "pip")
+        self._python = os.path.join(self._home, "bin", "python")
+        self._wheels = os.path.join(folder, "planned")
+        self._planned: dict[str, Wheel] = {}
+
+    @property
+    def program(self) -> Program:
+        """pip as it is kept, or else the one that the Python brings along."""
+        return Program("pip", (self._python,), self._kept_version() or self._own_version())
+
+    def _kept_version(self) -> str:
+        try:
+            with open(os.path.join(self._home, _READY)) as file:
+                executable, version = file.read().splitlines()
+        except (OSError, ValueError):
+            return ""
+        return version if executable == self._identity() else ""
+
+    def _own_version(self) -> str:
+        command = ("-I", "-c", "import ensurepip; print(ensurepip.version())")
+        version = (output_of(self._interpreter.executable, *command) or "").strip()
+        return version if _is_new_enough(version) else ""
+
+    def _identity(self) -> str:
+        return f"{self._interpreter.executable} {self._interpreter.long_version}"
+
+    def prepare(self) -> None:
+        """Make pip's own environment, unless it is there."""
+        if self._kept_version() and os.access(self._python, os.X_OK):
+            return
+        shutil.rmtree(self._home, ignore_errors=True)
+        self._runner.run("making an environment for pip", self._maker(), self._folder)
+        pip = [self._python, "-I", "-m", "pip"]
+        version = _version_of(pip)
+        if not _is_new_enough(version):
+            upgrade = [*pip, "install", "--upgrade", "pip>=22.3"]
+            self._runner.run("upgrading pip", upgrade, self._folder, PIP_REQUIRE_HASHES=None)
+            version = _version_of(pip)
+        with open(os.path.join(self._home, _READY), "w") as file:
+            file.write(f"{self._identity()}\n{version}\n")
+
+    def _maker(self) -> list[str]:
+        python = self._interpreter.executable
+        if output_of(python, "-I", "-c", "import venv, ensurepip") is not None:
+            return [python, "-I", "-m", "venv", self._home]
+        other = virtualenv(self._interpreter)
+        if other is not None:
+            return [*other.command, "--no-periodic-update", "--python", python, self._home]
+        raise BuildFailed(
+            f"there is no pip for {python}: install its ensurepip (on Debian: python3-venv) or "
+            "virtualenv, or let uv install the packages"
+        )
+
+    def _pip(self, environment: Environment, *words: str) -> list[str]:
+        return [self._python, "-I", "-m", "pip", "--python", environment.python, *words]
+
+    def wheel_of(self, project: str, environment: Environment, folder: str) -> str:
+        """Build a project's wheel into a folder; its path."""
+        command = self._pip(environment, "wheel", "--no-deps", "--wheel-dir", folder, project)
+        variables = {"PIP_REQUIRE_HASHES": None, **_TRUSTING_GIT}
+        self._runner.run("building the project", command, project, **variables)
+        return _only_wheel(folder)
+
+    def plan(self, wanted: Wanted, environment: Environment) -> dict[str, str]:
+        """Have all that is to be installed as wheels; what tells the content of each."""
+        own = [
+            f"{one.name}{one.extras} @ {_url(one.path)}#sha256={one.digest}"
+            for one in wanted.wheels
+        ]
+        shutil.rmtree(self._wheels, ignore_errors=True)
+        command = self._pip(environment, "wheel", "--wheel-dir", self._wheels)
+        arguments = self._arguments(wanted, [*wanted.packages, *own])
+        self._runner.run("finding the packages", [*command, *arguments], wanted.folder)
+        names = [name for name in os.listdir(self._wheels) if name.endswith(".whl")]
+        wheels = [wheel(os.path.join(self._wheels, name)) for name in names]
+        self._planned = {one.name: one for one in wheels}
+        return {one.name: f"{one.version} {_content_of(one)}" for one in wheels}
+
+    def install(
+        self, names: Iterable[str], obsolete: Iterable[str], environment: Environment
+    ) -> None:
+        """Install some distributions of the plan, and remove the obsolete ones before."""
+        environment.remove(obsolete)
+        pins = [f"{name}=={self._planned[name].version}" for name in sorted(names)]
+        if not pins:
+            return
+        command = self._pip(environment, "--isolated", "install", "--no-index", "--no-deps")
+        command += ["--find-links", self._wheels, "--no-compile", "--no-warn-script-location"]
+        command += ["-r", self._write(self._selected, pins)]
+        self._runner.run("installing the packages", command, self._folder, **_NO_CONFIGURATION)
+
+
+def _version_of(pip: Sequence[str]) -> str:
+    match = re.match(r"pip (\S+)", output_of(*pip, "--version") or "")
+    return match[1] if match else ""
+
+
+def _is_new_enough(version: str) -> bool:
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+    return numbers >= _OLDEST_PIP
+
+
+def _content_of(one: Wheel) -> str:
+    """What tells a wheel's content, though the file was built at another time: its RECORD."""
+    tags = os.path.basename(one.path).split("-", 2)[2]
+    try:
+        with zipfile.ZipFile(one.path) as file:
+            record = next(name for name in file.namelist() if name.endswith(".dist-info/RECORD"))
+            return f"{tags} {hashlib.sha256(file.read(record)).hexdigest()}"
+    except (OSError, zipfile.BadZipFile, StopIteration, RuntimeError):
+        return f"{tags} {one.digest}"  # pip will say what is wrong with it
+
+
+# --- uv -------------------------------------------------------------------------------------------
+
+
+class Uv(_Base):
+    """uv, which works on the environment from outside by itself."""
+
+    def __init__(self, folder: str, runner: Runner, no_index: bool) -> None:
+        super().__init__(folder, runner)
+        self.program = uv()
+        self._index = ["--no-index"] if no_index else []
+        self._pins = os.path.join(folder, "pins.txt")
+        self._wanted = Wanted(folder)
+        self._own: list[str] = []
+        self._python = ""
+        self._variables: dict[str, str | None] = {}
+
+    def prepare(self) -> None:
+        """It is ready as it is."""
+
+    def wheel_of(self, project: str, environment: Environment, folder: str) -> str:
+        """Build a project's wheel into a folder; its path."""
+        command = [*self.program.command, "build", "--wheel", "--python", environment.python]
+        command += [*self._index, "--out-dir", folder, project]
+        variables = {"UV_REQUIRE_HASHES": None, **_TRUSTING_GIT}
+        self._runner.run("building the project", command, project, **variables)
+        return _only_wheel(folder)
+
+    def plan(self, wanted: Wanted, environment: Environment) -> dict[str, str]:
+        """Resolve all that is to be installed, to versions and hashes."""
+        self._wanted, self._python = wanted, environment.python
+        self._own = [
+            f"{one.name}{one.extras}=={one.version} --hash=sha256:{one.digest}"
+            for one in wanted.wheels
+        ]
+        links = [self._runner.variables.get("UV_FIND_LINKS", ""), *self._page(wanted.wheels)]
+        self._variables = {"UV_FIND_LINKS": ",".join(filter(None, links)) or None}
+        resolved = os.path.join(self._folder, "resolved.txt")
+        with suppress(FileNotFoundError):
+            os.unlink(resolved)
+        command = [*self.program.command, "pip", "compile", "--python", environment.python]
+        command += ["--generate-hashes", "--no-header", "--no-annotate", "--refresh"]
+        command += [*self._index, "--output-file", resolved]
+        arguments = [word for word in self._inputs() if word != "--require-hashes"]
+        files = [word for word in arguments if word != "-r"]
+        self._runner.run(
+            "finding the packages", [*command, *files], wanted.folder, **self._variables
+        )
+        with open(resolved, errors="surrogateescape") as file:
+            known = dict(_pins(file.read()))
+        os.unlink(resolved)
+        exact = (f"{name}=={what.split()[1]}" for name, what in known.items() if what[0] == "=")
+        self._write(self._pins, exact)
+        self._require_hashes(wanted)
+        # What the requirements demand of a file tells as well which one was taken.
+        known = {name: f"{what} {wanted.hashes.get(name, '')}" for name, what in known.items()}
+        return {
+            **known,
+            **{one.name: f"== {one.version} {_content_of(one)}" for one in wanted.wheels},
+        }
+
+    def _page(self, wheels: Sequence[Wheel]) -> list[str]:
+        """A page of our own wheels: by their hashes, which uv reads only there, it finds these."""
+        if not wheels:
+            return []
+        path = os.path.join(self._folder, "wheels", "links.html")
+        with open(path, "w") as file:
+            for one in wheels:
+                name = os.path.basename(one.path)
+                file.write(f'<a href="{_url(one.path)}#sha256={one.digest}">{name}</a>\n')
+        return [_url(path)]
+
+    def _require_hashes(self, wanted: Wanted) -> None:
+        """Have uv see to it that each requirement has a hash, also where all are installed."""
+        if wanted.require_hashes:
+            command = [*self._install_command(), "--dry-run"]
+            self._runner.run("checking the hashes", command, wanted.folder, **self._variables)
+
+    def _inputs(self) -> list[str]:
+        return self._arguments(self._wanted, [*self._wanted.packages, *self._own])
+
+    def _install_command(self) -> list[str]:
+        command = [*self.program.command, "pip", "install", "--python", self._python]
+        return [*command, *self._index, "--exact", "-c", self._pins, *self._inputs()]
+
+    def install(
+        self, names: Iterable[str], obsolete: Iterable[str], environment: Environment
+    ) -> None:
+        """Install some distributions of the plan, and remove the obsolete ones before."""
+        again = [word for name in obsolete for word in ("--reinstall-package", name)]
+        self._runner.run(
+            "installing the packages",
+            [*self._install_command(), *again],
+            self._wanted.folder,
+            **self._variables,
+        )
+
+
+def _pins(text: str) -> Iterable[tuple[str, str]]:
+    """The distributions of a resolved file, by name: the version, and a digest of the line."""
+    for line in re.sub(r"\\\n", " ", text).splitlines():
+        match = _PIN.match(line.strip())
+        if match:
+            # A digest, as a URL may have credentials, and this is kept.
+            version = match[3] if match[2] == "==" else "?"
+            yield normal_name(match[1]), f"{match[2]} {version} {digest_of(*sorted(line.split()))}"
+
+
+# --- both -----------------------------------------------------------------------------------------
+
+
+def _url(path: str) -> str:
+    return f"file://{quote(path, safe='/')}"
+
+
+def _only_wheel(folder: str) -> str:
+    names = [name for name in os.listdir(folder) if name.endswith(".whl")]
+    if len(names) != 1:
+        raise BuildFailed(f"the project's build gave {len(names)} wheels, and has to give one")
+    return os.path.join(folder, names[0])

@@ -1,0 +1,392 @@
+"""What a build is made of: requirement files, wheels, and the tree of a project.
+
+Each is read as the build would read it, so that its digest tells whether a build would give
+something else. A project is built in a copy of its tree: what backends leave in a tree (setuptools'
+`build`, above all, which keeps modules that are long gone) never gets into the next build.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from urllib.parse import unquote
+
+from ..errors import InvalidPath, TreeError
+from ..system.files import sha256
+from .runner import found, output_of
+
+_EXTRAS = re.compile(r"(.+?)(\[[\w\s.,-]+\])\Z", re.S)
+_NESTED = re.compile(r"(?:-r|--requirements?|-c|--constraints?)(?:\s+|=|(?<=-[rc]))(\S.*)")
+_EDITABLE = re.compile(r"(?:-e|--editable)(?:\s|=)\s*(\S+)")
+_WHEEL = re.compile(r"([A-Za-z0-9][\w.]*)-([^-]+)(?:-\d[^-]*)?-[^-]+-[^-]+-[^-]+\.whl\Z")
+_COMMIT = re.compile(r"[0-9A-Za-z][0-9A-Za-z._+-]*\Z")
+# What backends and tools leave in a tree that no version control tells apart.
+_PRODUCTS = re.compile(
+    r"(?:__pycache__|\.git|\.hg|\.svn|\.tox|\.nox|\.eggs|\.[a-z]+_cache|.*\.egg-info|.*\.py[co])\Z"
+)
+_PRODUCTS_AT_TOP = {"build", "dist"}
+
+
+def digest_of(*values: object) -> str:
+    """A digest of plain values."""
+    return hashlib.sha256(repr(values).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def file_digest(path: str) -> str:
+    """The SHA-256 of a file's content."""
+    with open(path, "rb", 0) as file:
+        return sha256(file.fileno())
+
+
+# --- requirement files ----------------------------------------------------------------------------
+
+
+@dataclass
+class Requirements:
+    """Requirement or constraint files, with all that they include.
+
+    Attributes:
+        files: the files that were named, as absolute paths.
+        digest: tells one content from another.
+        texts: the content of each file, for the credentials in it.
+        editables: what they want to be installed editable.
+        folders: the folders that they want to be built.
+        hashes: the hashes that they demand of a distribution's file, by its name.
+    """
+
+    files: tuple[str, ...]
+    digest: str = ""
+    texts: list[str] = field(default_factory=list, repr=False)
+    editables: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    hashes: dict[str, str] = field(default_factory=dict)
+
+
+def requirements(files: Iterable[str], what: str, folder: str) -> Requirements:
+    """Read requirement files.
+
+    Args:
+        files: their paths, absolute or relative to `folder`.
+        what: what they are called in a message.
+        folder: what relative paths in them start from, as on pip's command line.
+
+    Raises:
+        InvalidPath: one is not there, or cannot be read.
+    """
+    known = Requirements(tuple(os.path.abspath(file) for file in files))
+    parts: list[object] = []
+    left = [(file, what) for file in known.files]
+    seen = set()
+    while left:
+        file, role = left.pop(0)
+        if file in seen:
+            continue
+        seen.add(file)
+        text = _text_of(file, role)
+        known.texts.append(text)
+        parts.append(hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest())
+        for line in _lines(text):
+            nested = _NESTED.match(line)
+            editable = _EDITABLE.match(line)
+            if editable:
+                known.editables.append(editable[1])
+            if "--hash" in line:
+                name = normal_name(re.split(r"[^\w.-]", line)[0])
+                known.hashes[name] = " ".join(sorted(re.findall(r"--hash[ =](\S+)", line)))
+            if nested and "://" not in nested[1]:
+                inner = os.path.join(os.path.dirname(file), os.path.expandvars(nested[1].strip()))
+                left.append((inner, f"the file that {file} includes"))
+            else:
+                place = _local(editable[1] if editable else line, folder)
+                parts.append(place and _content(place))
+                known.folders += [place] if place and os.path.isdir(place) else []
+    known.digest = digest_of(parts)
+    return known
+
+
+def _text_of(file: str, role: str) -> str:
+    try:
+        with open(file, encoding="utf-8", errors="surrogateescape") as stream:
+            return stream.read()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InvalidPath(f"cannot read {role} {file}: {reason}; name a readable file") from error
+
+
+def _lines(text: str) -> Iterator[str]:
+    """The lines of a requirement file, continued ones joined, without comments."""
+    for line in re.sub(r"\\\r?\n", " ", text).splitlines():
+        line = re.sub(r"(?:^|\s)#.*", "", line).strip()
+        if line:
+            yield line
+
+
+def _local(requirement: str, folder: str) -> str | None:
+    """The file or the folder that a requirement names; None where it names none."""
+    word = requirement.rpartition(" @ ")[2].split(" ;")[0].split()[0]
+    word = re.sub(r"^file:(?://)?", "", word).partition("#")[0]
+    extras = _EXTRAS.match(word)
+    path = os.path.join(folder, extras[1] if extras else word)
+    if "/" not in word and not word.startswith("."):
+        return None
+    return path if os.path.exists(path) else None
+
+
+def _content(place: str) -> str:
+    return tree(place).digest if os.path.isdir(place) else file_digest(place)
+
+
+def listing(place: str) -> tuple[tuple[str, int, int], ...]:
+    """What a folder of packages has: names, sizes and times; of a file its own."""
+    path = unquote(place)
+    names = sorted(os.listdir(path)) if os.path.isdir(path) else [""]
+    statuses = ((name, os.stat(os.path.join(path, name).rstrip("/"))) for name in names)
+    return tuple((name, status.st_size, status.st_mtime_ns) for name, status in statuses)
+
+
+# --- wheels ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A wheel file.
+
+    Attributes:
+        path: the file.
+        name: the distribution's name, in its normal form.
+        version: its version.
+        digest: the SHA-256 of the file.
+        extras: `[a,b]`, which of its extras are wanted.
+    """
+
+    path: str
+    name: str
+    version: str
+    digest: str
+    extras: str = ""
+
+
+def normal_name(name: str) -> str:
+    """A distribution's name as PEP 503 compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def wheel(path: str, extras: str = "") -> Wheel:
+    """What a wheel file is, by its name and content.
+
+    Raises:
+        InvalidPath: it is none, or not there.
+    """
+    match = _WHEEL.match(os.path.basename(path))
+    if match is None:
+        raise InvalidPath(f"{path} is not named as a wheel is, such as shop-1.0-py3-none-any.whl")
+    try:
+        digest = file_digest(path)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InvalidPath(f"cannot read the wheel {path}: {reason}; name a readable file") from None
+    return Wheel(os.path.abspath(path), normal_name(match[1]), match[2], digest, extras)
+
+
+# --- a project ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The files that a project is built from.
+
+    Attributes:
+        project: the project's folder.
+        top: the folder that all of them are in: the checkout's, or the project's own.
+        names: their paths, relative to `top`.
+        digest: tells one content from another.
+        repository: git's folder of the checkout; None where it is none.
+        commit: what is checked out; None where nothing is.
+        time: when that was committed, in seconds since 1970; None where nothing is.
+        dirty: what differs from the commit.
+        extras: `[a,b]`, which of the project's extras are wanted.
+    """
+
+    project: str
+    top: str
+    names: tuple[str, ...] = field(repr=False)
+    digest: str
+    repository: str | None = None
+    commit: str | None = None
+    time: int | None = None
+    dirty: tuple[str, ...] = ()
+    extras: str = ""
+
+    def copy(self, folder: str) -> str:
+        """Copy the tree into a folder, which is replaced; the project's path in there.
+
+        It is still known to git, for versions that are made of tags.
+        """
+        shutil.rmtree(folder, ignore_errors=True)
+        top = os.path.join(folder, os.path.basename(self.top) or "project")
+        os.makedirs(top, 0o755)
+        for name in self.names:
+            source, target = os.path.join(self.top, name), os.path.join(top, name)
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            shutil.copy2(source, target, follow_symlinks=False)
+            if not os.path.islink(target):
+                executable = os.stat(target).st_mode & stat.S_IXUSR
+                os.chmod(target, 0o755 if executable else 0o644)
+        if self.repository is not None:
+            with open(os.path.join(top, ".git"), "w", errors="surrogateescape") as file:
+                file.write(f"gitdir: {self.repository}\n")
+        return os.path.normpath(os.path.join(top, os.path.relpath(self.project, self.top)))
+
+
+def project(path: str) -> Tree:
+    """The tree of a project; its path may end in extras, as in `/srv/shop[postgres]`.
+
+    Raises:
+        InvalidPath: there is no project.
+    """
+    match = _EXTRAS.match(path)
+    extras = ""
+    if match and not os.path.isdir(path):
+        path, extras = match[1], re.sub(r"\s", "", match[2])
+    if not os.path.isdir(path):
+        raise InvalidPath(f"there is no folder {path}: name the project's folder")
+    kinds = ("pyproject.toml", "setup.py")
+    if not any(os.path.isfile(os.path.join(path, kind)) for kind in kinds):
+        raise InvalidPath(f"{path} is no Python project: it has neither of {' and '.join(kinds)}")
+    known = tree(path)
+    return Tree(**{**known.__dict__, "extras": extras})
+
+
+def tree(path: str) -> Tree:
+    """The files of a folder that a build may read: of its checkout, or of itself."""
+    path = os.path.realpath(path)
+    checkout = _checkout(path)
+    try:
+        if checkout is not None:
+            return checkout
+        names = tuple(sorted(_plain_names(path, "")))
+        return Tree(path, path, names, _tree_digest(path, names))
+    except OSError as error:
+        where = error.filename if isinstance(error.filename, str) else path
+        raise TreeError.of(where, error, "read") from error
+
+
+def _checkout(path: str) -> Tree | None:
+    """The checkout that a folder is in; None where it is in none, or not told by git."""
+    if found("git") is None:
+        return None
+    where = _git(path, "rev-parse", "--show-toplevel", "--absolute-git-dir")
+    if where is None or len(where.splitlines()) != 2:
+        return None
+    top, repository = where.splitlines()
+    kept = _git(top, "ls-files", "-z", "--cached", "--recurse-submodules") or ""
+    other = _git(top, "ls-files", "-z", "--others", "--exclude-standard") or ""
+    names = tuple(sorted(_existing(top, {*kept.split("\0"), *other.split("\0")} - {""})))
+    inner = os.path.relpath(path, top)
+    if not any(inner == "." or name.startswith(f"{inner}/") for name in names):
+        return None  # a folder that its checkout ignores
+    head = (_git(top, "show", "-s", "--format=%H %ct", "HEAD") or "").split()
+    return Tree(
+        path,
+        top,
+        names,
+        _tree_digest(top, names),
+        repository,
+        head[0] if head else None,
+        int(head[1]) if head else None,
+        tuple(_dirty(path, top)),
+    )
+
+
+def _git(folder: str, *words: str) -> str | None:
+    # The checkout may belong to whoever pulls: its index is left alone. That its code is run is
+    # what was asked for.
+    options = ("--no-optional-locks", "-c", "safe.directory=*")
+    return output_of("git", *options, "-C", folder, *words)
+
+
+def _dirty(path: str, top: str) -> Iterator[str]:
+    """What differs from the commit: tracked files anywhere, and new ones in the project."""
+    for folder, untracked in ((top, "no"), (path, "normal")):
+        told = _git(folder, "status", "--porcelain", "-z", f"--untracked-files={untracked}", ".")
+        for entry in (told or "").split("\0"):
+            if entry[2:3] == " " and (untracked == "no" or entry.startswith("??")):
+                yield entry[3:]
+
+
+def _existing(top: str, names: Iterable[str]) -> Iterator[str]:
+    """The files of these that are there; a checkout within, which git does not look into, too."""
+    for name in names:
+        full = os.path.join(top, name)
+        if name.endswith("/"):
+            yield from (os.path.join(name, inner) for inner in _plain_names(full, ""))
+        elif os.path.islink(full) or os.path.isfile(full):
+            yield name
+
+
+def _plain_names(folder: str, below: str) -> Iterator[str]:
+    """The files below a folder, without what only a build or a tool has left there."""
+    with os.scandir(os.path.join(folder, below)) as entries:
+        for entry in entries:
+            path = os.path.join(below, entry.name)
+            if _PRODUCTS.match(entry.name) or (not below and entry.name in _PRODUCTS_AT_TOP):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                if not os.path.exists(os.path.join(entry.path, "pyvenv.cfg")):
+                    yield from _plain_names(folder, path)
+            elif entry.is_symlink() or entry.is_file():
+                yield path
+
+
+def _tree_digest(top: str, names: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for name in names:
+        full = os.path.join(top, name)
+        if os.path.islink(full):
+            what, content = "link", os.readlink(full)
+        else:
+            executable = os.stat(full).st_mode & stat.S_IXUSR
+            what, content = "program" if executable else "file", file_digest(full)
+        digest.update(repr((name, what, content)).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+# --- the commit -----------------------------------------------------------------------------------
+
+
+def commit_of(given: str | None, known: Tree | None, needed: bool) -> str:
+    """The commit that a bundle is of; "" where nobody knows.
+
+    Args:
+        given: what the operator says it is.
+        known: the project's tree.
+        needed: whether the bundle's name has it.
+
+    Raises:
+        InvalidPath: it cannot be a commit, is needed and not known, or would not be the truth.
+    """
+    if given is not None:
+        if not _COMMIT.match(given):
+            raise InvalidPath(f"the commit must be a name of letters and digits: {given!r}")
+        return given
+    if known is None or known.commit is None:
+        if needed:
+            raise InvalidPath(
+                "the archive is to be named by its commit, and there is none: name a project in a "
+                "git checkout, or give the commit"
+            )
+        return ""
+    if not known.dirty:
+        return known.commit
+    if needed:
+        more = f" and {len(known.dirty) - 1} more" if known.dirty[1:] else ""
+        raise InvalidPath(
+            f"{known.top} differs from its commit {known.commit[:10]} ({known.dirty[0]}{more}), so "
+            "a bundle must not be named by it: commit or remove that, or give a commit yourself"
+        )
+    return f"{known.commit}-dirty"

@@ -1,0 +1,3 @@
+"""A packed virtualenv, written and read."""
+
+from __future__ import annotations

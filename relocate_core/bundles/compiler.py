@@ -1,0 +1,461 @@
+"""Compiling sources with a virtualenv's own Python, whatever version runs this.
+
+Bytecode is good for one version of Python only, so helper processes of that very Python compile
+what is sent to them. The result depends on the job and on that Python alone, not on which helper
+did it or on what it did before: see the comments in the helpers' program. The exception, up to
+3.10: a constant set of tuples that hold None, whose order goes by None's address. Sources: PEP 552
+and Lib/importlib/_bootstrap_external.py for the header, Python/marshal.c for shared objects.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from types import TracebackType
+from typing import NamedTuple
+
+from ..errors import InterpreterNotFound
+from ..system.processes import usable_cores
+from ..virtualenvs.interpreter import ask
+
+MOST_HELPERS = 8
+
+# How a compiled file knows its source, as PEP 552 writes it.
+_FLAGS = {"timestamp": 0, "unchecked-hash": 1, "checked-hash": 3}
+_GREETING = b"\0ready to compile\n"
+_IN_HAND = 4
+_JOBS_AHEAD = 64
+_BYTES_AHEAD = 32 << 20
+_PIPE = 256 << 10
+# No source takes a fraction of it; 3.6 computes a constant like 9 ** 9 ** 9 for days, though.
+_SECONDS = 300
+_CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE}
+
+# For Python 3.6 to 3.14 and PyPy; only modules that are there without the standard library, which
+# an old virtualenv has not got before its site.py has run.
+_PROGRAM = """
+import sys
+sys.path[:] = [folder for folder in sys.path if folder]
+import _imp, gc, marshal
+try:
+    from _frozen_importlib_external import MAGIC_NUMBER
+except ImportError:
+    from importlib.util import MAGIC_NUMBER
+try:
+    import _signal
+    _signal.signal(_signal.SIGINT, _signal.SIG_IGN)  # Ctrl-C is the parent's affair
+    import resource
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+except Exception:
+    pass
+
+KEY = int.from_bytes(MAGIC_NUMBER, 'little')
+OLD = sys.version_info < (3, 7)
+read, write, flush = sys.stdin.buffer.read, sys.stdout.buffer.write, sys.stdout.buffer.flush
+
+
+# Where marshal goes by reference counts, it marks an object as shared, though nothing in the file
+# shares it, when somebody else in the process knows it as well: a name that an imported module
+# has too, say. With a reference of our own to each part of the code, all are marked, always.
+def parts(code):
+    held, left = [], [code]
+    while left:
+        value = left.pop()
+        held.append(value)
+        if isinstance(value, (tuple, frozenset)):
+            left += value
+        elif isinstance(value, slice):
+            left += [value.start, value.stop, value.step]
+        elif isinstance(value, type(code)):
+            left += [value.co_consts, value.co_names, value.co_varnames, value.co_freevars]
+            left += [value.co_cellvars, value.co_filename, value.co_name]
+            left.append(getattr(value, 'co_qualname', None))
+    return held
+
+
+# A set that is a constant of several functions is one object or several, as its strings were
+# interned before or not (which they are for good from 3.12 on). With a set for each, it is several.
+def separate(code):
+    constants = []
+    for value in code.co_consts:
+        if isinstance(value, frozenset):
+            value = frozenset(list(value))
+        elif isinstance(value, type(code)):
+            value = separate(value)
+        constants.append(value)
+    if all(new is old for new, old in zip(constants, code.co_consts)):
+        return code
+    return code.replace(co_consts=tuple(constants))
+
+
+def compiled(source, name, optimization, flags, mtime, code):
+    if flags and OLD:
+        return None
+    if code is None:
+        made = compile(source, name, 'exec', 0, True, optimization)
+        if hasattr(made, 'replace'):
+            made = separate(made)
+        held = parts(made)
+        code = marshal.dumps(made)
+    if flags:
+        return MAGIC_NUMBER + number(flags) + _imp.source_hash(KEY, source) + code
+    header = MAGIC_NUMBER if OLD else MAGIC_NUMBER + number(0)
+    return header + number(mtime) + number(len(source)) + code
+
+
+def number(value):
+    return (value & 0xFFFFFFFF).to_bytes(4, 'little')
+
+
+def answer(head):
+    fields = [int.from_bytes(head[at:at + 8], 'little') for at in range(0, 48, 8)]
+    optimization, flags, mtime, size, source_size, code_size = fields
+    name = read(size).decode('utf-8', 'surrogateescape')
+    source = read(source_size)
+    code = read(code_size - 1) if code_size else None
+    try:
+        return compiled(source, name, optimization, flags, mtime, code)
+    except Exception:
+        return None
+
+
+gc.disable()
+# The first formatted string in an annotation interns "{" and "}" for good, and marshal writes
+# interned strings as such; so have it done before any job.
+if not OLD:
+    compile("from __future__ import annotations\\nx: f'{y}{{}}'", '', 'exec')
+write(GREETING)
+flush()
+while True:
+    head = read(48)
+    if len(head) < 48:
+        break
+    result = answer(head)
+    write((0 if result is None else len(result) + 1).to_bytes(8, 'little'))
+    write(result or b'')
+    flush()
+"""
+
+
+class Job(NamedTuple):
+    """What a compiled file is to be made of."""
+
+    source: bytes
+    name: str
+    """The source's path for tracebacks, which may hold surrogate escapes."""
+    optimization: int
+    """0, 1 or 2: without docstrings at 2, without assertions at 1 and 2."""
+    mode: str
+    """How it knows its source: `timestamp`, `checked-hash` or `unchecked-hash`."""
+    mtime: int
+    """The source's modification time in whole seconds, for `timestamp`."""
+    code: bytes | None
+    """What a valid compiled file holds behind its header, to be kept; None compiles the source."""
+
+
+class Compiler:
+    """Compiles with one Python, in several processes. A context manager, which ends them.
+
+    Args:
+        python: path of the virtualenv's Python, 3.6 or later.
+        count: how many processes at most; by default one for each usable core, at most 8.
+
+    Raises:
+        InterpreterNotFound: it does not run.
+    """
+
+    def __init__(self, python: str, count: int | None = None) -> None:
+        self._python = python
+        self._count = count or min(usable_cores(), MOST_HELPERS)
+        self._helpers: list[_Helper] = []
+
+    def __enter__(self) -> Compiler:
+        self._helpers.append(_Helper(self._python))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        while self._helpers:
+            self._helpers.pop().kill()
+
+    def compile(self, jobs: Iterable[Job]) -> Iterator[bytes | None]:
+        """The whole compiled file of each job in turn, or None where the source does not compile.
+
+        Hash modes give None with Python 3.6, which has none. Only so many jobs are taken from
+        `jobs` before the results of the first ones are.
+
+        Raises:
+            InterpreterNotFound: the Python does not run, is too old, or was killed.
+        """
+        work = _Work(jobs, self._count)
+        try:
+            while True:
+                yield from work.finished()
+                self._hand_out(work)
+                if not work.left:
+                    return
+                self._wait(work)
+        finally:
+            for helper in [helper for helper in self._helpers if helper.tasks]:
+                self._drop(helper)
+
+    def _hand_out(self, work: _Work) -> None:
+        """Give each helper as much as it takes, and start another where that is not enough."""
+        while True:
+            helper = min(self._helpers, key=lambda helper: len(helper.tasks), default=None)
+            wanted = helper is None or (helper.tasks and len(self._helpers) < self._count)
+            if helper is not None and not wanted and len(helper.tasks) >= _IN_HAND:
+                return
+            task = work.next()
+            if task is None:
+                return
+            if helper is None or wanted:
+                helper = _Helper(self._python)
+                self._helpers.append(helper)
+            helper.give(task)
+
+    def _wait(self, work: _Work) -> None:
+        """Send and receive what can be at once, as soon as anything can."""
+        poll = select.poll()
+        helpers = {}
+        for helper in self._helpers:
+            poll.register(helper.output, select.POLLIN)
+            helpers[helper.output] = helper
+            if helper.unsent:
+                poll.register(helper.input, select.POLLOUT)
+                helpers[helper.input] = helper
+        for descriptor, _ in poll.poll(1000):
+            helper = helpers[descriptor]
+            if helper not in self._helpers:
+                continue  # it was dropped a moment ago
+            if descriptor == helper.input:
+                helper.send()
+            elif not helper.receive(work):
+                self._drop(helper)
+                helper.explain(work)
+        for helper in self._helpers:
+            helper.require_progress()
+
+    def _drop(self, helper: _Helper) -> None:
+        self._helpers.remove(helper)
+        helper.kill()
+
+
+class _Task:
+    """A job, its place in the row, and how many helpers have died of it."""
+
+    def __init__(self, place: int, job: Job) -> None:
+        self.place = place
+        self.job = job
+        self.deaths = 0
+
+    @property
+    def size(self) -> int:
+        return len(self.job.source) + len(self.job.code or b"")
+
+    @property
+    def message(self) -> list[bytes]:
+        """The job as a helper reads it."""
+        job, name = self.job, self.job.name.encode("utf-8", "surrogateescape")
+        code_size = 0 if job.code is None else len(job.code) + 1
+        flags, mtime = _FLAGS[job.mode], job.mtime & 0xFFFFFFFF
+        fields = (job.optimization, flags, mtime, len(name), len(job.source), code_size)
+        head = b"".join(field.to_bytes(8, "little") for field in fields)
+        return [head + name, job.source, job.code or b""]
+
+
+class _Work:
+    """The jobs on their way: taken, handed out, done, and given back in order."""
+
+    def __init__(self, jobs: Iterable[Job], count: int) -> None:
+        self._jobs = enumerate(jobs)
+        self._most = _JOBS_AHEAD * count
+        self._again: deque[_Task] = deque()
+        self._results: dict[int, tuple[bytes | None, int]] = {}
+        self._taken = 0
+        self._given = 0
+        self._bytes = 0
+
+    @property
+    def left(self) -> bool:
+        """Whether a job that was taken has not been given back."""
+        return self._given < self._taken
+
+    def next(self) -> _Task | None:
+        """Another task, unless there is none, or too much is on its way."""
+        if self._again:
+            return self._again.popleft()
+        if self._taken - self._given >= self._most or self._bytes >= _BYTES_AHEAD:
+            return None
+        for place, job in self._jobs:
+            task = _Task(place, job)
+            self._taken += 1
+            self._bytes += task.size
+            return task
+        return None
+
+    def repeat(self, tasks: Iterable[_Task]) -> None:
+        """Hand these out again, before all others."""
+        self._again.extendleft(reversed(list(tasks)))
+
+    def done(self, task: _Task, result: bytes | None) -> None:
+        """Keep a result until it is its turn."""
+        size = len(result or b"")
+        self._bytes += size - task.size
+        self._results[task.place] = result, size
+
+    def finished(self) -> Iterator[bytes | None]:
+        """The results whose turn it is."""
+        while self._given in self._results:
+            result, size = self._results.pop(self._given)
+            self._given += 1
+            self._bytes -= size
+            yield result
+
+
+class _Helper:
+    """A process that compiles, and the tasks it has in hand."""
+
+    def __init__(self, python: str) -> None:
+        self._python = python
+        self.tasks: deque[_Task] = deque()
+        self._unsent: deque[memoryview] = deque()
+        self._received = bytearray()
+        self._wanted = 8
+        self._greeted = False
+        self._late = False
+        self._since = time.monotonic()
+        names = [name for name in os.environ if not name.startswith("PYTHON")]
+        environment = {name: os.environ[name] for name in names}
+        # A set of names among a code's constants stands in the order of their hashes; and up to
+        # 3.6 a file's name is encoded as the locale says. For the seed, -I must not be there,
+        # which would ignore it: the program takes the working folder from the path by itself.
+        environment.update(PYTHONHASHSEED="0", PYTHONUTF8="1", LC_ALL="C.UTF-8")
+        program = _PROGRAM.replace("GREETING", repr(_GREETING))
+        try:
+            self._process = subprocess.Popen(
+                [python, "-s", "-S", "-B", "-W", "ignore", "-c", program],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                env=environment,
+            )
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise InterpreterNotFound(f"{python} does not run: {reason}") from error
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self.input = self._process.stdin.fileno()
+        self.output = self._process.stdout.fileno()
+        os.set_blocking(self.input, False)
+
+    @property
+    def unsent(self) -> bool:
+        """Whether something waits to be sent."""
+        return bool(self._unsent)
+
+    def give(self, task: _Task) -> None:
+        """Take a task into hand."""
+        if not self.tasks:
+            self._since = time.monotonic()
+        self.tasks.append(task)
+        self._unsent += [memoryview(piece) for piece in task.message if piece]
+
+    def send(self) -> None:
+        """Send as much as the pipe takes; that the process has ended is noticed by its output."""
+        try:
+            while self._unsent:
+                sent = os.write(self.input, self._unsent[0][:_PIPE])
+                self._unsent[0] = self._unsent[0][sent:]
+                if not self._unsent[0]:
+                    self._unsent.popleft()
+        except BlockingIOError:
+            return
+        except OSError:
+            self._unsent.clear()
+
+    def receive(self, work: _Work) -> bool:
+        """Take what has come; False at the end of the output."""
+        data = os.read(self.output, _PIPE)
+        self._received += data
+        self._since = time.monotonic()
+        if not self._greeted:
+            # A .pth file that prints something does so before.
+            start = self._received.find(_GREETING)
+            if start < 0:
+                return bool(data)
+            self._greeted = True
+            del self._received[: start + len(_GREETING)]
+        while len(self._received) >= self._wanted:
+            size = int.from_bytes(self._received[:8], "little")
+            self._wanted = 8 + max(0, size - 1)
+            if len(self._received) < self._wanted:
+                break
+            result = bytes(self._received[8 : self._wanted]) if size else None
+            del self._received[: self._wanted]
+            self._wanted = 8
+            work.done(self.tasks.popleft(), result)
+        return bool(data)
+
+    def require_progress(self) -> None:
+        """Kill a process that has been at one job for too long."""
+        waits = self.tasks or not self._greeted
+        if waits and not self._late and time.monotonic() - self._since > _SECONDS:
+            self._late = True
+            self._process.kill()
+
+    def explain(self, work: _Work) -> None:
+        """Return its tasks, now that it is dead, without the one that killed it twice.
+
+        Raises:
+            InterpreterNotFound: it has not started, or was killed from outside.
+        """
+        if not self._greeted:
+            raise self._not_started()
+        if not self.tasks:
+            return
+        first = self.tasks[0]
+        first.deaths += 1
+        code = self._process.returncode
+        if self._late or (first.deaths > 1 and -code in _CRASHES):
+            work.done(self.tasks.popleft(), None)
+        elif first.deaths > 1:
+            ending = f"signal {-code}" if code < 0 else f"code {code}"
+            raise InterpreterNotFound(
+                f"{self._python} ended with {ending} while it compiled {first.job.name!r}; see "
+                "whether the machine has too little memory, and run again"
+            )
+        work.repeat(self.tasks)
+        self.tasks.clear()
+
+    def _not_started(self) -> InterpreterNotFound:
+        found = ask(self._python)  # which says in its own words why it does not run
+        if found.version < (3, 6):
+            return InterpreterNotFound(
+                f"{self._python} is Python {found.long_version}, and compiling ahead needs 3.6 or "
+                "later: leave it out for this virtualenv"
+            )
+        return InterpreterNotFound(
+            f"{self._python} does not start without its site-packages "
+            f"(code {self._process.returncode}): make the virtualenv anew"
+        )
+
+    def kill(self) -> None:
+        """End it at once, if it has not ended by itself."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
+        self._process.kill()
+        self._process.wait()

@@ -1,0 +1,104 @@
+"""Where the symbolic links of a tree lead, told before any of them is made."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..archives.tar import printable
+
+# As many links as the kernel follows for one path (path_resolution(7)).
+_MOST_HOPS = 40
+_PROGRAM = re.compile(r"bin/(?:python|pypy)[\w.]*\Z")
+_PROGRAM_TARGET = re.compile(r"(?:python|pypy)[\w.]*\Z")
+# virtualenv before 20 made them, which ended with Python 3.9.
+_LIBRARY = re.compile(
+    r"(?:bin/libpypy[\w.-]*|(?:lib|include)/(?:python(?:2\.7|3\.[4-9]m?)|pypy)\b.*)\Z"
+)
+
+
+def is_base(path: str, target: str) -> bool:
+    """Whether an absolute link is one that leads to the base Python.
+
+    That is the interpreter in `bin`; for virtualenv 16 also parts of the standard library, and for
+    PyPy its shared library, which are then at the same place below the base as in the virtualenv.
+
+    Args:
+        path: the link, relative to the virtualenv.
+        target: what it names.
+    """
+    if os.path.normpath(target) != target:
+        return False
+    if _PROGRAM.match(path):
+        return bool(_PROGRAM_TARGET.match(os.path.basename(target)))
+    return (
+        bool(_LIBRARY.match(path)) and "/site-packages" not in path and target.endswith("/" + path)
+    )
+
+
+@dataclass
+class Work:
+    """How many steps may still be taken along links, for all those of a tree together."""
+
+    left: int = 1_000_000
+
+
+def fault(
+    path: str,
+    links: Mapping[str, str],
+    prefixes: tuple[str, ...] = (),
+    work: Work | None = None,
+) -> str | None:
+    """Why a link must not be made; None where it stays in the tree, dangling or not.
+
+    It is followed as the kernel does it, through all other links of the tree.
+
+    Args:
+        path: the link, relative to the tree's top, in its plain form.
+        links: all links of the tree and what they name.
+        prefixes: absolute paths that the tree itself was at: links to them lead inside.
+        work: what following it may cost.
+    """
+    work = work or Work()
+    at = path.split("/")[:-1]
+    ahead: list[str] = []
+    link = path
+    for _ in range(_MOST_HOPS):
+        target = links[link]
+        if target.startswith("/"):
+            if is_base(link, target):
+                further = any(part not in ("", ".") for part in ahead)
+                return f"leads on from the interpreter {printable(link)}" if further else None
+            inside = below(target, prefixes)
+            if inside is None:
+                return f"leads to {printable(target)}, out of the virtualenv"
+            at, target = [], inside
+        ahead += reversed(target.split("/"))
+        work.left -= len(ahead)
+        if work.left < 0:
+            return "and the links before it take too long to follow"
+        while ahead:
+            part = ahead.pop()
+            if part == "..":
+                if not at:
+                    return f"leads to {printable(links[path])}, out of the virtualenv"
+                at.pop()
+            elif part not in ("", "."):
+                at.append(part)
+                link = "/".join(at)
+                if link in links:
+                    at.pop()
+                    break
+        else:
+            return None
+    return "leads in a circle"
+
+
+def below(target: str, prefixes: tuple[str, ...]) -> str | None:
+    """What of an absolute path stands behind a prefix; None where none fits."""
+    for prefix in prefixes:
+        if target == prefix or target.startswith(prefix + "/"):
+            return target[len(prefix) + 1 :]
+    return None

@@ -1,0 +1,138 @@
+"""A bundle's file: its members, and the archive with its digest put in place together."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import tarfile
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import BinaryIO
+
+from ..archives.compression import Packed
+from ..archives.tar import BLOCK, FOLDER, LINK
+from ..errors import Busy, InvalidPath
+from ..system import files
+from ..virtualenvs.manifest import Row
+
+
+def put(packed: Packed, row: Row, mtime: int, pieces: Iterator[bytes]) -> None:
+    """Write a member of a tar."""
+    info = tarfile.TarInfo(row.path)
+    info.mtime, info.mode, info.size = mtime, row.mode, row.size
+    if row.kind == FOLDER:
+        info.type = tarfile.DIRTYPE
+    elif row.kind == LINK:
+        info.type, info.linkname, info.mode = tarfile.SYMTYPE, row.target, 0o777
+    packed.write(info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape"))
+    size = 0
+    for piece in pieces:
+        size += len(piece)
+        packed.write(piece)
+    packed.write(bytes(-size % BLOCK))
+
+
+def _own_file(path: str, create: int = os.O_CREAT) -> BinaryIO:
+    """A file of ours to write to, with what is in it; made where missing unless `create` is 0.
+
+    Raises:
+        InvalidPath: somebody else has put something there.
+    """
+    flags = os.O_RDWR | create | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        file = open(  # noqa: SIM115 - the caller closes it
+            path, "wb", opener=lambda path, _: os.open(path, flags, 0o644)
+        )
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+    else:
+        status = os.fstat(file.fileno())
+        own = status.st_uid == os.geteuid() and status.st_nlink == 1
+        if stat.S_ISREG(status.st_mode) and own:
+            return file
+        file.close()
+    raise InvalidPath(f"{path} is in the way, and none of our own files: see whose, and remove it")
+
+
+class Output:
+    """The archive and its digest: written aside, put in place together."""
+
+    def __init__(self, archive: str) -> None:
+        self.archive = archive
+        folder, name = os.path.split(archive)
+        # Of a fixed name, so that the next run takes what a killed one has left.
+        self.temporary = os.path.join(folder, f".{name}.packing")
+        self.file: BinaryIO
+        self.committed = False
+
+    def __enter__(self) -> Output:
+        # Opened here and not before: Control-C between the two would leave the file.
+        try:
+            self.file = self._locked(os.O_CREAT)
+            return self
+        except KeyboardInterrupt:
+            self._take_back()
+            raise
+
+    def _locked(self, create: int) -> BinaryIO:
+        """The temporary file, empty, and locked for as long as it is open."""
+        while True:
+            file = _own_file(self.temporary, create)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Another run may have put it in place in between.
+                if os.path.samestat(os.fstat(file.fileno()), os.lstat(self.temporary)):
+                    file.truncate(0)
+                    return file
+            except FileNotFoundError:
+                pass
+            except BlockingIOError:
+                file.close()
+                raise Busy(
+                    f"cannot write {self.archive}: another run is writing it; wait for that to end"
+                ) from None
+            except BaseException:
+                file.close()
+                raise
+            file.close()
+
+    def _take_back(self) -> None:
+        """Remove the temporary file, unless it is another run's."""
+        with suppress(OSError, Busy, InvalidPath), self._locked(0):
+            os.unlink(self.temporary)
+
+    def __exit__(self, *_: object) -> None:
+        if not self.committed:  # before it is closed, and another run can have it
+            for suffix in (".sha256", ""):
+                with suppress(FileNotFoundError):
+                    os.unlink(self.temporary + suffix)
+        self.file.close()
+
+    def commit(self) -> tuple[int, str]:
+        """Put both in place; the archive's size and digest.
+
+        The digest comes first: whoever is killed in between has an archive that is refused, and
+        not one that a later run takes for done.
+        """
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        size = self.file.tell()
+        with open(self.temporary, "rb", 0) as packed:
+            digest = files.sha256(packed.fileno())
+        with _own_file(self.temporary + ".sha256") as beside:
+            beside.truncate(0)
+            beside.write(os.fsencode(f"{digest}  {os.path.basename(self.archive)}\n"))
+            beside.flush()
+            os.fsync(beside.fileno())
+        os.rename(self.temporary + ".sha256", self.archive + ".sha256")
+        os.rename(self.temporary, self.archive)
+        self.committed = True
+        folder = os.open(os.path.dirname(self.archive), os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+        return size, digest

@@ -1,0 +1,230 @@
+"""What a bundle's manifest asks of unpacking: every member compared, and the rest taken over.
+
+Members come in the order of the manifest's rows, so both are gone through once, side by side. Of a
+bundle against an earlier one the whole manifest is put together on the way, and what the bundle
+does not carry is given by the release that it was packed against.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NoReturn, Protocol
+
+from ..archives.decompression import Stream
+from ..archives.tar import DAMAGED, FILE, FOLDER, Member, Refused, printable
+from ..errors import NoBase
+from ..system import files
+from ..virtualenvs import manifest, rewritten
+from ..virtualenvs.manifest import Head, Row
+from .reuse import Earlier
+
+_SECOND = 1_000_000_000  # in nanoseconds
+
+Accept = Callable[[Head], None]
+"""Raises where a bundle is not for this machine."""
+
+Give = Callable[[int, str], bool]
+"""Makes a file in a folder, given by its descriptor and the file's name; whether it did."""
+
+Find = Callable[["str | None"], "Earlier | None"]
+"""The release with a manifest of that digest; any that may have the same files for None."""
+
+
+class Writer(Protocol):
+    """What members are written with: that of `unpacking`."""
+
+    root: int
+    owner: tuple[int, int] | None
+
+    def require_room(self, size: int) -> None:
+        """Stop where the disk has not so many bytes left."""
+
+    def add(self, member: Member, sha256: str = "", give: Give | None = None) -> None:
+        """Write a member, with a content of that digest, or let somebody give it."""
+
+    def put(self, row: Row, earlier: Earlier, mtime: int) -> None:
+        """Let an earlier release give a file."""
+
+
+class Bundle:
+    """A bundle that is being unpacked.
+
+    Args:
+        writer: what writes its members.
+        stream: the archive, behind the header of its first member.
+        first: that member, the manifest.
+        accept: whether the bundle is wanted.
+        find: where the release is that has what it does not carry.
+        prove: whether to look at the files' contents as well.
+
+    Attributes:
+        head: what the manifest of the whole says.
+        digest: that manifest's digest.
+        base: the digest of the manifest that it was packed against; "" where it stands alone.
+        reused: how many files an earlier release gave.
+    """
+
+    def __init__(
+        self,
+        writer: Writer,
+        stream: Stream,
+        first: Member,
+        accept: Accept | None,
+        find: Find | None,
+        prove: bool,
+    ) -> None:
+        self.writer = writer
+        self.stream = stream
+        self.prove = prove
+        self.reused = 0
+        self.earlier: Earlier | None = None
+        if first.kind != FILE:
+            raise Refused(f"is a {first.kind}, where a bundle has its manifest", first.name)
+        writer.add(first)
+        with files.folder_of(writer.root, manifest.NAME) as (folder, name):
+            self.manifest = manifest.Manifest(files.open_file(folder, name))
+        try:
+            self.manifest.require_digest()
+            self.head, self.digest = self.manifest.head, self.manifest.digest
+            if accept is not None:
+                accept(self.head)
+            self.base = self.head.base.manifest if self.head.base else ""
+            if find is not None:
+                self.earlier = find(self.base or None)
+            if self.base and self.earlier is None:
+                raise NoBase(
+                    "it was packed against a release that is not here: deploy the full bundle"
+                )
+            if self.earlier is None or not self.earlier.shares(writer.root):
+                writer.require_room(self.head.size)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close all descriptors."""
+        self.manifest.close()
+        if self.earlier is not None:
+            self.earlier.close()
+
+    def take(self, members: Iterator[Member]) -> None:
+        """Take all members that follow, and what an earlier release has of the rest.
+
+        Raises:
+            Refused: anything is not as the manifest says.
+            NoBase: the earlier release is not as it was deployed.
+        """
+        second = next(members, None)
+        if second is None or (second.name, second.kind) != (rewritten.NAME, FILE):
+            raise Refused(f"it has no {rewritten.NAME} behind {manifest.NAME}", advice=DAMAGED)
+        empty = hashlib.sha256(rewritten.EMPTY).hexdigest()
+        own = Row(rewritten.NAME, FILE, 0o644, len(rewritten.EMPTY), empty)
+        self._compare(second, own, self.head.time)
+        self.writer.add(second, empty)
+        base = self.head.base
+        if base is None:
+            self._take_carried(members, manifest.consistent(self.head, self.manifest.rows()))
+            return
+        self._complete(base)
+        carried = (row for row in self.manifest.rows() if not row.source)
+        self._take_carried(members, carried)
+        self.head, self.digest = manifest.whole(self.head), base.result
+
+    def _earlier_rows(self, changed: list[Row]) -> Iterator[Row]:
+        """The earlier release's rows; refuses what takes something else of it than it says."""
+        assert self.earlier is not None
+        wanted: dict[str, list[Row]] = {}
+        for row in changed:
+            if row.source:
+                wanted.setdefault(row.source, []).append(row)
+        for known in self.earlier.manifest.rows(trusted=True):
+            for row in wanted.pop(known.path, ()):
+                if (known.kind, known.size, known.sha256) != (FILE, row.size, row.sha256):
+                    raise Refused(f"is not what {printable(known.path)} was before", row.path)
+            yield known
+        for source, rows in wanted.items():
+            raise Refused(f"was {printable(source)} before, which is not there", rows[0].path)
+
+    def _complete(self, base: manifest.Base) -> None:
+        """Write the whole manifest, and take what the earlier release has of it."""
+        assert self.earlier is not None
+        with files.folder_of(self.writer.root, manifest.NAME) as (folder, name):
+            os.unlink(name, dir_fd=folder)
+        changed = list(self.manifest.rows())
+        rows = manifest.merged(self._earlier_rows(changed), base.removed, changed)
+        head, writer = manifest.whole(self.head), self.writer
+        rows = manifest.consistent(head, rows)
+        for row in manifest.write(writer.root, base.result, head, rows, writer.owner):
+            mtime = row.mtime(head.time)
+            if row.source and row.kind == FILE:
+                writer.put(row, self.earlier, mtime)
+                self.reused += 1
+            elif row.source:
+                writer.add(Member(row.path, row.kind, 0, row.mode, mtime * _SECOND, row.target))
+
+    def _take_carried(self, members: Iterator[Member], rows: Iterator[Row]) -> None:
+        """Compare each member with its row, and write it."""
+        time = self.head.time
+        known = self._known() if self.head.base is None else None
+        for row in rows:
+            member = next(members, None)
+            if member is None or member.name != row.path:
+                self._refuse(member, row)
+            self._compare(member, row, time)
+            give = None
+            if row.kind == FILE and known is not None and known(row):
+                give = partial(self._give, row._replace(source=row.path))
+            self.writer.add(member, row.sha256 if self.prove else "", give)
+        member = next(members, None)
+        if member is not None:
+            self._refuse(member, None)
+
+    def _give(self, row: Row, folder: int, name: str) -> bool:
+        """Let the earlier release give a file that is carried as well; whether it did."""
+        if self.earlier is None:
+            return False
+        try:
+            mtime = row.mtime(self.head.time)
+            self.earlier.give(row, folder, name, self.writer.owner, mtime)
+        except NoBase:  # it was changed: nothing more is taken of it
+            self.earlier.close()
+            self.earlier = None
+            return False
+        self.reused += 1
+        return True
+
+    def _known(self) -> Callable[[Row], bool] | None:
+        """Tells of each row in turn whether an earlier release has it, where that saves room."""
+        if self.earlier is None or not self.earlier.shares(self.writer.root):
+            return None
+        rows = self.earlier.manifest.rows(trusted=True)
+        at = next(rows, None)
+
+        def has(row: Row) -> bool:
+            nonlocal at
+            if self.earlier is None:
+                return False
+            while at is not None and at.key < row.key:
+                at = next(rows, None)
+            return at is not None and at == row
+
+        return has
+
+    def _refuse(self, member: Member | None, row: Row | None) -> NoReturn:
+        """Tell what is wrong where the next member is not that of the next row."""
+        if member is not None and (row is None or manifest.order(member.name) < row.key):
+            raise Refused("is not in its manifest", member.name)
+        assert row is not None
+        raise Refused("is in its manifest, and not in the archive", row.path, advice=DAMAGED)
+
+    def _compare(self, member: Member, row: Row, time: int) -> None:
+        same = member.kind == row.kind and member.target == row.target
+        if row.kind == FILE:
+            same = same and member.size == row.size
+        if row.kind in (FILE, FOLDER):
+            same = same and member.mode == row.mode
+        if not same or member.mtime != row.mtime(time) * _SECOND:
+            raise Refused("is not what its manifest says", member.name, advice=DAMAGED)

@@ -1,0 +1,288 @@
+"""A release that stands and gives its files to a new one, which then need not be carried again.
+
+What the new one is given has to be what the manifest says. A file that the kernel has seen no
+change of since the release was sealed (its ctime is not after that of `.release.json`, which was
+written last) is taken as it is; any other one is hashed first. Where somebody else owns the
+release's folder, and so could move its record about, all are hashed.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import stat
+
+from ..archives.tar import Refused, printable
+from ..errors import NoBase
+from ..system import files
+from ..virtualenvs import rewritten
+from ..virtualenvs.manifest import Manifest, Row, of_tree
+
+_FICLONE = 0x40049409  # ioctl_ficlone(2)
+_NO_CLONES = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.ENOSYS, errno.EPERM)
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_PIECE = 1 << 20
+
+
+class Earlier:
+    """A release of an unpacked bundle.
+
+    Args:
+        path: its folder.
+        seal: the name of its record, which was written last.
+        digest: what its manifest has to hash to.
+        link: whether its files may be given as second links.
+
+    Attributes:
+        manifest: its manifest.
+
+    Raises:
+        NoBase: it has no manifest, or that was changed.
+    """
+
+    def __init__(self, path: str, seal: str, digest: str, link: bool) -> None:
+        self.path = path
+        self.link = link
+        self.root = files.open_root(path)
+        try:
+            self.manifest = self._own_manifest(digest)
+        except BaseException:
+            os.close(self.root)
+            raise
+        try:
+            self._ledger = rewritten.read(self.root)
+            self._sealed = self._seal(seal)
+            self._uid = os.geteuid()
+            self._clones: bool | None = None
+            self._descent = files.Descent(self.root)
+            self._parent: str | None = None
+            self._place = -1
+        except BaseException:
+            self.manifest.close()
+            os.close(self.root)
+            raise
+
+    def close(self) -> None:
+        """Close all descriptors."""
+        self._descent.close()
+        self.manifest.close()
+        os.close(self.root)
+
+    def _own_manifest(self, digest: str) -> Manifest:
+        try:
+            known = of_tree(self.root)
+            if known is None:
+                raise Refused("its manifest is gone")
+            if known.digest != digest:
+                known.close()
+                raise Refused("its manifest is another one")
+            try:
+                known.require_digest()
+            except BaseException:
+                known.close()
+                raise
+            return known
+        except Refused as refusal:
+            raise NoBase(
+                f"{self.path} is not as it was deployed: {refusal}; deploy the full bundle"
+            ) from refusal
+
+    def _seal(self, name: str) -> int:
+        """When the release was sealed, in the file system's own time; -1 where nothing tells.
+
+        Nothing does where others may write to the folder, or the record was moved, linked or
+        restored, which makes its ctime later than the last time it was written.
+        """
+        folder = os.fstat(self.root)
+        try:
+            record = os.stat(name, dir_fd=self.root, follow_symlinks=False)
+        except OSError:
+            return -1
+        own = folder.st_uid == record.st_uid == os.geteuid() and not folder.st_mode & 0o022
+        untouched = stat.S_ISREG(record.st_mode) and record.st_ctime_ns == record.st_mtime_ns
+        return record.st_ctime_ns if own and untouched else -1
+
+    def shares(self, folder: int) -> bool:
+        """Whether its files take no room of their own below `folder`: as links or as clones."""
+        if self._clones is None:
+            self._clones = self._can_clone(folder)
+        return self.link or self._clones
+
+    def _can_clone(self, folder: int) -> bool:
+        name = files.temporary_name()
+        file = os.open(name, _CREATE, 0o600, dir_fd=folder)
+        try:
+            source = os.dup(self.manifest.fileno())
+            try:
+                fcntl.ioctl(file, _FICLONE, source)
+                return True
+            except OSError:
+                return False
+            finally:
+                os.close(source)
+        finally:
+            os.close(file)
+            os.unlink(name, dir_fd=folder)
+
+    def give(
+        self, row: Row, folder: int, name: str, owner: tuple[int, int] | None, mtime: int
+    ) -> None:
+        """Let the content of a row be a file of somebody else's.
+
+        Args:
+            row: what it shall be; its `source` tells where that is here.
+            folder: descriptor of the new file's folder.
+            name: its name, which is free.
+            owner: user and group that it shall belong to; by default whoever runs this.
+            mtime: its modification time, in seconds.
+
+        Raises:
+            NoBase: it is not there any more, or was changed.
+        """
+        where = row.source
+        if where in self._ledger:
+            where = f"{rewritten.ORIGINALS}/{row.sha256}"
+        parent, _, base = where.rpartition("/")
+        try:
+            if parent != self._parent:
+                self._parent, self._place = None, self._descent.open(parent)
+                self._parent = parent
+            place = self._place
+            if self.link and self._linked(row, place, base, folder, name, owner, mtime):
+                return
+            self._copied(row, place, base, folder, name, owner, mtime)
+        except (FileNotFoundError, NotADirectoryError):
+            raise self._changed(row, "is not there any more") from None
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise self._changed(row, "is a link now") from None
+            raise
+
+    def _changed(self, row: Row, how: str) -> NoBase:
+        return NoBase(
+            f"{self.path} is not as it was deployed: {printable(row.source)} {how}; "
+            "deploy the full bundle"
+        )
+
+    def _linked(
+        self, row: Row, place: int, base: str, folder: int, name: str,
+        owner: tuple[int, int] | None, mtime: int,
+    ) -> bool:  # fmt: skip
+        """Give a second link, if nobody but this user can write through it; whether it was done.
+
+        A source needs its own time, which its bytecode has; other files may be of an earlier one.
+        """
+        if self._sealed < 0:
+            return False
+        status = os.stat(base, dir_fd=place, follow_symlinks=False)
+        if (
+            status.st_mode != stat.S_IFREG | row.mode
+            or status.st_uid != self._uid
+            or (owner is not None and owner != (status.st_uid, status.st_gid))
+            or (base.endswith(".py") and status.st_mtime != mtime)
+        ):
+            return False
+        if status.st_size != row.size:
+            raise self._changed(row, "has another size")
+        touched = status.st_ctime_ns > self._sealed
+        if touched:
+            file = files.open_file(place, base)
+            try:
+                if not files.same_file(os.fstat(file), status):
+                    raise self._changed(row, "is changing")
+                self._require_same(row, _hash(file, row.size))
+            finally:
+                os.close(file)
+        try:
+            os.link(base, name, src_dir_fd=place, dst_dir_fd=folder, follow_symlinks=False)
+        except OSError as error:
+            if error.errno in (errno.EMLINK, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP):
+                return False
+            raise
+        if touched and not files.same_file(
+            os.stat(name, dir_fd=folder, follow_symlinks=False), status
+        ):
+            os.unlink(name, dir_fd=folder)
+            raise self._changed(row, "is changing")
+        return True
+
+    def _copied(
+        self, row: Row, place: int, base: str, folder: int, name: str,
+        owner: tuple[int, int] | None, mtime: int,
+    ) -> None:  # fmt: skip
+        source = files.open_file(place, base)
+        try:
+            status = os.fstat(source)
+            if not stat.S_ISREG(status.st_mode) or status.st_size != row.size:
+                raise self._changed(row, "has another size")
+            file = os.open(name, _CREATE, row.mode, dir_fd=folder)
+            done = False
+            try:
+                if status.st_ctime_ns > self._sealed:
+                    self._require_same(row, _hash(source, row.size, file))
+                elif not self._cloned(source, file):
+                    _copy(source, file, row.size)
+                if os.fstat(source).st_ctime_ns != status.st_ctime_ns:
+                    raise self._changed(row, "is changing")
+                if owner is not None:
+                    os.fchown(file, *owner)
+                if stat.S_IMODE(os.fstat(file).st_mode) != row.mode:
+                    os.fchmod(file, row.mode)
+                os.utime(file, (mtime, mtime))
+                done = True
+            finally:
+                os.close(file)
+                if not done:
+                    os.unlink(name, dir_fd=folder)
+        finally:
+            os.close(source)
+
+    def _cloned(self, source: int, file: int) -> bool:
+        """Share the content with the new file, on a file system that can."""
+        if self._clones is False:
+            return False
+        try:
+            fcntl.ioctl(file, _FICLONE, source)
+        except OSError as error:
+            if error.errno not in _NO_CLONES:
+                raise
+            self._clones = False
+            return False
+        return True
+
+    def _require_same(self, row: Row, digest: str) -> None:
+        if digest != row.sha256:
+            raise self._changed(row, "was changed")
+
+
+def _hash(source: int, size: int, file: int | None = None) -> str:
+    """The digest of an open file, of which so much is copied on the way; "" if it goes on."""
+    digest = hashlib.sha256()
+    while size > 0 and (piece := os.read(source, min(size, _PIECE))):
+        size -= len(piece)
+        digest.update(piece)
+        if file is not None:
+            files.write_all(file, piece)
+    return "" if os.read(source, 1) else digest.hexdigest()
+
+
+def _copy(source: int, file: int, size: int) -> None:
+    """Copy in the kernel, where that can be done."""
+    left = size
+    while left > 0:
+        sent = os.sendfile(file, source, None, left) if _SENDS else 0
+        if not sent:
+            break
+        left -= sent
+    while left > 0:
+        piece = os.read(source, min(left, _PIECE))
+        if not piece:
+            break
+        files.write_all(file, piece)
+        left -= len(piece)
+
+
+# To a file, only Linux sends.
+_SENDS = os.uname().sysname == "Linux"

@@ -1,0 +1,171 @@
+"""What happened in a root of releases: one line of JSON an event, appended and synced.
+
+A line that a power cut has torn is skipped when read, and closed before the next one is written.
+Which releases are bad or pinned, and which one was active before, all follow from the events.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..system import files
+from ..system.locks import now
+
+NAME = "history.jsonl"
+
+PUBLISHED = "published"
+ACTIVATING = "activating"
+ACTIVATED = "activated"
+ROLLING_BACK = "rolling_back"
+ROLLED_BACK = "rolled_back"
+GAVE_UP = "gave_up"
+"""A switch was begun, killed, and not finished: the link leads elsewhere."""
+HEALTHY = "healthy"
+MARKED_BAD = "marked_bad"
+UNMARKED = "unmarked"
+PINNED = "pinned"
+UNPINNED = "unpinned"
+PRUNED = "pruned"
+REMOVED = "removed"
+MIGRATED = "migrated"
+MIGRATED_BACK = "migrated_back"
+MIGRATION_FAILED = "migration_failed"
+"""A schema was left somewhere on its way up or down."""
+
+Event = dict[str, Any]
+"""time (ISO 8601, UTC), event, release, and what else belongs to it: previous, link, reason..."""
+
+
+def append(folder: int, event: str, release: str, **facts: Any) -> Event:
+    """Write an event to the end of the history, and to the disk.
+
+    Args:
+        folder: descriptor of `.releases`.
+        event: what happened.
+        release: the release's name.
+        facts: what else belongs to it; None and "" are left out.
+    """
+    entry = {"time": now(), "event": event, "release": release}
+    entry |= {key: value for key, value in facts.items() if value not in (None, "")}
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    file = os.open(NAME, flags, 0o644, dir_fd=folder)
+    try:
+        size = os.fstat(file).st_size
+        if not size:
+            os.fchmod(file, 0o644)  # whatever the umask
+        torn = size and os.pread(file, 1, size - 1) != b"\n"
+        line = json.dumps(entry).encode() + b"\n"
+        files.write_all(file, b"\n" + line if torn else line)
+        os.fsync(file)
+    finally:
+        os.close(file)
+    if not size:
+        os.fsync(folder)
+    return entry
+
+
+def read(path: str) -> list[Event]:
+    """All events of the history in the folder `path`, oldest first; none where there is no file."""
+    try:
+        with open(os.path.join(path, NAME), "rb") as file:
+            lines = file.read().split(b"\n")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    events = []
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and all(
+            isinstance(event.get(key), str) for key in ("time", "event", "release")
+        ):
+            events.append(event)
+    return events
+
+
+@dataclass
+class Standing:
+    """What the events come to.
+
+    Attributes:
+        bad: why a release is marked bad, by name.
+        pinned: the pinned releases.
+        activations: for each link the releases that it led to, the last one at the end; those that
+            were rolled back are taken out.
+        unfinished: for each link the switch that was begun and not finished.
+        proven: for each link the release that was found healthy since it was activated.
+        used: the number of the last event that published or activated a release, by name.
+        present: the releases that were published, and not removed since.
+    """
+
+    bad: dict[str, str] = field(default_factory=dict)
+    pinned: set[str] = field(default_factory=set)
+    activations: dict[str, list[str]] = field(default_factory=dict)
+    unfinished: dict[str, Event] = field(default_factory=dict)
+    proven: dict[str, str] = field(default_factory=dict)
+    used: dict[str, int] = field(default_factory=dict)
+    present: set[str] = field(default_factory=set)
+
+
+def standing(events: Iterable[Event]) -> Standing:
+    """Read what holds now from the events."""
+    known = Standing()
+    for number, entry in enumerate(events):
+        kind, release, link = entry["event"], entry["release"], _text(entry, "link", "current")
+        previous = _text(entry, "previous")
+        if kind in (PUBLISHED, ACTIVATED, ROLLED_BACK):
+            known.used[release] = number
+        if kind == PUBLISHED:
+            known.present.add(release)
+        elif kind in (PRUNED, REMOVED):
+            known.present.discard(release)
+        elif kind == ACTIVATING:
+            known.unfinished[link] = entry
+        elif kind == ACTIVATED:
+            activations = known.activations.setdefault(link, [])
+            if previous and activations[-1:] != [previous]:  # by hand
+                activations.append(previous)
+            activations.append(release)
+            known.unfinished.pop(link, None)
+            known.proven.pop(link, None)
+        elif kind == ROLLING_BACK:
+            known.unfinished[link] = entry
+            if entry.get("bad"):
+                known.bad[previous] = _text(entry, "reason", "rolled back")
+        elif kind == ROLLED_BACK:
+            _go_back(known.activations.setdefault(link, []), release)
+            known.unfinished.pop(link, None)
+            known.proven.pop(link, None)
+        elif kind == GAVE_UP:
+            known.unfinished.pop(link, None)
+        elif kind == HEALTHY:
+            known.proven[link] = release
+        elif kind == MARKED_BAD:
+            known.bad[release] = _text(entry, "reason")
+        elif kind == UNMARKED:
+            known.bad.pop(release, None)
+        elif kind == PINNED:
+            known.pinned.add(release)
+        elif kind == UNPINNED:
+            known.pinned.discard(release)
+    return known
+
+
+def _text(entry: Event, key: str, default: str = "") -> str:
+    """A fact of an event; somebody may have edited the file."""
+    value = entry.get(key, default)
+    return value if isinstance(value, str) else default
+
+
+def _go_back(activations: list[str], release: str) -> None:
+    """Take out what was active since `release` was, or the last one where it never was."""
+    if release in activations:
+        while activations[-1] != release:
+            activations.pop()
+    else:
+        activations[-1:] = [release]

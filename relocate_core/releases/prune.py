@@ -1,0 +1,195 @@
+"""Removing releases that nothing needs any more."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import InvalidPath, ReleaseInUse, TreeError
+from ..progress import Tell, silent
+from ..system.processes import using
+from . import history
+from .root import WAIT, Release, Root, name_of
+
+
+@dataclass
+class Pruning:
+    """What was removed, or in a dry run would be.
+
+    Attributes:
+        root: the folder of the releases.
+        removed: the names of the releases that are gone.
+        kept: why each other one stays, by name.
+        failed: why a release could not be removed, or not all of it, by name.
+        dry_run: whether it was only looked at.
+    """
+
+    root: str
+    removed: list[str] = field(default_factory=list)
+    kept: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    dry_run: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as plain values, for JSON and Salt."""
+        failed = {"failed": self.failed} if self.failed else {}
+        return {
+            "root": self.root,
+            "removed": self.removed,
+            "kept": self.kept,
+            "dry_run": self.dry_run,
+            **failed,
+        }
+
+
+def prune(
+    folder: str,
+    keep: int = 5,
+    *,
+    job: str = "",
+    dry_run: bool = False,
+    tell: Tell = silent,
+    wait: float = WAIT,
+) -> Pruning:
+    """Remove old releases: all but the active one, the one before, and the latest good ones.
+
+    Spared as well is what is pinned, or used by a process. A release that is marked bad does not
+    count as one of those to keep; it stays as long as a good one of its age does. What is in the
+    root and is no release is not looked at.
+
+    Args:
+        folder: the root.
+        keep: how many good releases stay, the active one among them.
+        job: what this is done for, Salt's job id for one.
+        dry_run: look, and change nothing.
+        tell: called after each release.
+        wait: seconds to wait for another run in the same root.
+
+    Raises:
+        InvalidPath: `keep` is no number of at least one.
+        Busy: another run was at work all the time.
+    """
+    if not _is_count(keep):
+        raise InvalidPath(f"keep must be a whole number of at least 1: {keep!r}")
+    root = Root(folder, job)
+    found = _plan(root, keep)
+    found.dry_run = dry_run
+    if dry_run or not (found.removed or _is_left(root)):
+        return found
+    with root.locked("pruning", wait):
+        found = _plan(root, keep)
+        for name in list(found.removed):
+            try:
+                left = root.discard(name, history.PRUNED)
+            except OSError as error:
+                found.removed.remove(name)
+                found.failed[name] = (error.strerror or str(error)).lower()
+                continue
+            if left is not None:
+                found.failed[name] = left
+            tell("pruned", {"release": name})
+    return found
+
+
+def remove(
+    path: str,
+    *,
+    job: str = "",
+    dry_run: bool = False,
+    tell: Tell = silent,
+    wait: float = WAIT,
+) -> bool:
+    """Remove one release; whether it was there.
+
+    Args:
+        path: the release.
+        job: what this is done for, Salt's job id for one.
+        dry_run: look, and change nothing.
+        tell: called when it is done.
+        wait: seconds to wait for another run in the same root.
+
+    Raises:
+        ReleaseInUse: it is active, pinned, or used by a process.
+        NotARelease: something else is there.
+        TreeError: it has no name any more, but some of its files could not be removed.
+    """
+    folder, name = name_of(path)
+    root = Root(folder, job)
+    there = os.path.lexists(os.path.join(root.path, name))
+    if there:
+        _require_unused(root, name)
+    if dry_run or not (there or _is_left(root)):
+        return there
+    with root.locked(f"removing {name}", wait):
+        if not os.path.lexists(os.path.join(root.path, name)):
+            return False
+        _require_unused(root, name)
+        left = root.discard(name, history.REMOVED)
+        tell("removed", {"path": path})
+    if left is not None:
+        raise TreeError(f"{path} is gone, but not all of it: {left}; see to it and remove that")
+    return True
+
+
+def _is_left(root: Root) -> bool:
+    """Whether a killed run has left something to finish, in a root that is one."""
+    return os.path.isdir(root.records) and not root.is_tidy()
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _require_unused(root: Root, name: str) -> None:
+    root.require(name)
+    path = os.path.join(root.path, name)
+    for link, target in root.links().items():
+        if target == name:
+            raise ReleaseInUse(
+                f"{path} is active, by {os.path.join(root.path, link)}: activate another one first"
+            )
+    if name in root.standing().pinned:
+        raise ReleaseInUse(f"{path} is pinned: unpin it first")
+    for _, process in using([path]).items():
+        raise ReleaseInUse(f"{path} is used by process {process}: stop or restart that first")
+
+
+def _plan(root: Root, keep: int) -> Pruning:
+    """What is to go, and why everything else is to stay."""
+    known = root.standing()
+    found = Pruning(root.path)
+    latest = sorted(
+        root.releases(),
+        key=lambda one: (known.used.get(one.name, -1), one.record.get("published", "")),
+        reverse=True,
+    )
+    before = {next(root.earlier(link), None) for link in root.links()}
+    good = 0
+    doomed: list[Release] = []
+    for release in latest:
+        reason = _needed(release, before)
+        if release.bad is None and (reason or good < keep):
+            good += 1
+            reason = reason or "one of the latest"
+        elif reason is None and good < keep:
+            reason = "bad, and kept as evidence"
+        if reason is None:
+            doomed.append(release)
+        else:
+            found.kept[release.name] = reason
+    busy = using([release.path for release in doomed]) if doomed else {}
+    for release in doomed:
+        if release.path in busy:
+            found.kept[release.name] = f"used by process {busy[release.path]}"
+        else:
+            found.removed.append(release.name)
+    return found
+
+
+def _needed(release: Release, before: set[str | None]) -> str | None:
+    if release.active:
+        return f"active, by {', '.join(release.active)}"
+    if release.name in before:
+        return "the one before"
+    return "pinned" if release.pinned else None

@@ -1,0 +1,144 @@
+"""What outlives releases - uploads, local settings - linked into each before it gets its name."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+from ..archives.tar import Refused, plain_name, printable
+from ..errors import InvalidPath
+from ..system import files
+from ..virtualenvs import rewritten
+from ..virtualenvs.manifest import PLACE, RECORD
+
+# What a folder has in it that was only kept for version control.
+_KEEPERS = (".gitkeep", ".keep", ".gitignore", ".hgkeep")
+
+
+def checked(shared: Any) -> dict[str, str]:
+    """The links to make, as an operator gave them.
+
+    Args:
+        shared: absolute paths by where they shall be in a release.
+
+    Raises:
+        InvalidPath: one of them cannot be.
+    """
+    if not isinstance(shared or {}, Mapping):
+        raise InvalidPath(f"shared must be paths in the release and where they lead: {shared!r}")
+    found: dict[str, str] = {}
+    for path, target in (shared or {}).items():
+        if not isinstance(path, str) or not _is_plain(path):
+            raise InvalidPath(f"what is shared must be a path in the release: {path!r}")
+        if not isinstance(target, str) or not target.startswith("/") or "\0" in target:
+            raise InvalidPath(f"the shared {path} must be an absolute path: {target!r}")
+        found[path.rstrip("/")] = os.path.normpath(target)
+    for path in found:
+        above = next((other for other in found if path.startswith(f"{other}/")), None)
+        if above is not None:
+            raise InvalidPath(f"{path} cannot be shared, as {above} is: leave one of them out")
+    return found
+
+
+def _is_plain(path: str) -> bool:
+    path = path.rstrip("/")
+    try:
+        known = plain_name(path, folder=False) == path
+    except Refused:
+        return False
+    return known and path.partition("/")[0] not in (PLACE, RECORD, "bin", "pyvenv.cfg")
+
+
+def require_targets(shared: Mapping[str, str]) -> None:
+    """Refuse what is not there: a program would find a link to nothing.
+
+    Raises:
+        InvalidPath: names it.
+    """
+    for path, target in shared.items():
+        if not os.path.exists(target):
+            raise InvalidPath(
+                f"{target} is to be {path} in every release, and is not there: create it first"
+            )
+
+
+def share(staged: str, shared: Mapping[str, str], owner: tuple[int, int] | None) -> None:
+    """Make the links in a staged release. What is only a placeholder there makes way for them.
+
+    Args:
+        staged: the release's folder, which nobody else works in.
+        shared: absolute paths by where they shall be in it.
+        owner: user and group that the links shall belong to.
+
+    Raises:
+        InvalidPath: the release has something of its own there.
+    """
+    root = files.open_root(staged)
+    try:
+        changed: dict[str, str] = {}
+        for path, target in shared.items():
+            parent, _, name = path.rpartition("/")
+            folder = _open_parents(root, parent, owner, path)
+            try:
+                changed.update(dict.fromkeys(_make_way(root, folder, name, path), rewritten.GONE))
+                os.symlink(target, name, dir_fd=folder)
+                if owner is not None:
+                    os.chown(name, *owner, dir_fd=folder, follow_symlinks=False)
+            finally:
+                os.close(folder)
+            changed[path] = f"{rewritten.LEADS}{target}"
+        rewritten.add(root, changed)
+    finally:
+        os.close(root)
+
+
+def _open_parents(root: int, parent: str, owner: tuple[int, int] | None, path: str) -> int:
+    """The folder that a link shall be in, made where it is missing."""
+    folder = os.dup(root)
+    for name in parent.split("/") if parent else ():
+        above = folder
+        try:
+            with suppress(FileExistsError):
+                os.mkdir(name, 0o755, dir_fd=above)
+                if owner is not None:
+                    os.chown(name, *owner, dir_fd=above, follow_symlinks=False)
+            folder = files.open_folder(above, name)
+        except OSError as error:
+            raise _taken(path, f"{printable(name)} on the way to it is no folder") from error
+        finally:
+            os.close(above)
+    return folder
+
+
+def _make_way(root: int, folder: int, name: str, path: str) -> Iterator[str]:
+    """Remove a placeholder; give the paths of what was in it."""
+    try:
+        status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(status.st_mode):
+        raise _taken(path, "the release has a file there")
+    inner = files.open_folder(folder, name)
+    try:
+        kept = os.listdir(inner)
+        own = sorted(set(kept) - set(_KEEPERS))
+        if own:
+            raise _taken(path, f"the release has {printable(own[0])} in it")
+        for one in kept:
+            content, _ = files.read(inner, one)
+            rewritten.keep(root, f"{path}/{one}", hashlib.sha256(content).hexdigest())
+            os.unlink(one, dir_fd=inner)
+            yield f"{path}/{one}"
+    finally:
+        os.close(inner)
+    os.rmdir(name, dir_fd=folder)
+
+
+def _taken(path: str, why: str) -> InvalidPath:
+    return InvalidPath(
+        f"{path} cannot be shared, as {why}: leave it out of the build, or do not share it"
+    )

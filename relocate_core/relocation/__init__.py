@@ -1,0 +1,3 @@
+"""Relocating a virtualenv in place, putting it onto another Python, and checking it."""
+
+from __future__ import annotations

@@ -1,0 +1,125 @@
+"""The RECORD files of a virtualenv: what they list, and bringing them up to date."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+
+from ..artefacts import bytecode, metadata
+from ..artefacts.metadata import Digests
+from ..artefacts.prefix import Prefixes
+from ..system import files
+from ..system.transaction import LINK, Staging
+
+_HASHED_BYTECODE = b".pyc,sha"
+
+
+class Records:
+    """The RECORD of every installed distribution.
+
+    Args:
+        root: descriptor of the virtualenv.
+        site_packages: its site-packages folders, relative to it.
+        prefixes: what is replaced by what.
+    """
+
+    def __init__(self, root: int, site_packages: tuple[str, ...], prefixes: Prefixes) -> None:
+        self.root = root
+        self.site_packages = site_packages
+        self.prefixes = prefixes
+        self._back = [Prefixes((prefixes.new,), old) for old in prefixes.old]
+
+    def __iter__(self) -> Iterator[tuple[str, bytes]]:
+        """Path and content of each."""
+        for site_packages in self.site_packages:
+            folder = files.open_folder(self.root, site_packages)
+            try:
+                for name in sorted(os.listdir(folder)):
+                    if name.endswith(".dist-info"):
+                        path = f"{site_packages}/{name}/RECORD"
+                        try:
+                            with files.folder_of(folder, f"{name}/RECORD") as (inner, record):
+                                data, _ = files.read(inner, record)
+                        except (FileNotFoundError, NotADirectoryError):
+                            continue
+                        yield path, data
+            finally:
+                os.close(folder)
+
+    def update(
+        self, staging: Staging, listed: Collection[str] | None = None
+    ) -> Iterator[tuple[str, bool]]:
+        """Stage every RECORD that lists a rewritten file, with that file's new hash and size.
+
+        Args:
+            staging: what was rewritten.
+            listed: the RECORDs to look at; by default all.
+
+        Yields:
+            The RECORD's path, and whether it was staged already.
+        """
+        marks = {_mark(path) for path in staging.items} | {_HASHED_BYTECODE}
+        for record, data in self if listed is None else self._read(listed):
+            changed: dict[bytes, Callable[[str], Digests]] = {}
+            for row, line in metadata.record_rows(data, marks):
+                path = _path(record, row)
+                item = staging.items.get(path)
+                if item is not None and item.kind != LINK:
+                    changed[row] = partial(_digests, staging, path)
+                elif row.endswith(b".pyc") and _HASHED_BYTECODE in line:
+                    changed[row] = partial(self._bytecode_digests, path, line)
+            if changed:
+                known = record in staging.items
+                old, status = staging.read(record)
+                new = metadata.update_record(old, changed)
+                if new != old:
+                    staging.write(record, metadata.KIND, new, status)
+                    yield record, known
+
+    def _read(self, paths: Collection[str]) -> Iterator[tuple[str, bytes]]:
+        for path in paths:
+            with files.folder_of(self.root, path) as (folder, name):
+                yield path, files.read(folder, name)[0]
+
+    def _bytecode_digests(self, path: str, line: bytes, algorithm: str) -> Digests:
+        """What a RECORD says of bytecode, which was rewritten before anybody looked at the RECORD.
+
+        Perhaps by a run that was then killed. So its old content is what the opposite rewrite
+        gives, if the row fits that, and else it was never rewritten.
+        """
+
+        import hashlib
+
+        def digest(content: bytes) -> bytes:
+            return hashlib.new(algorithm, content).digest()
+
+        try:
+            with files.folder_of(self.root, path) as (folder, name):
+                now, _ = files.read(folder, name)
+            before = [bytecode.rewrite(path, now, back) for back in self._back]
+            after = bytecode.rewrite(path, now, self.prefixes)
+        except (OSError, bytecode.Unreadable):
+            return Digests(b"", b"", 0)  # fits no row
+        recorded = metadata.recorded_digest(line)
+        digests = map(digest, (now, *before))
+        fitting = [d for d in digests if recorded == (algorithm, metadata.encoded(d))]
+        return Digests(fitting[0] if fitting else b"", digest(after), len(after))
+
+
+def _digests(staging: Staging, path: str, algorithm: str) -> Digests:
+    return Digests(*staging.digests(path, algorithm))
+
+
+def _path(record: str, row: bytes) -> str:
+    """The path, relative to the virtualenv, that a row of a RECORD names."""
+    base = os.path.dirname(os.path.dirname(record))
+    return os.path.normpath(os.path.join(base, os.fsdecode(row)))
+
+
+def _mark(path: str) -> bytes:
+    """What a row that lists `path` has in it. One mark for all scripts makes a search of many."""
+    if path.startswith("bin/"):
+        return b"/bin/"
+    # Up to a quote, which is written twice in a row.
+    return os.fsencode(path.rpartition("/")[2].partition('"')[0]) or b","

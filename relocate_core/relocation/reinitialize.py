@@ -1,0 +1,310 @@
+"""Putting a virtualenv onto another base Python.
+
+A virtualenv holds no Python, only links to one (or a copy of its executable) and pyvenv.cfg, which
+says where that one lives. Carried to another machine, both have to name a Python there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..errors import InterpreterMismatch, TreeError
+from ..system import files
+from ..system.locks import locked
+from ..system.transaction import Staged, Staging, reserve
+from ..virtualenvs import rewritten
+from ..virtualenvs.contents import survey
+from ..virtualenvs.interpreter import Interpreter, ask_own, fitting, named, require_fit
+from ..virtualenvs.layout import Virtualenv, inspect, read_config
+
+_NAME = re.compile(r"(?:python|pypy)[\d.]*t?\Z")
+
+
+@dataclass
+class Reinitialization:
+    """What putting a virtualenv onto a Python did, or in a dry run would do.
+
+    Attributes:
+        path: the virtualenv, as it was given.
+        python: the executable that it runs on now.
+        version: that Python's X.Y.Z.
+        old_python: what `bin/python` led to before; None where it was a copy.
+        files: what was written, relative to the virtualenv; empty where nothing was to be done.
+        dry_run: whether it was only looked at.
+    """
+
+    path: str
+    python: str
+    version: str
+    old_python: str | None
+    files: list[str] = field(default_factory=list)
+    dry_run: bool = False
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything was (in a dry run: would be) written."""
+        return bool(self.files)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as plain values, for JSON and Salt."""
+        return {**asdict(self), "changed": self.changed}
+
+
+def reinitialize(
+    path: str,
+    python: str | None = None,
+    *,
+    dry_run: bool = False,
+    wait: float = 30.0,
+    staged: bool = False,
+    compiled: dict[str, set[str]] | None = None,
+) -> Reinitialization:
+    """Put the virtualenv at `path` onto a Python of this machine.
+
+    Links and copies of the interpreter and pyvenv.cfg are made to name it; nothing is downloaded
+    and no package is touched. The result is run once before it counts.
+
+    Args:
+        path: the virtualenv's folder.
+        python: an executable, a command on the PATH or a version `X.Y`; by default the Python that
+            pyvenv.cfg names, if it is there and fits, else the first that fits.
+        dry_run: look, and change nothing.
+        wait: seconds to wait for another run on the same virtualenv.
+        staged: whether nobody relies on the tree yet; see `relocate`.
+        compiled: the file name endings of its compiled modules, where they are known; see `survey`.
+
+    Returns:
+        What was done. Nothing is done where it is on that Python already.
+
+    Raises:
+        RelocateError: one of its subclasses, in one sentence; the virtualenv is as it was before.
+    """
+    environment = inspect(path)
+    root = files.open_root(path)
+    try:
+        with locked(root, path, wait):
+            environment = inspect(path)
+            if compiled is None:
+                compiled = survey(environment).compiled
+            if python is None:
+                interpreter = fitting(environment, compiled)
+            else:
+                interpreter = named(python)
+                require_fit(environment, interpreter, compiled)
+            return _Swap(root, environment, interpreter, dry_run, staged).run()
+    except OSError as error:
+        raise TreeError.of(path, error) from error
+    finally:
+        os.close(root)
+
+
+class _Swap:
+    """Putting one virtualenv onto one Python."""
+
+    def __init__(
+        self,
+        root: int,
+        environment: Virtualenv,
+        interpreter: Interpreter,
+        dry_run: bool,
+        staged: bool,
+    ) -> None:
+        self.root = root
+        self.staged = staged
+        self.environment = environment
+        self.interpreter = interpreter
+        self.old_base = _old_base(environment)
+        # What is to be written, by its path: links and where they lead, copies and of what, texts.
+        self.links: dict[str, str] = {}
+        self.copies: dict[str, str] = {}
+        self.texts: dict[str, bytes] = {}
+        old = os.path.join(environment.path, "bin", "python")
+        self.report = Reinitialization(
+            environment.path,
+            interpreter.executable,
+            interpreter.long_version,
+            None if environment.copies else _final_link(old),
+            dry_run=dry_run,
+        )
+
+    def run(self) -> Reinitialization:
+        if not self.report.dry_run and not self.staged:
+            files.clear_leftovers(self.root)
+        self._plan_interpreters()
+        self._plan_links()
+        self._plan_config()
+        self.report.files = sorted((*self.links, *self.copies, *self.texts))
+        if not self.report.dry_run and self.report.changed:
+            staging = Staging(self.root, self.environment.path, durable=not self.staged)
+            with reserve(self.root) as release:
+                try:
+                    self._stage(staging)
+                    staging.commit(_rank, 1, keep=True)
+                    self._prove()
+                    staging.clean()
+                except BaseException:
+                    release()
+                    staging.put_back()
+                    raise
+        return self.report
+
+    def _plan_interpreters(self) -> None:
+        """The links and copies in `bin` that are the base Python."""
+        base = self.interpreter.executable
+        folder = os.path.join(self.environment.path, "bin")
+        for name in sorted(os.listdir(folder)):
+            path = os.path.join(folder, name)
+            if not _NAME.match(name):
+                continue
+            if os.path.islink(path):
+                target = os.readlink(path)
+                if "/" in target and target != base and not _inside(path, target, folder):
+                    self.links[f"bin/{name}"] = base
+            elif _is_program(path) and not _same_content(path, base):
+                self.copies[f"bin/{name}"] = base
+
+    def _plan_links(self) -> None:
+        """Other links into the old base: virtualenv 16's library, PyPy's shared library."""
+        if self.old_base is None or self.old_base == self.interpreter.base_prefix:
+            return
+        for top in ("bin", "lib", "include"):
+            for folder, folders, names in os.walk(os.path.join(self.environment.path, top)):
+                if os.path.basename(folder) == "site-packages":
+                    folders.clear()
+                    continue
+                for name in (*folders, *names):
+                    path = os.path.join(folder, name)
+                    relative = os.path.relpath(path, self.environment.path)
+                    if name.startswith(files.TEMPORARY):
+                        continue
+                    if os.path.islink(path) and relative not in self.links:
+                        self._plan_link(relative, os.readlink(path))
+
+    def _plan_link(self, path: str, target: str) -> None:
+        if not target.startswith(f"{self.old_base}/"):
+            return
+        moved = self.interpreter.base_prefix + target[len(str(self.old_base)) :]
+        if os.path.exists(moved):
+            self.links[path] = moved
+
+    def _plan_config(self) -> None:
+        """pyvenv.cfg, or what virtualenv 16 has in its place."""
+        for name, edit in (
+            ("pyvenv.cfg", self._edit_config),
+            (f"lib/python{self.environment.python}/orig-prefix.txt", self._edit_orig_prefix),
+        ):
+            try:
+                with open(os.path.join(self.environment.path, name), "rb") as file:
+                    old = file.read()
+            except FileNotFoundError:
+                continue
+            new = edit(old)
+            if new != old:
+                self.texts[name] = new
+
+    def _edit_orig_prefix(self, old: bytes) -> bytes:
+        return os.fsencode(self.interpreter.base_prefix)
+
+    def _edit_config(self, old: bytes) -> bytes:
+        """Only values change, and only of keys that are there; every other byte stays."""
+        interpreter = self.interpreter
+        values = {
+            b"home": os.path.dirname(interpreter.executable),
+            b"executable": os.path.realpath(interpreter.executable),
+            b"base-executable": interpreter.executable,
+            b"base-prefix": interpreter.base_prefix,
+            b"base-exec-prefix": interpreter.base_prefix,
+            b"version": interpreter.long_version,
+        }
+        lines = []
+        for line in old.splitlines(keepends=True):
+            match = re.match(rb"([ \t]*([\w-]+)[ \t]*=[ \t]*)(.*?)([ \t]*\r?\n?)\Z", line, re.S)
+            if match:
+                key, value = match[2].lower(), match[3]
+                if key == b"version_info":
+                    value = _version_info(value, interpreter)
+                elif key in values:
+                    value = os.fsencode(values[key])
+                line = match[1] + value + match[4]
+            lines.append(line)
+        return b"".join(lines)
+
+    def _stage(self, staging: Staging) -> None:
+        for path, target in self.links.items():
+            staging.link(path, target)
+        for path, source in self.copies.items():
+            with open(source, "rb") as file:
+                staging.write(path, "copy", iter(lambda: file.read(1 << 20), b""))
+        for path, data in self.texts.items():
+            staging.write(path, "config", data)
+        rewritten.update(self.root, staging)
+
+    def _prove(self) -> None:
+        """Run the virtualenv's Python: it has to be the wanted one."""
+        found = ask_own(self.environment.path, os.path.dirname(self.interpreter.executable))
+        if found.version != self.interpreter.version:
+            raise InterpreterMismatch(
+                f"cannot put {self.environment.path} onto {self.interpreter.executable}: "
+                f"its bin/python then is Python {found.long_version}"
+            )
+
+
+def _rank(item: Staged) -> int:
+    # What names the old base comes last: a second run has to know it to find what is left.
+    return 1 if item.kind == "config" else 0
+
+
+def _final_link(path: str) -> str | None:
+    """Where a chain of links leads out of its own folder; None where `path` is no link."""
+    folder = os.path.dirname(path)
+    target = None
+    for _ in range(8):
+        if not os.path.islink(path):
+            break
+        target = os.readlink(path)
+        path = os.path.join(folder, target)
+        if "/" in target:
+            break
+    return target
+
+
+def _inside(path: str, target: str, folder: str) -> bool:
+    """Whether a link in `folder` stays in it."""
+    return os.path.dirname(os.path.normpath(os.path.join(os.path.dirname(path), target))) == folder
+
+
+def _is_program(path: str) -> bool:
+    with open(path, "rb") as file:
+        head = file.read(4)
+    return stat.S_ISREG(os.lstat(path).st_mode) and head == b"\x7fELF"
+
+
+def _same_content(one: str, other: str) -> bool:
+    import filecmp
+
+    return filecmp.cmp(one, other, shallow=False)
+
+
+def _old_base(environment: Virtualenv) -> str | None:
+    """The prefix of the base Python that the virtualenv was made from."""
+    config = read_config(environment.path)
+    if "base-prefix" in config:
+        return config["base-prefix"]
+    if environment.home:
+        return os.path.dirname(environment.home)
+    library = os.path.join(environment.path, "lib", f"python{environment.python}")
+    try:
+        with open(os.path.join(library, "orig-prefix.txt"), errors="surrogateescape") as file:
+            return file.read().strip()
+    except FileNotFoundError:
+        return None
+
+
+def _version_info(old: bytes, interpreter: Interpreter) -> bytes:
+    """The version in as many parts as stood there: `3.11.7` (uv) or `3.11.7.final.0`."""
+    parts = [*map(str, interpreter.version), "final", "0"]
+    return ".".join(parts[: max(3, old.count(b".") + 1)]).encode()

@@ -1,0 +1,499 @@
+"""Relocating a virtualenv: one walk, every reference rewritten, safe to kill and to run again.
+
+The order is what makes a kill harmless. Whatever describes a file is brought up to date before the
+file: RECORD rows, then the bytecode of a changed source, then the source. A run that was killed in
+between finds the source still naming the old prefix and does the same once more. The files that say
+where the virtualenv was built - scripts, pyvenv.cfg, `activate` as the very last - are renamed into
+place after everything else is on disk; once they name the new prefix, the work is done, and telling
+so costs no walk.
+
+A failure puts everything back: bytecode by the opposite rewrite, all other files from a second link
+that is kept to the old content until the end.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..archives.tar import Refused
+from ..artefacts import binaries, bytecode, metadata
+from ..artefacts.kinds import rewrite
+from ..artefacts.large import LargeFile
+from ..artefacts.prefix import Prefixes
+from ..errors import InvalidPath, RelocateError, TreeChanged, TreeError, UnknownPrefix
+from ..system import files
+from ..system.locks import locked
+from ..system.transaction import LINK, Rehearsal, Staged, Staging, reserve
+from ..virtualenvs import manifest
+from ..virtualenvs import rewritten as ledger
+from ..virtualenvs.layout import Virtualenv, absolute_prefix, inspect, recorded_prefixes
+from ..virtualenvs.manifest import Head
+from . import pool
+from .records import Records
+from .scan import WHOLE, Findings, Scanner
+from .walk import Walk
+
+Progress = Callable[[int, int], None]
+"""Called with the number of files done and the number known so far."""
+
+
+@dataclass
+class Relocation:
+    """What a relocation did, or in a dry run would do.
+
+    Attributes:
+        path: the virtualenv, as it was given.
+        prefix: the path that its files name now.
+        old_prefixes: the paths that they named before; empty where nothing was to be done.
+        dry_run: whether it was only looked at.
+        rewritten: how many files were rewritten, by kind.
+        files: the rewritten files that are no bytecode, relative to the virtualenv, sorted.
+        problems: (file, reason) of each reference that had to be left, and of bytecode that was
+            skipped.
+        seen: how many files were looked at.
+    """
+
+    path: str
+    prefix: str
+    old_prefixes: list[str]
+    dry_run: bool = False
+    rewritten: dict[str, int] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
+    problems: list[tuple[str, str]] = field(default_factory=list)
+    seen: int = 0
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything was (in a dry run: would be) rewritten."""
+        return bool(self.rewritten)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as plain values, for JSON and Salt."""
+        return {
+            "path": self.path,
+            "prefix": self.prefix,
+            "old_prefixes": self.old_prefixes,
+            "changed": self.changed,
+            "dry_run": self.dry_run,
+            "rewritten": self.rewritten,
+            "files": self.files,
+            "problems": [{"file": path, "reason": reason} for path, reason in self.problems],
+            "seen": self.seen,
+        }
+
+
+def relocate(
+    path: str,
+    new_path: str = "auto",
+    old_path: str | None = None,
+    *,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+    wait: float = 30.0,
+    staged: bool = False,
+    as_packed: bool = False,
+) -> Relocation:
+    """Make the virtualenv at `path` at home under `new_path`.
+
+    Of an unpacked bundle only the files are looked at that its manifest names, unless something was
+    installed into it since.
+
+    Args:
+        path: the virtualenv's folder, as it stands on this machine.
+        new_path: the absolute path that its files shall name; "auto" is where it stands (where
+            `path` is a link to it, the folder behind the link).
+        old_path: one more path to look for, where the virtualenv itself does not tell.
+        dry_run: look, and change nothing.
+        progress: called now and then.
+        wait: seconds to wait for another run on the same virtualenv.
+        staged: whether nobody relies on the tree yet: it is then not synced, as whoever publishes
+            it syncs all of it, nor put back after a failure.
+        as_packed: whether the tree is known to be just what its manifest says.
+
+    Returns:
+        What was done. Nothing is done where all files name the new path already.
+
+    Raises:
+        RelocateError: one of its subclasses, in one sentence; the virtualenv is as it was before.
+    """
+    if new_path == "auto":
+        new = absolute_prefix(_standing_at(path), "the path")
+    else:
+        new = absolute_prefix(new_path, "the new path")
+    given = [absolute_prefix(old_path, "the old path")] if old_path else []
+    environment = inspect(path)
+    if environment.python.startswith("2.") and not new.isascii():
+        raise InvalidPath(
+            f"Python {environment.python} reads no script whose first line is not in ASCII: "
+            f"choose another path than {new}"
+        )
+    root = files.open_root(path)
+    try:
+        with locked(root, path, wait):
+            environment = inspect(path)  # what another run has done meanwhile counts
+            old = [p for p in dict.fromkeys((*given, *environment.old_prefixes)) if p != new]
+            if not old:
+                if not dry_run and has_leftovers(path):
+                    files.clear_leftovers(root)
+                return _nothing_to_do(environment, new)
+            head = _manifest(root, environment, as_packed)
+            if head is None:
+                recorded: Iterable[str] = recorded_prefixes(root, environment.site_packages)
+            else:
+                recorded = head.prefixes if head.prefix in old else ()
+            old += [prefix for prefix in recorded if prefix != new and prefix not in old]
+            run = _Run(root, environment, old, new, dry_run, progress, staged, head)
+            return run.relocate()
+    except OSError as error:
+        raise TreeError.of(path, error) from error
+    finally:
+        os.close(root)
+
+
+def _manifest(root: int, environment: Virtualenv, as_packed: bool) -> Head | None:
+    """What the manifest of an unpacked bundle says; None where it may not be true any more.
+
+    Whatever is installed or removed changes the folder of programs or that of packages, whose times
+    are those of the bundle as long as nobody but `staging` has worked on them.
+    """
+    try:
+        known = manifest.of_tree(root)
+    except Refused:
+        return None
+    if known is None:
+        return None
+    with known:
+        head = known.head
+        untouched = as_packed or not any(
+            _mtime(root, folder) != head.time for folder in ("bin", *environment.site_packages)
+        )
+        there = all(_exists(root, path) for path in head.references)
+        return head if untouched and there else None
+
+
+def _mtime(root: int, path: str) -> int:
+    return int(os.stat(path, dir_fd=root).st_mtime)
+
+
+def _exists(root: int, path: str) -> bool:
+    try:
+        os.stat(path, dir_fd=root, follow_symlinks=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def _standing_at(path: str) -> str:
+    """Where the virtualenv stands: a link to it, like `current`, is no place to be at home.
+
+    Programs started from there would find another release behind it after the next switch.
+    """
+    path = os.path.abspath(path)
+    for _ in range(40):  # as many as the kernel follows
+        if not os.path.islink(path):
+            break
+        path = os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(path)))
+    return path
+
+
+def has_leftovers(path: str) -> bool:
+    """Whether a run was killed while it removed the old contents: the last one is in `bin`."""
+    return any(
+        name.startswith(files.TEMPORARY)
+        for folder in (path, os.path.join(path, "bin"))
+        for name in os.listdir(folder)
+    )
+
+
+def _nothing_to_do(environment: Virtualenv, new: str) -> Relocation:
+    if environment.prefix is None and not environment.relocatable:
+        raise UnknownPrefix(
+            f"{environment.path} does not say where it was built: its activation scripts, "
+            "pyvenv.cfg and console scripts name no path; name it (--old-path, in Salt old_path)"
+        )
+    return Relocation(environment.path, new, [])
+
+
+class _Run:
+    """One relocation, from the walk to the last rename."""
+
+    def __init__(
+        self,
+        root: int,
+        environment: Virtualenv,
+        old: list[str],
+        new: str,
+        dry_run: bool,
+        progress: Progress | None,
+        staged: bool,
+        head: Head | None,
+    ) -> None:
+        self.root = root
+        self.staged = staged
+        self.head = head
+        self.environment = environment
+        self.report = Relocation(environment.path, new, old, dry_run)
+        self.progress = progress
+        old_bytes = tuple(map(os.fsencode, old))
+        new_bytes = os.fsencode(new)
+        names = (old_bytes[0].rpartition(b"/")[2], new_bytes.rpartition(b"/")[2])
+        prompt = names if names[0] != names[1] and environment.prompt is None else None
+        self.prefixes = Prefixes(old_bytes, new_bytes, prompt)
+        self.failure: RelocateError | None = None
+        self.walk = Walk(root, environment.path, clear=not dry_run)
+        self.bytecode: dict[str, int] = {}
+        self.hits: list[str] = []
+        self.staging = (Rehearsal if dry_run else Staging)(
+            root, environment.path, durable=not staged
+        )
+
+    def relocate(self) -> Relocation:
+        if self.report.dry_run:
+            self._scan()
+            self._stage()
+        else:
+            with reserve(self.root) as release:
+                try:
+                    self._scan()
+                    self._stage()
+                    self.staging.commit(_rank, _IDENTITY)
+                except BaseException as error:
+                    release()
+                    if not self.staged:
+                        self._put_back(error)
+                    raise
+        self.report.files.sort()
+        self.report.problems.sort()
+        return self.report
+
+    def _put_back(self, error: BaseException) -> None:
+        """Undo what was done so far, as far as the same trouble does not forbid it."""
+        try:
+            self.staging.put_back()
+            self._rewrite_back()
+            files.clear_leftovers(self.root)  # an interrupt may come between any two steps
+        except OSError as second:
+            if isinstance(error, OSError):
+                error = TreeError.of(self.environment.path, error)
+            raise TreeError(
+                f"{error}; putting back what was done failed as well "
+                f"({(second.strerror or str(second)).lower()}): see to it and run the same again"
+            ) from error
+
+    def _rewrite_back(self) -> None:
+        """Give rewritten bytecode its old prefix again."""
+        for which, old in enumerate(self.prefixes.old):
+            folders: dict[str, list[str]] = {}
+            for path, named in self.bytecode.items():
+                if named == which:
+                    folder, _, name = path.rpartition("/")
+                    folders.setdefault(folder, []).append(name)
+            scanner = Scanner(self.root, Prefixes((self.prefixes.new,), old), write=True)
+            pool.scan(scanner, iter(folders.items()), _require_success)
+
+    # --- finding --------------------------------------------------------------------------------
+
+    def _scan(self) -> None:
+        """Find what names a prefix; where that needs a walk, bytecode is rewritten on the way."""
+        listed = self.head.references if self.head is not None else ()
+        if not self.report.dry_run:
+            parents = {path.rpartition("/")[0] for path in listed}
+            files.clear_folders(self.root, {"", manifest.PLACE, *parents})
+        if self.head is not None:
+            self._take_listed(self.head)
+            return
+        account = _exists(self.root, ledger.NAME)
+        scanner = Scanner(self.root, self.prefixes, not self.report.dry_run, account)
+        pool.scan(scanner, self.walk.folders(), self._take)
+        if self.failure is not None:
+            raise self.failure
+        self.report.problems += [(path, "it is another file system") for path in self.walk.foreign]
+        if self.bytecode:
+            self.report.rewritten[bytecode.KIND] = len(self.bytecode)
+
+    def _take_listed(self, head: Head) -> None:
+        """Take for found what the manifest of a bundle names."""
+        for path in head.references:
+            status = os.stat(path, dir_fd=self.root, follow_symlinks=False)
+            (self.walk.links if stat.S_ISLNK(status.st_mode) else self.hits).append(path)
+        self.report.problems += head.uneditable
+        self.report.seen = head.files
+
+    def _take(self, findings: Findings) -> None:
+        self.report.seen += findings.seen
+        self.bytecode.update(findings.rewritten)
+        self.hits += findings.hits
+        self.report.problems += findings.hidden
+        if findings.failure and self.failure is None:
+            self.failure = self._failure(findings)
+            self.walk.stop()
+        if self.progress is not None:
+            self.progress(self.report.seen, self.walk.known)
+
+    def _failure(self, findings: Findings) -> RelocateError:
+        assert findings.failure is not None
+        path, kind, number, text = findings.failure
+        if kind == "TreeChanged":
+            return TreeChanged(text)
+        return TreeError.of(self._full(path), OSError(number, text))
+
+    def _full(self, path: str) -> str:
+        return os.path.join(self.environment.path, path)
+
+    # --- writing aside --------------------------------------------------------------------------
+
+    def _stage(self) -> None:
+        """Write every other new file beside its old one; nothing is in place yet."""
+        for path in self.walk.links:
+            self._stage_link(path)
+        for path in self.hits:
+            self._stage_file(path)
+        sources = [
+            item.path
+            for item in self.staging.items.values()
+            if item.path.endswith(".py") and item.kind != LINK
+        ]
+        for path in sources:
+            self._stage_bytecode_of(path)
+        records = Records(self.root, self.environment.site_packages, self.prefixes)
+        listed = None
+        if self.head is not None:
+            listed = [path for path in self.head.references if path.endswith("/RECORD")]
+        for record, known in records.update(self.staging, listed):
+            if not known:
+                self._count(record, metadata.KIND)
+        ledger.update(self.root, self.staging)
+
+    def _count(self, path: str, kind: str) -> None:
+        self.report.rewritten[kind] = self.report.rewritten.get(kind, 0) + 1
+        if kind != bytecode.KIND:
+            self.report.files.append(path)
+
+    def _stage_link(self, path: str) -> None:
+        with files.folder_of(self.root, path) as (folder, name):
+            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            target = os.fsencode(os.readlink(name, dir_fd=folder))
+        match = next(self.prefixes.matches(target), None)
+        if match is not None and match.start() == 0:
+            moved = os.fsdecode(self.prefixes.new + target[match.end() :])
+            self.staging.link(path, moved, status)
+            self._count(path, LINK)
+
+    def _stage_file(self, path: str) -> None:
+        """Rewrite one hit beside the old file."""
+        with files.folder_of(self.root, path) as (folder, name):
+            file = files.open_file(folder, name)
+            try:
+                status = os.fstat(file)
+                if status.st_size > WHOLE:
+                    self._stage_large(path, file, status)
+                    return
+                data = files.read_whole(file)
+            finally:
+                os.close(file)
+        result = rewrite(path, data, self.prefixes)
+        problem = result.problem
+        if problem and result.kind == binaries.KIND:
+            runpath = binaries.longer_runpath(data, self.prefixes)
+            if runpath is not None:
+                problem = self._grow(path, result.data, status, os.fsdecode(runpath), problem)
+        if result.data != data and path not in self.staging.items:
+            self.staging.write(path, result.kind, result.data, status)
+        if problem:
+            self.report.problems.append((path, problem))
+        if path in self.staging.items:
+            self._count(path, result.kind)
+
+    def _grow(
+        self, path: str, data: bytes, status: os.stat_result, runpath: str, problem: str
+    ) -> str:
+        """Let `patchelf` write a RUNPATH that has no room; returns what is still wrong then."""
+        program = shutil.which("patchelf")
+        if program is None:
+            return f"{problem}: its RUNPATH can be given more by patchelf, which is not installed"
+        self.staging.write(path, binaries.KIND, data, status)
+        if self.report.dry_run:
+            return ""
+        if not self.staging.run(path, [program, "--set-rpath", runpath]):
+            self.staging.drop(path)
+            return f"{problem}, and patchelf failed on it"
+        return rewrite(path, self.staging.read(path)[0], self.prefixes).problem
+
+    def _stage_large(self, path: str, file: int, status: os.stat_result) -> None:
+        large = LargeFile(file, self.prefixes)
+        if not large.problem:
+            self.staging.write(path, large.kind, large.pieces(), status)
+            if large.changed and (large.binary or not large.problem):
+                self._count(path, large.kind)
+            else:
+                self.staging.drop(path)
+        if large.problem:
+            self.report.problems.append((path, large.problem))
+
+    def _stage_bytecode_of(self, path: str) -> None:
+        """Make the bytecode of a changed source fit the new source.
+
+        The source keeps its time, and often its size, so Python would go on using the old one.
+        """
+        with files.folder_of(self.root, path) as (folder, name):
+            data, status = files.read(folder, name)
+        mtime = int(status.st_mtime)
+        old = bytecode.Source(data, mtime)
+        new = bytecode.Source(self.staging.read(path)[0], mtime)
+        parent, _, name = path.rpartition("/")
+        for pyc in self._bytecode_files(parent, name[: -len(".py")]):
+            content, status = self.staging.read(pyc)
+            try:
+                moved = bytecode.follow_source(content, old, new)
+            except bytecode.Unreadable:
+                continue  # no Python that is known would load it
+            if moved != content:
+                known = pyc in self.staging.items or pyc in self.bytecode
+                self.staging.write(pyc, bytecode.KIND, moved, status)
+                if not known:
+                    self._count(pyc, bytecode.KIND)
+
+    def _bytecode_files(self, parent: str, stem: str) -> Iterator[str]:
+        """The existing bytecode files of a source `parent/stem.py`."""
+        beside = re.compile(re.escape(stem) + r"\.py[co]\Z")
+        cached = re.compile(re.escape(stem) + r"\.[^/]*\.pyc\Z")
+        for folder, pattern in ((parent, beside), (f"{parent}/__pycache__".lstrip("/"), cached)):
+            try:
+                descriptor = files.open_folder(self.root, folder)
+            except OSError:
+                continue
+            try:
+                names = sorted(filter(pattern.match, os.listdir(descriptor)))
+            finally:
+                os.close(descriptor)
+            yield from (f"{folder}/{name}".lstrip("/") for name in names)
+
+
+def _require_success(findings: Findings) -> None:
+    if findings.failure:
+        path, _, number, text = findings.failure
+        raise OSError(number, text, path)
+
+
+_IDENTITY = 3
+
+
+def _rank(item: Staged) -> int:
+    """The order of the renames; see the module's first lines."""
+    if item.path.endswith(".dist-info/RECORD") or item.kind == ledger.KIND:
+        return 0
+    if item.kind == bytecode.KIND:
+        return 1
+    if item.path == "bin/activate":
+        return 6
+    if item.path.startswith("bin/activate."):
+        return 5
+    if item.path == "pyvenv.cfg":
+        return 4
+    return _IDENTITY if item.path.startswith("bin/") else 2

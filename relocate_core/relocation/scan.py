@@ -1,0 +1,265 @@
+"""Finding the files that name a prefix, and rewriting bytecode on the spot.
+
+This is the part that touches every file of a tree, so it runs in several processes where there are
+several cores (see `pool`), in fixed memory whatever a file's size. Bytecode is nearly all there is
+to rewrite and every file of it stands for itself, so it is rewritten as it is met. All other hits
+are handed back, for `relocation` to rewrite in an order that survives a kill.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NamedTuple
+
+from ..artefacts import bytecode
+from ..artefacts.prefix import Prefixes
+from ..errors import TreeChanged
+from ..system import files
+
+# Files of up to this size are rewritten in memory as a whole; larger ones are cut (`large`).
+WHOLE = 8 << 20
+_BUFFER = 1 << 18
+# What compressed files and UTF-16 begin with, and how much of one is inflated at the most.
+HIDDEN_FIRST = frozenset(b"P\x1fB\xfd\xff\xfe")
+_INFLATED = 256 << 20
+
+Folder = tuple[str, list[str]]
+"""A folder's path relative to the virtualenv, and the regular files in it to look at."""
+
+
+class Findings(NamedTuple):
+    """What became of a batch of folders. Paths are relative to the virtualenv.
+
+    A plain tuple of plain values, as it travels between processes.
+    """
+
+    seen: int
+    """How many files were looked at."""
+    rewritten: list[tuple[str, int]]
+    """Bytecode that was (in a dry run: would be) rewritten, and which old prefix it named."""
+    hits: list[str]
+    """Other files that hold a reference."""
+    hidden: list[tuple[str, str]]
+    """Files with a reference where it cannot be edited, and why."""
+    failure: tuple[str, str, int, str] | None
+    """(path, kind of error, errno, text) of what stopped the batch."""
+
+
+class Scanner:
+    """Looks through folders below a root.
+
+    Args:
+        root: descriptor of the virtualenv.
+        prefixes: what to look for, and what to write.
+        write: whether to rewrite bytecode, or only to say what would be.
+        account: whether somebody keeps account of every file that is rewritten; bytecode is then
+            handed back like all others.
+    """
+
+    def __init__(self, root: int, prefixes: Prefixes, write: bool, account: bool = False) -> None:
+        self.root = root
+        self.account = account
+        self.prefixes = prefixes
+        self.write = write
+        self.needles = needles(prefixes.old)
+        self.buffer = bytearray(_BUFFER)
+        self.view = memoryview(self.buffer)
+        self.buffers = [self.buffer]
+
+    def scan(self, folders: list[Folder], take: Callable[[Findings], None]) -> None:
+        """Look through the named files of each folder; tell `take`, even where interrupted."""
+        findings = Findings(0, [], [], [], None)
+        failure = None
+        seen = 0
+        path = name = ""
+        descent = files.Descent(self.root)
+        # What follows is done for every file of a tree, so it calls nothing that it can do without.
+        first, *_ = self.needles
+        buffer, buffers, find = self.buffer, self.buffers, self.buffer.find
+        simple = len(self.needles) == 1
+        try:
+            for path, names in folders:
+                name = ""
+                folder = descent.open(path)
+                for name in names:
+                    seen += 1
+                    file = os.open(name, files.FILE, dir_fd=folder)
+                    try:
+                        size = os.readv(file, buffers)
+                        if simple and 0 < size < _BUFFER and buffer[0] not in HIDDEN_FIRST:
+                            if find(first, 0, size) >= 0:
+                                self._hit(folder, file, path, name, size, findings)
+                        elif size:
+                            self._look(folder, file, path, name, size, findings)
+                    finally:
+                        os.close(file)
+        except OSError as error:
+            where = _join(path, name) if name else path
+            failure = (where, "OSError", error.errno or 0, error.strerror or str(error))
+        except TreeChanged as error:
+            failure = (_join(path, name), "TreeChanged", 0, str(error))
+        finally:
+            descent.close()
+            take(findings._replace(seen=seen, failure=failure))
+
+    def _look(
+        self, folder: int, file: int, parent: str, name: str, size: int, findings: Findings
+    ) -> None:
+        """Look through a file of any size, of which the first `size` bytes are in the buffer."""
+        if self._search(file, size):
+            self._hit(folder, file, parent, name, size, findings)
+        elif self.buffer[0] in HIDDEN_FIRST:
+            reason = hidden_reference(bytes(self.buffer[:8]), file, self.needles)
+            if reason:
+                findings.hidden.append((_join(parent, name), reason))
+
+    def _hit(
+        self, folder: int, file: int, parent: str, name: str, size: int, findings: Findings
+    ) -> None:
+        path = _join(parent, name)
+        if not self._rewrite(folder, file, name, path, size, findings):
+            findings.hits.append(path)
+
+    def _rewrite(
+        self, folder: int, file: int, name: str, path: str, size: int, findings: Findings
+    ) -> bool:
+        """Rewrite bytecode on the spot; False where the file is left to somebody else."""
+        if self.account or not name.endswith((".pyc", ".pyo")):
+            return False
+        status = os.fstat(file)
+        if status.st_size > WHOLE:
+            return False
+        if status.st_size == size:
+            data = bytes(self.view[:size])
+        else:
+            os.lseek(file, 0, os.SEEK_SET)
+            data = files.read_whole(file)
+        try:
+            new = bytecode.rewrite(path, data, self.prefixes)
+        except bytecode.Unreadable:
+            return False
+        if new is data or new == data:
+            return True
+        which = 0
+        if len(self.prefixes.old) > 1:
+            named = [number for number, old in enumerate(self.prefixes.old) if old in data]
+            which = named[0] if len(named) == 1 else -1
+        if which < 0 or self.prefixes.new in data:
+            return False  # the opposite rewrite would not give it back
+        # Told before it is done: to undo what was not done does no harm.
+        findings.rewritten.append((path, which))
+        if self.write:
+            temporary = files.write_aside(folder, file, status, (new,))
+            files.put_in_place(folder, temporary, name, status, path=path)
+        return True
+
+    def _search(self, file: int, size: int) -> bool:
+        """Whether a needle stands in the file, whose first `size` bytes are in the buffer."""
+        buffer = self.buffer
+        find = buffer.find
+        needles = self.needles
+        for needle in needles:
+            if find(needle, 0, size) >= 0:
+                return True
+        if size < _BUFFER:
+            return False
+        keep = max(map(len, needles)) - 1
+        head = bytes(buffer[:8])
+        window = self.view[keep:]
+        found = False
+        while size and not found:
+            buffer[:keep] = buffer[len(buffer) - keep :]
+            size = os.readv(file, [window])
+            found = any(find(needle, 0, keep + size) >= 0 for needle in needles)
+        if not found:
+            buffer[:8] = head
+        return found
+
+
+def _join(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
+
+
+def needles(paths: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """Byte strings of which one at least is in every file that names a path, however quoted.
+
+    A path of plain characters is its own needle; of any other, every spelling has the longest run
+    of plain characters in common.
+    """
+    runs = {max(re.findall(rb"[A-Za-z0-9._/-]+", path), key=len) for path in paths}
+    return tuple(sorted(run for run in runs if not any(o != run and o in run for o in runs)))
+
+
+# --- references that are there but cannot be seen in the bytes ------------------------------------
+
+
+def hidden_reference(head: bytes, file: int, wanted: tuple[bytes, ...]) -> str | None:
+    """Why a reference in the file cannot be edited, where it is compressed or in UTF-16."""
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        coding = "utf-16-le" if head[0] == 0xFF else "utf-16-be"
+        encoded = tuple(needle.decode("ascii").encode(coding) for needle in wanted)
+        os.lseek(file, 0, os.SEEK_SET)
+        return "it is in UTF-16" if _in_stream(_Raw(file), encoded) else None
+    with suppress(Exception):  # broken archives of every kind: nothing to find in them
+        return _in_archive(head, file, wanted)
+    return None
+
+
+def _in_archive(head: bytes, file: int, wanted: tuple[bytes, ...]) -> str | None:
+    os.lseek(file, 0, os.SEEK_SET)
+    with os.fdopen(os.dup(file), "rb") as stream:
+        if head.startswith(b"PK\x03\x04"):
+            import zipfile
+
+            with zipfile.ZipFile(stream) as archive:
+                left = _INFLATED
+                for member in archive.infolist():
+                    left -= member.file_size
+                    if left < 0:
+                        return None
+                    with archive.open(member) as inner:
+                        if _in_stream(inner, wanted):
+                            return "it is a zip archive"
+        elif head.startswith(b"\x1f\x8b"):
+            import gzip
+
+            return "it is compressed" if _in_stream(gzip.GzipFile(fileobj=stream), wanted) else None
+        elif head.startswith(b"BZh"):
+            import bz2
+
+            return "it is compressed" if _in_stream(bz2.BZ2File(stream), wanted) else None
+        elif head.startswith(b"\xfd7zXZ\0"):
+            import lzma
+
+            return "it is compressed" if _in_stream(lzma.LZMAFile(stream), wanted) else None
+    return None
+
+
+class _Raw:
+    """A descriptor as something to read from."""
+
+    def __init__(self, file: int) -> None:
+        self.file = file
+
+    def read(self, size: int) -> bytes:
+        return os.read(self.file, size)
+
+
+def _in_stream(stream: object, wanted: tuple[bytes, ...]) -> bool:
+    """Whether a needle stands in what the stream gives, up to a limit against bombs."""
+    read = stream.read  # type: ignore[attr-defined]
+    keep = max(map(len, wanted)) - 1
+    tail, total = b"", 0
+    while total < _INFLATED:
+        piece = read(_BUFFER)
+        if not piece:
+            return False
+        text = tail + piece
+        if any(needle in text for needle in wanted):
+            return True
+        tail = text[-keep:]
+        total += len(piece)
+    return False

@@ -1,0 +1,3 @@
+"""The operating system: files, locks, processes, ownership. Knows no virtualenv."""
+
+from __future__ import annotations

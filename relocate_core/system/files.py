@@ -1,0 +1,298 @@
+"""Work below a directory descriptor: no link is followed, every change is a new file and a rename.
+
+A path is opened component by component, each with O_NOFOLLOW, so nobody who may write somewhere in
+the tree can redirect a write out of it. A file is never written in place: hard links (uv links
+from its cache) keep their content, a running program keeps its file, and a kill leaves either the
+old file or the new one, and at most a temporary file that the next run removes.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import itertools
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+
+from ..errors import TreeChanged, TreeError
+
+TEMPORARY = ".relocating-"
+_counter = itertools.count()
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+def open_root(path: str) -> int:
+    """A descriptor of the folder `path`, which itself may be reached through links.
+
+    Raises:
+        TreeError: it cannot be opened.
+    """
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise TreeError.of(path, error) from error
+
+
+def open_folder(root: int, path: str) -> int:
+    """A descriptor of the folder `path` below `root`; "" is the root itself."""
+    folder = os.dup(root)
+    for component in path.split("/") if path else ():
+        parent = folder
+        try:
+            folder = os.open(component, _DIRECTORY, dir_fd=parent)
+        finally:
+            os.close(parent)
+    return folder
+
+
+class Descent:
+    """Opens one folder after the other below a root, as `open_folder` does.
+
+    The descriptors on the way to the last one stay open, so that a neighbour costs one call and
+    not one for each component.
+    """
+
+    def __init__(self, root: int) -> None:
+        self._names: list[str] = []
+        self._descriptors = [os.dup(root)]
+
+    def open(self, path: str) -> int:
+        """A descriptor of the folder `path`, good until the next call."""
+        names = path.split("/") if path else []
+        same = 0
+        for ours, theirs in zip(self._names, names):
+            if ours != theirs:
+                break
+            same += 1
+        self._leave(same)
+        for name in names[same:]:
+            self._descriptors.append(os.open(name, _DIRECTORY, dir_fd=self._descriptors[-1]))
+            self._names.append(name)
+        return self._descriptors[-1]
+
+    def close(self) -> None:
+        """Close all descriptors."""
+        self._leave(0)
+        os.close(self._descriptors.pop())
+
+    def _leave(self, depth: int) -> None:
+        del self._names[depth:]
+        while len(self._descriptors) > depth + 1:
+            os.close(self._descriptors.pop())
+
+
+@contextmanager
+def folder_of(root: int, path: str) -> Iterator[tuple[int, str]]:
+    """The descriptor of the folder that holds `path`, and the name in it."""
+    parent, _, name = path.rpartition("/")
+    folder = open_folder(root, parent)
+    try:
+        yield folder, name
+    finally:
+        os.close(folder)
+
+
+def open_file(folder: int, name: str) -> int:
+    """A descriptor of a file to read from."""
+    return os.open(name, FILE, dir_fd=folder)
+
+
+def read_whole(file: int) -> bytes:
+    """The rest of an open file."""
+    pieces: list[bytes] = []
+    size = os.fstat(file).st_size + 1  # one more, to see the end with the first call
+    while True:
+        piece = os.read(file, min(size, 1 << 20))
+        if not piece:
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.append(piece)
+
+
+def sha256(file: int) -> str:
+    """The digest of the rest of an open file, in hexadecimal."""
+    digest = hashlib.sha256()
+    while piece := os.read(file, 1 << 20):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def read(folder: int, name: str) -> tuple[bytes, os.stat_result]:
+    """A regular file's content, and what it was like before it was read."""
+    file = open_file(folder, name)
+    try:
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.ELOOP, "not a regular file any more")
+        return read_whole(file), status
+    finally:
+        os.close(file)
+
+
+def temporary_name() -> str:
+    """A name for a temporary file or link, unique to this process."""
+    return f"{TEMPORARY}{os.getpid()}-{next(_counter)}"
+
+
+def write_aside(folder: int, original: int, status: os.stat_result, pieces: Iterable[bytes]) -> str:
+    """Write a new file into `folder`, like `original` in all but its content; return its name.
+
+    Mode, owner, times and extended attributes (capabilities and access lists among them) are kept.
+
+    Args:
+        folder: descriptor of the folder.
+        original: descriptor of the file that it is to replace.
+        status: what that file was like before it was read.
+        pieces: the new content.
+    """
+    name = temporary_name()
+    mode = stat.S_IMODE(status.st_mode)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    file = os.open(name, flags, mode & 0o777, dir_fd=folder)
+    try:
+        for piece in pieces:
+            write_all(file, piece)
+        # In this order: a change of owner clears setuid bits and capabilities, and an access list
+        # has its part in the mode.
+        now = os.fstat(file)
+        if (now.st_uid, now.st_gid) != (status.st_uid, status.st_gid):
+            os.fchown(file, status.st_uid, status.st_gid)
+        if _copy_attributes(original, file) or now.st_mode != status.st_mode:
+            os.fchmod(file, mode)
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(name, dir_fd=folder)
+        raise
+    finally:
+        os.close(file)
+    return name
+
+
+def write_all(file: int, data: bytes) -> None:
+    """Write all of it, where one call writes only a part."""
+    written = os.write(file, data)
+    while written < len(data):  # a signal or a nearly full disk
+        data = data[written:]
+        written = os.write(file, data)
+
+
+def _copy_attributes(original: int, file: int) -> bool:
+    """Give a file the extended attributes of another; whether there was any."""
+    if not hasattr(os, "listxattr"):
+        return False
+    try:
+        names, ours = os.listxattr(original), os.listxattr(file)
+        for name in set(ours).difference(names):
+            if not name.startswith("security."):  # the folder's default access list, say
+                os.removexattr(file, name)
+        for name in names:
+            try:
+                os.setxattr(file, name, os.getxattr(original, name))
+            except OSError:
+                # A label that the system has already set by its own policy may be refused.
+                if name != "security.selinux":
+                    raise
+    except OSError as error:
+        if error.errno not in (errno.ENOTSUP, errno.ENOSYS):
+            raise
+        return False
+    return bool(names or ours)
+
+
+def put_in_place(
+    folder: int, temporary: str, name: str, status: os.stat_result, *, path: str
+) -> None:
+    """Rename `temporary` over `name`, unless somebody has changed that since `status`.
+
+    Raises:
+        TreeChanged: the file is not the one that was read any more.
+    """
+    try:
+        now = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        now = None
+    if now is None or not same_file(now, status):
+        with suppress(OSError):
+            os.unlink(temporary, dir_fd=folder)
+        what = "disappeared" if now is None else "changed"
+        raise TreeChanged(
+            f"cannot relocate {path}: it {what} meanwhile; "
+            "stop what writes into the virtualenv and run again"
+        )
+    try:
+        os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(temporary, dir_fd=folder)
+        raise
+
+
+def same_file(one: os.stat_result, other: os.stat_result) -> bool:
+    """Whether two looks at a name saw the same, unchanged file."""
+    return (
+        one.st_ino == other.st_ino
+        and one.st_size == other.st_size
+        and one.st_mtime_ns == other.st_mtime_ns
+    )
+
+
+def link_aside(folder: int, status: os.stat_result, target: str) -> str:
+    """Make a symbolic link with the owner and times of `status`; return its name."""
+    name = temporary_name()
+    os.symlink(target, name, dir_fd=folder)
+    try:
+        now = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        if (now.st_uid, now.st_gid) != (status.st_uid, status.st_gid):
+            os.chown(name, status.st_uid, status.st_gid, dir_fd=folder, follow_symlinks=False)
+        times = (status.st_atime_ns, status.st_mtime_ns)
+        os.utime(name, ns=times, dir_fd=folder, follow_symlinks=False)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(name, dir_fd=folder)
+        raise
+    return name
+
+
+def clear_folders(root: int, folders: Iterable[str]) -> None:
+    """Remove what a killed run has left in some folders."""
+    for path in folders:
+        with suppress(OSError):
+            folder = open_folder(root, path)
+            try:
+                for name in os.listdir(folder):
+                    if name.startswith(TEMPORARY):
+                        os.unlink(name, dir_fd=folder)
+            finally:
+                os.close(folder)
+
+
+def clear_leftovers(root: int) -> None:
+    """Remove what a killed run has left anywhere: under the lock, nobody else is using it."""
+    with suppress(OSError):  # untidy, not wrong
+        for _, folders, names, folder in os.fwalk(".", dir_fd=root):
+            for name in (*folders, *names):  # a link to a folder counts as one
+                if name.startswith(TEMPORARY):
+                    os.unlink(name, dir_fd=folder)
+
+
+def flush(root: int) -> None:
+    """Make everything written to the file system of `root` so far survive a power cut.
+
+    Raises:
+        OSError: the disk did not take it.
+    """
+    try:
+        import ctypes
+
+        syncfs = ctypes.CDLL(None, use_errno=True).syncfs
+    except (ImportError, OSError, AttributeError):
+        os.sync()
+        return
+    if syncfs(root):
+        number = ctypes.get_errno()
+        if number != errno.ENOSYS:
+            raise OSError(number, os.strerror(number))
+        os.sync()

@@ -1,0 +1,88 @@
+"""Whether a path leads only through folders that nobody else can swap under root's hands."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from ..errors import UnsafeFolder
+
+
+def require_trusted(path: str) -> None:
+    """Refuse to work as root below a folder that another user may change.
+
+    Whoever may write to a folder may rename what is in it and put a link in its place, between one
+    call of root's and the next. A folder with the sticky bit is safe for what root has made in it.
+
+    Args:
+        path: an absolute path to an existing folder.
+
+    Raises:
+        UnsafeFolder: says which folder it is, and whose.
+    """
+    if os.geteuid() != 0:
+        return
+    at = "/"
+    ahead = [part for part in path.split("/") if part][::-1]
+    hops = 0
+    while True:
+        _require_own(at, path)
+        if not ahead:
+            return
+        part = ahead.pop()
+        if part == "..":
+            at = os.path.dirname(at)
+            continue
+        inner = os.path.join(at, part)
+        if os.path.islink(inner):
+            if os.lstat(inner).st_uid != 0:
+                raise UnsafeFolder(
+                    f"cannot work as root in {path}: the link {inner} belongs to "
+                    f"{user_name(os.lstat(inner).st_uid)}, who could let it lead elsewhere; "
+                    "make it as root"
+                )
+            hops += 1
+            if hops > 40:
+                raise UnsafeFolder(f"{path} leads in a circle: mend the link {inner}")
+            target = os.readlink(inner)
+            at = "/" if target.startswith("/") else at
+            ahead += [piece for piece in target.split("/") if piece not in ("", ".")][::-1]
+        elif part != ".":
+            at = inner
+
+
+def _require_own(folder: str, path: str) -> None:
+    status = os.stat(folder)
+    if status.st_uid != 0:
+        whose = f"belongs to {user_name(status.st_uid)}"
+        remedy = f"chown root {folder}"
+    elif status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
+        whose, remedy = "is writable by everybody", f"chmod o-w {folder}"
+    elif status.st_mode & stat.S_IWGRP and status.st_gid and not status.st_mode & stat.S_ISVTX:
+        whose = f"is writable by the group {_group(status.st_gid)}"
+        remedy = f"chmod g-w {folder}"
+    else:
+        return
+    raise UnsafeFolder(
+        f"cannot work as root in {path}: {folder} {whose}, who could swap what is in it for a link "
+        f"to elsewhere; {remedy} (the releases themselves may belong to any user)"
+    )
+
+
+def user_name(number: int) -> str:
+    """A user's name; the number itself where it has none."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
+
+
+def _group(number: int) -> str:
+    import grp
+
+    try:
+        return grp.getgrgid(number).gr_name
+    except KeyError:
+        return str(number)

@@ -1,0 +1,146 @@
+"""One look over a virtualenv's tree: compiled modules, links that lead out, packages, editables."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from urllib.parse import unquote
+
+from .layout import Virtualenv
+
+# How the name of a compiled module tells the Python it is for: `.cpython-311-x86_64-linux-gnu.so`,
+# `.pypy39-pp73-x86_64-linux-gnu.so`, `.abi3.so`. Other shared libraries tell nothing.
+_TAGGED = re.compile(r"([^.]+)(\.(?:cpython-\d|pypy\d|abi3)[^/]*\.so)\Z")
+_INTERPRETER = re.compile(r"(?:python|pypy)[\d.]*t?\Z")
+
+
+@dataclass
+class Survey:
+    """What one walk over a virtualenv's tree tells.
+
+    Attributes:
+        compiled: the file name endings that each compiled module comes with, by its dotted name.
+        dangling: (link, target) of links to nothing.
+        leading_out: (link, target) of absolute links out of the tree, save the interpreter's.
+        packages: how many distributions are installed.
+        outside: (file, path) of `.pth` and `.egg-link` lines that name a place outside.
+    """
+
+    compiled: dict[str, set[str]] = field(default_factory=dict)
+    dangling: list[tuple[str, str]] = field(default_factory=list)
+    leading_out: list[tuple[str, str]] = field(default_factory=list)
+    packages: int = 0
+    outside: list[tuple[str, str]] = field(default_factory=list)
+
+
+def survey(
+    environment: Virtualenv,
+    compiled: dict[str, set[str]] | None = None,
+    links: Mapping[str, str] | None = None,
+) -> Survey:
+    """Walk the tree of a virtualenv; nothing in it is run.
+
+    Args:
+        environment: the virtualenv.
+        compiled: its compiled modules, where they are known.
+        links: its links and what they name; with both there is no walk.
+    """
+    result = Survey(compiled or {})
+    top = environment.path
+    if compiled is not None and links is not None:
+        for name, target in links.items():
+            _look_at_link(result, environment, os.path.join(top, name), name, target)
+    else:
+        _walk(result, environment)
+    for site_packages in environment.site_packages:
+        _look_at_metadata(result, environment, site_packages)
+    result.dangling.sort()
+    result.leading_out.sort()
+    return result
+
+
+def _walk(result: Survey, environment: Virtualenv) -> None:
+    top = environment.path
+    ahead = [""]
+    while ahead:
+        relative = ahead.pop()
+        with os.scandir(os.path.join(top, relative)) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    target = os.readlink(entry.path)
+                    _look_at_link(result, environment, entry.path, relative + entry.name, target)
+                elif entry.is_dir():
+                    ahead.append(f"{relative}{entry.name}/")
+                elif entry.name.endswith(".so"):
+                    module = compiled_module(environment, relative + entry.name)
+                    if module is not None:
+                        result.compiled.setdefault(module[0], set()).add(module[1])
+
+
+def compiled_module(environment: Virtualenv, path: str) -> tuple[str, str] | None:
+    """The dotted name and the file name's ending of a compiled module; None for other files."""
+    folder, _, name = path.rpartition("/")
+    match = _TAGGED.match(name)
+    if match is None:
+        return None
+    return _dotted(environment, f"{folder}/{match[1]}" if folder else match[1]), match[2]
+
+
+def _dotted(environment: Virtualenv, path: str) -> str:
+    for site_packages in environment.site_packages:
+        path = path[len(site_packages) + 1 :] if path.startswith(site_packages + "/") else path
+    return path.replace("/", ".")
+
+
+def _look_at_link(
+    result: Survey, environment: Virtualenv, path: str, name: str, target: str
+) -> None:
+    if not os.path.exists(path):
+        result.dangling.append((name, target))
+    is_interpreter = name.startswith("bin/") and _INTERPRETER.match(name[len("bin/") :])
+    inside = target == environment.prefix or target.startswith(f"{environment.prefix}/")
+    if target.startswith("/") and not inside and not is_interpreter:
+        result.leading_out.append((name, target))
+
+
+def _look_at_metadata(result: Survey, environment: Virtualenv, site_packages: str) -> None:
+    folder = os.path.join(environment.path, site_packages)
+    homes = (environment.prefix or environment.path, os.path.abspath(environment.path))
+    for name in sorted(os.listdir(folder)):
+        if name.endswith((".dist-info", ".egg-info", ".egg-link")):
+            result.packages += 1
+        if name.endswith((".pth", ".egg-link")):
+            with open(os.path.join(folder, name), errors="surrogateescape") as file:
+                lines = [line.strip() for line in file]
+            for line in lines:
+                outside = not any(line == home or line.startswith(home + "/") for home in homes)
+                if line.startswith("/") and outside:
+                    result.outside.append((f"{site_packages}/{name}", line))
+
+
+def editables(environment: Virtualenv) -> Iterator[tuple[str, str]]:
+    """The file and the place of each editable install of a project outside (PEP 610)."""
+    homes = (*environment.old_prefixes, os.path.abspath(environment.path))
+    for site_packages in environment.site_packages:
+        folder = os.path.join(environment.path, site_packages)
+        for name in sorted(os.listdir(folder)):
+            file = os.path.join(folder, name, "direct_url.json")
+            try:
+                with open(file, encoding="utf-8") as stream:
+                    known = json.load(stream)
+                url = str(known["url"])
+                is_editable = known["dir_info"]["editable"] is True
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+            place = unquote(url[len("file://") :])
+            if is_editable and not any((place + "/").startswith(home + "/") for home in homes):
+                yield f"{site_packages}/{name}/direct_url.json", place
+
+
+def broken_modules(compiled: dict[str, set[str]], suffixes: list[str]) -> list[str]:
+    """The compiled modules of which a Python with these file name endings would load none."""
+    usable = set(suffixes)
+    return sorted(module for module, endings in compiled.items() if not endings & usable)
