@@ -38,11 +38,12 @@ test-all: lint ## the checks, then all tests
 	@echo 'test-all: pytest'
 	@$(BIN)/pytest
 
-lint: $(READY) ## ruff and mypy
-	@echo 'lint: ruff check, ruff format --check, mypy'
+lint: $(READY) ## ruff, mypy, and who imports whom
+	@echo 'lint: ruff check, ruff format --check, mypy, lint-imports'
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+	@found=$$($(BIN)/lint-imports --no-logo --no-cache 2>&1) || { echo "$$found"; exit 1; }
 
 format: $(READY) ## let ruff mend and format what it can
 	@$(BIN)/ruff check --fix
