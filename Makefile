@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 
-# Salt 3008 compiles one small package, timelib; without a compiler pip shall settle for Salt 3007.
+# Salt 3008 compiles one small package, timelib; without a compiler pip should settle for Salt 3007.
 COMPILES := import os, shutil, sysconfig as s; \
 	ready = shutil.which((s.get_config_var("CC") or "cc").split()[0]) \
 	and os.path.exists(s.get_path("include") + "/Python.h"); \
@@ -45,11 +45,11 @@ lint: $(READY) ## ruff, mypy, and who imports whom
 	@$(BIN)/mypy
 	@found=$$($(BIN)/lint-imports --no-logo --no-cache 2>&1) || { echo "$$found"; exit 1; }
 
-format: $(READY) ## let ruff mend and format what it can
+format: $(READY) ## let ruff fix and format what it can
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-docs: $(READY) ## write docs/reference anew, out of the docstrings
+docs: $(READY) ## write docs/reference again, out of the docstrings
 	@$(BIN)/python docs/reference.py
 
 bench: $(READY) ## our speed and memory beside other tools and Salt's own states, on a large tree

@@ -1,7 +1,7 @@
-"""Which folder becomes which package; everything else stands in pyproject.toml.
+"""Which directory becomes which package; everything else stands in pyproject.toml.
 
 Salt wants its modules in `_modules`, `_runners` and `_states` of a file root, and in `modules`,
-`runners` and `states` of an installed package: the same folders serve both.
+`runners` and `states` of an installed package: the same directories serve both.
 """
 
 from __future__ import annotations

@@ -188,7 +188,7 @@ def _app(
     _require_trust(managed, where)
     shared = _shared(app.get("shared") or {}, root)
     managed["shared"] = {path.rstrip("/"): target.rstrip("/") for path, target in shared.items()}
-    folders = sorted({target.rstrip("/") for target in shared.values() if target.endswith("/")})
+    directories = sorted({target.rstrip("/") for target in shared.values() if target.endswith("/")})
     managed["smoke"] = app.get("smoke")
     needs_user = __salt__["file.user_to_uid"](user) == ""
     if managed["smoke"] and not (needs_user and __opts__.get("test")):  # who is made before that
@@ -213,8 +213,8 @@ def _app(
             "group": __salt__["file.group_to_gid"](app.get("group") or user) == "",
             "python": _python_package(app.get("python")),
         },
-        "folders": folders,
-        "above": _above(folders, root),
+        "directories": directories,
+        "above": _above(directories, root),
         "managed": _listed({key: one for key, one in managed.items() if one not in (None, {}, [])}),
         "migrations": [],
         "manager": manager,
@@ -242,7 +242,8 @@ def _app(
         if missing:
             raise _Wrong(f"{here}:{missing[0]} is missing: {_MISSING[missing[0]]}")
         made["web"][server]["static"] = {
-            url: _below(f"{root}/current", folder) for url, folder in one.get("static", {}).items()
+            url: _below(f"{root}/current", directory)
+            for url, directory in one.get("static", {}).items()
         }
     made["files"] = list(_files(made, servers))
     told = ("unit", "reload", "socket")
@@ -269,8 +270,9 @@ def _program(
     if "command" not in one:
         raise _Wrong(f"{here}:command is missing: {_MISSING['command']}")
     words = shlex.split(one["command"])
-    # `current` is looked up once, by `env`: all the rest - the working folder, the script, and what
-    # both of them import - is below the folder that it led to. A program never mixes two releases.
+    # `current` is looked up once, by `env`: all the rest - the working directory, the script, and
+    # what both of them import - is below the directory that it pointed to. A program never mixes
+    # two releases.
     words = ["/usr/bin/env", f"--chdir={link}", *words]
     full, bound = f"{app}-{name}", one.get("socket")
     environment = {key: str(value) for key, value in one.get("environment", {}).items()}
@@ -430,13 +432,14 @@ def _names(value: Any, where: str) -> list[str]:
 
 
 def _static(value: Any, where: str) -> str:
-    """A folder by its URL. Both end with a slash: else what lies beside it could be asked for."""
+    """A directory by its URL. Both end with a slash: else what lies beside it could be asked
+    for."""
     url = where.partition(":static:")[2]
     for one in (url, _text(value, where)):
         if not re.match(r"[\w./~@+-]+/\Z", one) or ".." in one.split("/") or url[0] != "/":
             raise _Wrong(
-                f"{where} must be a URL such as /static/ and a folder such as static/, each with "
-                f"a slash at its end: {value!r}"
+                f"{where} must be a URL such as /static/ and a directory such as static/, each "
+                f"with a slash at its end: {value!r}"
             )
     return str(value)
 
@@ -557,30 +560,31 @@ def _put_in(release: str) -> Callable[[Any], Any]:
 
 
 def _shared(given: Any, root: str) -> dict[str, str]:
-    """Where each shared path leads; the end of both is a slash where it is a folder to be made."""
+    """Where each shared path leads; the end of both is a slash where it is a directory to be
+    made."""
     if isinstance(given, list):
         return {path: f"{root}/shared/{path}" for path in given}
     return dict(given)
 
 
-def _above(folders: list[str], root: str) -> list[str]:
-    """The folders that shared ones are in, as far as they are the app's to make.
+def _above(directories: list[str], root: str) -> list[str]:
+    """The directories that shared ones are in, as far as they are the app's to make.
 
-    They are the minion's own: whoever owns such a folder could put a link in the place of the
-    shared one, and let root give away what that leads to.
+    They are the minion's own: whoever owns such a directory could put a link in the place of the
+    shared one, and let root give away what that points to.
     """
     above = set()
-    for folder in folders:
-        parent = posixpath.dirname(folder)
+    for directory in directories:
+        parent = posixpath.dirname(directory)
         above.add(parent)
         while parent.startswith(f"{root}/"):
             above.add(parent)
             parent = posixpath.dirname(parent)
-    return sorted(above - set(folders) - {root})
+    return sorted(above - set(directories) - {root})
 
 
-def _below(folder: str, path: str) -> str:
-    return path if path.startswith("/") else f"{folder}/{path}"
+def _below(directory: str, path: str) -> str:
+    return path if path.startswith("/") else f"{directory}/{path}"
 
 
 def _supervised(text: str, where: str) -> str:

@@ -2,12 +2,12 @@
 Relocate Python virtualenvs: compile once, deploy wherever.
 
 A virtualenv that was built on one machine and carried to another names its old place in thousands
-of files. :py:func:`update_path` makes it at home where it stands, :py:func:`reinitialize` puts it
+of files. :py:func:`update_path` relocates it where it is, :py:func:`reinitialize` puts it
 onto this machine's own Python, :py:func:`check` tells whether it can run, and :py:func:`info` what
 it is.
 
 A release is a virtualenv at ``<root>/<name>``, such as ``/srv/app/4f2a9c1``, and the link
-``/srv/app/current`` leads to the active one. :py:func:`unpack` makes a release out of an archive,
+``/srv/app/current`` points to the active one. :py:func:`unpack` makes a release out of an archive,
 :py:func:`activate` and :py:func:`rollback` switch, :py:func:`prune` removes old ones, and
 :py:func:`releases` and :py:func:`history` tell how things stand. One run at a time works in a root;
 others wait for it. The states in ``virtualenv_relocated`` do the same in a highstate.
@@ -53,7 +53,7 @@ _loading = threading.Lock()
 def __virtual__() -> str | tuple[bool, str]:  # noqa: N807
     if sys.platform == "win32":
         return False, "virtualenv_tools: virtualenvs cannot be relocated on Windows"
-    if _core_folder() is None:
+    if _core_directory() is None:
         return False, (
             "virtualenv_tools: relocate_core is missing: run saltutil.sync_all, or install the "
             "package saltext-virtualenv-tools into Salt's Python"
@@ -65,18 +65,18 @@ def update_path(
     path: str, new_path: str = "auto", old_path: str | None = None, test: bool | None = None
 ) -> dict[str, Any]:
     """
-    Make a virtualenv at home: every file in it that names its old path names the new one.
+    Relocate a virtualenv: every file in it that names its old path names the new one.
 
     Nothing is left half done: a failure puts everything back, and after a kill the same call
     finishes the work. A second call changes nothing and costs next to nothing.
 
     path
-        The virtualenv's folder on the minion, as an absolute path.
+        The virtualenv's directory on the minion, as an absolute path.
 
     new_path
-        The absolute path that its files shall name. ``auto``, the default, is where it stands (for
-        a link to it, such as ``current``, the folder behind the link); name another one to prepare
-        it for a place that it is going to be carried to.
+        The absolute path that its files should name. ``auto``, the default, is where it stands (for
+        a link to it, such as ``current``, the directory behind the link); name another one to
+        prepare it for a place that it is going to be carried to.
 
     old_path
         One more path to look for. Needed only where the virtualenv itself does not tell where it
@@ -120,7 +120,7 @@ def reinitialize(path: str, python: str | None = None, test: bool | None = None)
     downloaded, and no package is touched.
 
     path
-        The virtualenv's folder on the minion, as an absolute path.
+        The virtualenv's directory on the minion, as an absolute path.
 
     python
         An executable, a command on the ``PATH``, or a version like ``3.11``. By default the Python
@@ -155,7 +155,7 @@ def info(path: str) -> dict[str, Any]:
     Tell what a virtualenv is. Nothing in it is run or changed.
 
     path
-        The virtualenv's folder on the minion, as an absolute path.
+        The virtualenv's directory on the minion, as an absolute path.
 
     Returns a dictionary: ``path``, ``prefix`` (the path that its files name), ``old_prefixes`` (all
     of them), ``python`` (X.Y), ``implementation``, ``builder`` (venv, virtualenv or uv),
@@ -184,7 +184,7 @@ def check(path: str, deep: bool = False) -> dict[str, Any]:
     another place are counted. The call's return code is 1 where a problem was found.
 
     path
-        The virtualenv's folder on the minion, as an absolute path.
+        The virtualenv's directory on the minion, as an absolute path.
 
     deep
         ``True`` compares every file as well. What came as a bundle is compared with its manifest,
@@ -245,10 +245,10 @@ def unpack(
     archive
         A tar, plain or packed with gzip, bzip2, xz or zstd: a path on the minion, or a URL that
         Salt can fetch (``salt://``, ``https://``, ``s3://``...). The virtualenv may be at its top
-        or in a folder there.
+        or in a directory there.
 
     path
-        Where the release shall stand, as an absolute path: ``<root>/<name>``.
+        Where the release should stand, as an absolute path: ``<root>/<name>``.
 
     source_hash
         What the archive has to hash to, in any form that ``file.managed`` takes: ``sha256=...``, a
@@ -259,16 +259,16 @@ def unpack(
         the one that it names if it is there and fits, else the first on the ``PATH`` that fits.
 
     user, group
-        Whom its files shall belong to. By default to the user that the minion runs as; the program
+        Whom its files should belong to. By default to the user that the minion runs as; the program
         then cannot change its own code.
 
     mode
-        Of the release's own folder, ``0755`` by default.
+        Of the release's own directory, ``0755`` by default.
 
     smoke
         Commands that have to succeed in the release before it counts. They are run by ``/bin/sh``,
-        with the release's programs on the ``PATH``, the release as working folder, and nothing of
-        the minion's environment.
+        with the release's programs on the ``PATH``, the release as working directory, and nothing
+        of the minion's environment.
 
     smoke_user
         Who runs them, with that user's group, groups and home: by default ``user``. Name the one
@@ -280,9 +280,9 @@ def unpack(
         (unpacked to packed, 200).
 
     shared
-        What outlives releases, as links in each of them: absolute paths by where they shall be in
+        What outlives releases, as links in each of them: absolute paths by where they should be in
         the release, such as ``{media: /srv/app/shared/media}``. They have to be there; a release
-        that has something of its own in such a place, but for an empty folder, is refused.
+        that has something of its own in such a place, but for an empty directory, is refused.
 
     hard_links
         ``True`` lets a bundle's files be second links to the same files of an earlier release,
@@ -346,7 +346,7 @@ def unpack(
 
 def activate(path: str, link: str | None = None, test: bool | None = None) -> dict[str, Any]:
     """
-    Let ``current`` lead to a release, in one step: there is no moment without it.
+    Let ``current`` point to a release, in one step: there is no moment without it.
 
     A release that is incomplete, cannot run or is marked bad is refused.
 
@@ -354,14 +354,14 @@ def activate(path: str, link: str | None = None, test: bool | None = None) -> di
         The release, as an absolute path.
 
     link
-        The link, in the same folder; by default ``current``.
+        The link, in the same directory; by default ``current``.
 
     test
         ``True`` tells what would be done, and does none of it. By default what the minion's
         ``test`` option says.
 
     Returns a dictionary: ``link``, ``release``, ``previous`` (the names of the release that it
-    leads to and of the one before), ``changed`` and ``dry_run``.
+    points to and of the one before), ``changed`` and ``dry_run``.
 
     Raises ``CommandExecutionError`` for whatever goes wrong; the link is then as it was before.
 
@@ -391,7 +391,7 @@ def rollback(
     test: bool | None = None,
 ) -> dict[str, Any]:
     """
-    Let ``current`` lead to the release before, and mark the one that it leaves as bad.
+    Let ``current`` point to the release before, and mark the one that it leaves as bad.
 
     Nothing is downloaded, and nothing is removed. The mark keeps the next highstate from bringing
     the bad release back; :py:func:`unmark` takes it away.
@@ -401,7 +401,7 @@ def rollback(
     is irreversible for one, nothing is done.
 
     root
-        The folder of the releases, as an absolute path.
+        The directory of the releases, as an absolute path.
 
     to
         The name of the release to go to. By default the last good one that was active before.
@@ -460,7 +460,7 @@ def rollback(
 
 def active(link: str) -> dict[str, Any]:
     """
-    Tell which release a link leads to.
+    Tell which release a link points to.
 
     link
         The link, as an absolute path.
@@ -474,9 +474,9 @@ def active(link: str) -> dict[str, Any]:
 
         salt '*' virtualenv_tools.active /srv/app/current
     """
-    folder, _, name = _absolute(link).rpartition("/")
+    directory, _, name = _absolute(link).rpartition("/")
     with _core() as core:
-        root = core.Root(folder)
+        root = core.Root(directory)
         release, known = root.active(name), root.standing()
         return _printable(
             {
@@ -493,9 +493,9 @@ def releases(root: str) -> dict[str, Any]:
     Tell which releases there are.
 
     root
-        The folder of the releases, as an absolute path.
+        The directory of the releases, as an absolute path.
 
-    Returns a dictionary of dictionaries, by name: ``active`` (the links that lead to it), ``bad``
+    Returns a dictionary of dictionaries, by name: ``active`` (the links that point to it), ``bad``
     (why it is marked) and ``pinned`` where that is so, ``published`` (UTC), ``source``,
     ``python_version``, ``files``, ``size`` (bytes) and ``job`` (Salt's job id).
 
@@ -515,7 +515,7 @@ def history(root: str, limit: int = 20, full: bool = False) -> list[Any]:
     Tell what happened in a root, the latest last.
 
     root
-        The folder of the releases, as an absolute path.
+        The directory of the releases, as an absolute path.
 
     limit
         How many events; 0 is all of them.
@@ -553,7 +553,7 @@ def prune(root: str, keep: int = 5, test: bool | None = None) -> dict[str, Any]:
     that is marked bad does not count as one of those to keep. What is no release is left alone.
 
     root
-        The folder of the releases, as an absolute path.
+        The directory of the releases, as an absolute path.
 
     keep
         How many good releases stay.
@@ -698,7 +698,7 @@ def prove(path: str, link: str | None = None) -> bool:
         The release, as an absolute path.
 
     link
-        The link that leads to it; by default ``current`` beside it.
+        The link that points to it; by default ``current`` beside it.
 
     Returns whether that was not known.
 
@@ -718,7 +718,7 @@ def run(path: str, command: str, user: str | None = None, timeout: float = 60) -
     :py:func:`virtualenv_relocated.healthy <saltext.states.virtualenv_relocated.healthy>` do.
 
     It is run by ``/bin/sh`` with the release's programs on the ``PATH``, the release as working
-    folder, and nothing of the minion's environment. What it has left running is ended with it.
+    directory, and nothing of the minion's environment. What it has left running is ended with it.
 
     path
         The release, or a link to it, as an absolute path.
@@ -778,7 +778,7 @@ def pack(
     lead out of it. Nothing in the virtualenv is changed.
 
     path
-        The virtualenv's folder on the minion, as an absolute path.
+        The virtualenv's directory on the minion, as an absolute path.
 
     archive
         The bundle, as an absolute path; its ending tells the form: ``.tar.gz``, ``.tar.zst`` (which
@@ -887,9 +887,9 @@ def build(
         ``<archive>.sha256``.
 
     cache
-        A folder that is kept between builds, ``virtualenv_tools`` in the minion's cache by default.
-        One environment is kept in it for each Python and tool, and one build at a time works there:
-        give applications that are built often a cache each.
+        A directory that is kept between builds, ``virtualenv_tools`` in the minion's cache by
+        default. One environment is kept in it for each Python and tool, and one build at a time
+        works there: give applications that are built often a cache each.
 
     requirements
         Requirement files, as pip reads them; a lock with hashes for one. Paths on the minion, or
@@ -897,9 +897,9 @@ def build(
         changed, or with ``force``.
 
     project
-        A folder with a ``pyproject.toml`` or ``setup.py``, with extras as in ``/srv/shop[web]``. It
-        is built in a copy, and installed as a wheel. In a git checkout, the files that are tracked
-        or new and not ignored count.
+        A directory with a ``pyproject.toml`` or ``setup.py``, with extras as in ``/srv/shop[web]``.
+        It is built in a copy, and installed as a wheel. In a git checkout, the files that are
+        tracked or new and not ignored count.
 
     packages
         Requirements, such as ``gunicorn>=22``.
@@ -908,7 +908,7 @@ def build(
         Wheel files: paths on the minion, or URLs that Salt can fetch.
 
     find_links
-        Folders or pages with packages, besides those that are configured on the minion.
+        Directories or pages with packages, besides those that are configured on the minion.
 
     index, extra_index
         Package indexes, for those that are configured on the minion by ``pip.conf``, ``uv.toml`` or
@@ -1106,7 +1106,7 @@ def migrate(
         begins with the release's programs.
 
     cwd
-        Its working folder, as seen from the release, which is the default.
+        Its working directory, as seen from the release, which is the default.
 
     timeout
         Seconds that one program may take.
@@ -1157,7 +1157,7 @@ def migrate(
 
 
 def _absolute(path: Any, what: str = "the path of a virtualenv") -> str:
-    """A minion has no working folder that means anything to an operator."""
+    """A minion has no working directory that means anything to an operator."""
     if not isinstance(path, str) or not path.startswith("/"):
         raise CommandExecutionError(f"{what} must be absolute: {path}")
     return path
@@ -1290,11 +1290,11 @@ def _printable(value: Any) -> Any:
 
 def _job() -> str:
     """Salt's id of the job that this process works on; "" where it works on none."""
-    folder = os.path.join(__opts__["cachedir"], "proc")
+    directory = os.path.join(__opts__["cachedir"], "proc")
     with suppress(OSError):
-        for name in sorted(os.listdir(folder), reverse=True):
+        for name in sorted(os.listdir(directory), reverse=True):
             with suppress(Exception):  # another job's file, which has just been removed
-                with open(os.path.join(folder, name), "rb") as file:
+                with open(os.path.join(directory, name), "rb") as file:
                     data = salt.payload.loads(file.read())
                 if data["pid"] in (os.getpid(), os.getppid()):
                     return str(data["jid"])
@@ -1354,15 +1354,15 @@ def _core() -> Iterator[Any]:
         ) from error
 
 
-def _core_folder() -> str | None:
+def _core_directory() -> str | None:
     """The core that came with this file: beside a synced module, in a checkout, or installed.
 
     Not simply `import relocate_core`: an installed core would shadow a newer synced one.
     """
     above = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    for folder in (os.path.join(above, "utils", _CORE), os.path.join(above, _CORE)):
-        if os.path.isfile(os.path.join(folder, "__init__.py")):
-            return folder
+    for directory in (os.path.join(above, "utils", _CORE), os.path.join(above, _CORE)):
+        if os.path.isfile(os.path.join(directory, "__init__.py")):
+            return directory
     spec = importlib.util.find_spec(_CORE)
     if spec is not None and spec.submodule_search_locations:
         return next(iter(spec.submodule_search_locations))
@@ -1375,18 +1375,18 @@ def _load_core() -> ModuleType:
     A minion lives on while a sync replaces the core; under one fixed name Python would go on using
     the old one. The earlier ones stay loaded, as a job may still be running on them.
     """
-    folder = _core_folder()
-    if folder is None:
+    directory = _core_directory()
+    if directory is None:
         raise CommandExecutionError("relocate_core is missing: run saltutil.sync_all")
-    name = f"{_CORE}_{_fingerprint(folder)}"
+    name = f"{_CORE}_{_fingerprint(directory)}"
     with _loading:
         module = sys.modules.get(name)
         if module is None:
             spec = importlib.util.spec_from_file_location(
-                name, os.path.join(folder, "__init__.py"), submodule_search_locations=[folder]
+                name, os.path.join(directory, "__init__.py"), submodule_search_locations=[directory]
             )
             if spec is None or spec.loader is None:
-                raise CommandExecutionError(f"relocate_core cannot be loaded from {folder}")
+                raise CommandExecutionError(f"relocate_core cannot be loaded from {directory}")
             module = importlib.util.module_from_spec(spec)
             sys.modules[name] = module
             try:
@@ -1395,19 +1395,21 @@ def _load_core() -> ModuleType:
                 for loaded in [key for key in sys.modules if key.split(".")[0] == name]:
                     del sys.modules[loaded]
                 raise
-            log.debug("Loaded %s from %s", name, folder)
+            log.debug("Loaded %s from %s", name, directory)
     return module
 
 
-def _fingerprint(folder: str) -> str:
+def _fingerprint(directory: str) -> str:
     """A hash of the core's sources."""
     digest = hashlib.sha256()
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(set(folders) - {"__pycache__"})
+    for parent, directories, names in os.walk(directory):
+        directories[:] = sorted(set(directories) - {"__pycache__"})
         for name in sorted(names):
             if name.endswith(".py"):
                 with open(os.path.join(parent, name), "rb") as file:
                     content = file.read()
-                digest.update(f"{os.path.relpath(parent, folder)}/{name} {len(content)}\n".encode())
+                digest.update(
+                    f"{os.path.relpath(parent, directory)}/{name} {len(content)}\n".encode()
+                )
                 digest.update(content)
     return digest.hexdigest()[:16]

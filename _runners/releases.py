@@ -66,7 +66,7 @@ def fleet(
     All minions are asked at once, in one job; nothing is changed.
 
     root
-        The folder of the releases on the minions, as an absolute path.
+        The directory of the releases on the minions, as an absolute path.
 
     tgt, tgt_type
         Which minions, as for the command ``salt``.
@@ -111,10 +111,10 @@ def fleet(
 
     def answer() -> dict[str, Any]:
         _refuse_unknown(kwargs)
-        folder = _root(root)
-        found = _standings(folder, _name(link, "the link"), tgt, tgt_type, _timeout(timeout))
+        directory = _root(root)
+        found = _standings(directory, _name(link, "the link"), tgt, tgt_type, _timeout(timeout))
         wanted = None if release is None else _name(release, "the release")
-        told = _overview(folder, found, wanted)
+        told = _overview(directory, found, wanted)
         if not brief:
             told["minions"] = _details(found)
         return told
@@ -164,7 +164,7 @@ def roll(
     of all minions before the first one is switched.
 
     root
-        The folder of the releases on the minions, as an absolute path.
+        The directory of the releases on the minions, as an absolute path.
 
     release
         The release's name. One that is all digits has to be in two pairs of quotes where it begins
@@ -187,7 +187,7 @@ def roll(
 
     pillar_key
         Where in pillar the release is read from; ``{app}`` is the last part of the root. For an app
-        of the formula with another name than its folder has: ``releases:apps:NAME:release``.
+        of the formula with another name than its directory has: ``releases:apps:NAME:release``.
 
     pause
         Seconds to wait between two steps.
@@ -241,15 +241,15 @@ def roll(
 
     def answer() -> dict[str, Any]:
         _refuse_unknown(kwargs)
-        folder = _root(root)
+        directory = _root(root)
         wanted = _Wanted(
-            root=folder,
+            root=directory,
             release=_name(release, "the release"),
             canary=_canary(canary),
             batch=_batch(batch),
             sls=_sls(sls),
             pillar=_pillar(pillar),
-            pillar_key=_pillar_key(pillar_key, folder),
+            pillar_key=_pillar_key(pillar_key, directory),
             pause=_seconds(pause),
             link=_name(link, "the link"),
             saltenv=_environment(saltenv, "saltenv"),
@@ -257,7 +257,7 @@ def roll(
             timeout=_timeout(timeout),
         )
         if not test:
-            _refuse_second(folder)
+            _refuse_second(directory)
         ret.update(release=wanted.release)
         return _Rollout(wanted, ret).run(tgt, tgt_type, bool(test))
 
@@ -338,7 +338,7 @@ def _refuse_unknown(kwargs: Mapping[str, Any]) -> None:
 
 def _root(root: Any) -> str:
     if not root:
-        raise SaltInvocationError("root is missing: name the folder of the releases")
+        raise SaltInvocationError("root is missing: name the directory of the releases")
     if not isinstance(root, str) or not root.startswith("/"):
         raise SaltInvocationError(f"the root must be an absolute path: {root}")
     return root.rstrip("/") or root

@@ -82,7 +82,7 @@ def running(
 
     scripts
         WSGI scripts of Apache's: to be touched where the link is newer, so that mod_wsgi starts
-        anew.
+        again.
 
     .. code-block:: yaml
 
@@ -110,7 +110,7 @@ def reloaded(
     scripts: list[str] | None = None,
 ) -> dict[str, Any]:
     """
-    Have programs read their settings anew: by a signal where that is enough, else by a restart.
+    Have programs read their settings again: by a signal where that is enough, else by a restart.
 
     A signal is enough where a program names one as ``reload`` and runs on the active release. On
     another one it would stay there - gunicorn's master does, whatever it is sent - so it is
@@ -188,7 +188,7 @@ def told(name: str, files: list[str], command: str, left: str | None = None) -> 
         What tells it, for a shell: it has to fail where the server does not take the files.
 
     left
-        A folder that is waited for until no process works in it any more, for 30 seconds at the
+        A directory that is waited for until no process works in it any more, for 30 seconds at the
         most: Apache answers before the processes that it does without have ended.
 
     .. code-block:: yaml
@@ -253,24 +253,24 @@ def _sentence(error: object) -> str:
 
 
 def _have_running(
-    ret: dict[str, Any], link: str, told: _Manager, scripts: list[str], anew: bool
+    ret: dict[str, Any], link: str, told: _Manager, scripts: list[str], again: bool
 ) -> dict[str, Any]:
     active = os.path.realpath(link)
     release = os.path.basename(active)
     test = __opts__["test"]
     if not os.path.isdir(active) and not test:
-        raise CommandExecutionError(f"{link} leads to no release: activate one")
+        raise CommandExecutionError(f"{link} points to no release: activate one")
     changes: dict[str, list[str]] = {}
     if not test:
         for unit in told.update():
             changes.setdefault("configured", []).append(unit)
     for script in scripts:
-        if os.path.lexists(link) and (anew or _is_older(script, link)):
+        if os.path.lexists(link) and (again or _is_older(script, link)):
             changes.setdefault("touched", []).append(script)
             if not test:
                 __salt__["file.touch"](script)
     for one in told.look():
-        what = _what(one, active, anew)
+        what = _what(one, active, again)
         if what is None or one.unit in changes.get("configured", ()):
             continue
         changes.setdefault(what, []).append(one.unit)
@@ -313,11 +313,11 @@ def _tell(ret: dict[str, Any], files: list[str], command: str, left: str | None)
     return _with(ret, True, f"Told by `{command}`.")
 
 
-def _is_worked_in(folder: str) -> bool:
-    """Whether a process has its working folder below one."""
+def _is_worked_in(directory: str) -> bool:
+    """Whether a process has its working directory below one."""
     for process in os.listdir("/proc"):
         with suppress(OSError):
-            if os.readlink(f"/proc/{process}/cwd").startswith(f"{folder}/"):
+            if os.readlink(f"/proc/{process}/cwd").startswith(f"{directory}/"):
                 return True
     return False
 
@@ -336,14 +336,14 @@ def _digest(files: list[str]) -> str:
     return hashlib.sha256(repr(found).encode()).hexdigest() if found else ""
 
 
-def _what(one: _Process, active: str, anew: bool) -> str | None:
+def _what(one: _Process, active: str, again: bool) -> str | None:
     """What is to be done about a process."""
     if one.state not in (*_GOOD, *_ON_THE_WAY):
         return "started"
     stale = one.outdated or _is_elsewhere(one.pid, active)
-    if anew and one.reload and not stale:
+    if again and one.reload and not stale:
         return "reloaded"
-    return "restarted" if stale or anew else None
+    return "restarted" if stale or again else None
 
 
 def _is_elsewhere(pid: int, active: str) -> bool:
@@ -425,7 +425,7 @@ class _Manager:
         raise NotImplementedError
 
     def update(self) -> list[str]:
-        """Let changed configuration be in force; which units were started anew by that."""
+        """Let changed configuration be in force; which units were started again by that."""
         raise NotImplementedError
 
     def act(self, what: str, process: _Process) -> None:

@@ -2,7 +2,7 @@
 Releases of Python code: deployed, switched to, checked, and pruned in a highstate.
 
 A release is a virtualenv that was built elsewhere, at ``<root>/<name>``; the name is mostly the
-commit's hash. A link beside the releases leads to the active one. Every state here says with
+commit's hash. A link beside the releases points to the active one. Every state here says with
 ``test=True`` what it would do, does nothing the second time, and leaves nothing half done.
 
 .. code-block:: yaml
@@ -135,16 +135,16 @@ def managed(
         the one that it names if it is there and fits, else the first on the ``PATH`` that fits.
 
     user, group
-        Whom its files shall belong to. By default to the user that the minion runs as; the program
+        Whom its files should belong to. By default to the user that the minion runs as; the program
         then cannot change its own code.
 
     mode
-        Of the release's own folder, ``0755`` by default.
+        Of the release's own directory, ``0755`` by default.
 
     smoke
         A command, or a list of them, that have to succeed in the release before it counts. They are
         run by ``/bin/sh``, with the release's programs on the ``PATH``, the release as working
-        folder, and nothing of the minion's environment.
+        directory, and nothing of the minion's environment.
 
     smoke_user
         Who runs them, with that user's group, groups and home: by default ``user``. Name the one
@@ -157,9 +157,9 @@ def managed(
 
     shared
         What outlives releases - uploads, local settings - as links in each of them: absolute paths
-        by where they shall be in the release, such as ``media: /srv/app/shared/media``. They have
+        by where they should be in the release, such as ``media: /srv/app/shared/media``. They have
         to be there when the release is made; one that has something of its own in such a place, but
-        for an empty folder, is refused.
+        for an empty directory, is refused.
 
     hard_links
         ``True`` lets a bundle's files be second links to the same files of an earlier release,
@@ -313,7 +313,7 @@ def migrated(
         alone, and told nowhere.
 
     cwd
-        Its working folder, as seen from the release, which is the default.
+        Its working directory, as seen from the release, which is the default.
 
     timeout
         Seconds that one program may take.
@@ -372,9 +372,9 @@ def migrated(
 
 def active(name: str, target: str | None = None) -> dict[str, Any]:
     """
-    Have a link lead to a release: atomically, so that there is no moment without it.
+    Have a link point to a release: atomically, so that there is no moment without it.
 
-    A release that is incomplete, cannot run, or is marked bad is refused; so is a folder in the
+    A release that is incomplete, cannot run, or is marked bad is refused; so is a directory in the
     link's place. The release before stays in the history, for a rollback.
 
     name
@@ -398,14 +398,14 @@ def active(name: str, target: str | None = None) -> dict[str, Any]:
         free = os.path.islink(name) or not os.path.lexists(name)
         if __opts__["test"] and free and not os.path.lexists(path):
             ret["changes"] = {"release": {"old": _active(name), "new": os.path.basename(path)}}
-            return _with(ret, None, f"{name} would lead to {path}, once that is deployed.")
+            return _with(ret, None, f"{name} would point to {path}, once that is deployed.")
         switch = __salt__["virtualenv_tools.activate"](path, link=name, test=__opts__["test"])
         if not switch["changed"]:
-            return _with(ret, True, f"{name} leads to {path}.")
+            return _with(ret, True, f"{name} points to {path}.")
         ret["changes"] = {"release": {"old": switch["previous"], "new": switch["release"]}}
         if __opts__["test"]:
-            return _with(ret, None, f"{name} would lead to {path}.")
-        return _with(ret, True, f"{name} now leads to {path}.")
+            return _with(ret, None, f"{name} would point to {path}.")
+        return _with(ret, True, f"{name} now points to {path}.")
     return ret
 
 
@@ -418,7 +418,7 @@ def rolled_back(
     migrate: bool = True,
 ) -> dict[str, Any]:
     """
-    Have a link lead to the release before again: for a run that is asked for, and no highstate.
+    Have a link point to the release before again: for a run that is asked for, and no highstate.
 
     Nothing is downloaded. The schema is taken down first to what that release ran with, and the one
     that is left is marked bad. Without ``to`` and ``leaving`` each run goes one step further back.
@@ -465,14 +465,14 @@ def rolled_back(
         )
         old, new = switch["previous"], switch["release"]
         if not switch["changed"]:
-            return _with(ret, True, f"{name} leads to {new}.")
+            return _with(ret, True, f"{name} points to {new}.")
         ret["changes"] = {"release": {"old": old, "new": new}}
         if switch.get("schema"):
             ret["changes"]["schema"] = switch["schema"]
         if __opts__["test"]:
-            return _with(ret, None, f"{name} would lead to {new} again.")
+            return _with(ret, None, f"{name} would point to {new} again.")
         marked = f" {old} is marked bad." if switch["bad"] else ""
-        return _with(ret, True, f"{name} leads to {new} again.{marked}")
+        return _with(ret, True, f"{name} points to {new} again.{marked}")
     return ret
 
 
@@ -491,7 +491,7 @@ def healthy(
 
     Where a check fails that many times, and the release has not been found healthy since it was
     activated, the schema is taken down to what the last good release ran with (see
-    :py:func:`migrated`), the link leads to that one again, the failed one is marked bad, what
+    :py:func:`migrated`), the link points to that one again, the failed one is marked bad, what
     this state watches is restarted, and the state fails. A highstate does not bring the bad release
     back before :py:func:`virtualenv_tools.unmark`. A release that was healthy once is not rolled
     back when its checks fail later: the cause is elsewhere then.
@@ -549,9 +549,9 @@ def healthy(
         if __opts__["test"]:
             if now["proven"]:
                 return _with(ret, True, f"{release} was found healthy since it was activated.")
-            return _with(ret, None, f"What {link} leads to would be checked.")
+            return _with(ret, None, f"What {link} points to would be checked.")
         if release is None:
-            return _with(ret, False, f"{link} leads to no release: activate one.")
+            return _with(ret, False, f"{link} points to no release: activate one.")
         failure = _failure(wanted, now["path"], count, pause)
         if failure is None:
             __salt__["virtualenv_tools.prove"](now["path"], link=link)
@@ -571,7 +571,7 @@ def pruned(name: str, keep: int = 5) -> dict[str, Any]:
     that is marked bad does not count as one of those to keep. What is no release is left alone.
 
     name
-        The root: the folder of the releases.
+        The root: the directory of the releases.
 
     keep
         How many good releases stay.
@@ -665,14 +665,15 @@ def packed(
         replaced by the commit. Its SHA-256 is written beside it, as ``<name>.sha256``.
 
     cache
-        A folder that is kept between builds, ``virtualenv_tools`` in the minion's cache by default.
+        A directory that is kept between builds, ``virtualenv_tools`` in the minion's cache by
+        default.
 
     requirements, constraints
         Requirement and constraint files, as pip reads them: paths on the minion, or URLs that Salt
         can fetch.
 
     project
-        A folder with a ``pyproject.toml`` or ``setup.py``, with extras as in ``/srv/shop[web]``.
+        A directory with a ``pyproject.toml`` or ``setup.py``, with extras as in ``/srv/shop[web]``.
 
     packages
         Requirements, such as ``gunicorn>=22``.
@@ -909,7 +910,9 @@ def _path(value: Any, what: str) -> str:
 def _target(name: str, target: Any) -> str:
     """The release's path."""
     if not target:
-        raise SaltInvocationError("target is missing: name the release that the link shall lead to")
+        raise SaltInvocationError(
+            "target is missing: name the release that the link should point to"
+        )
     target = str(target)
     return target if target.startswith("/") else os.path.join(os.path.dirname(name), target)
 
@@ -1050,11 +1053,11 @@ def _differences(
 
 def _difference(source: str, earlier: str) -> str | None:
     """What a bundle against an earlier one is called beside the full one."""
-    folder, _, base = source.rpartition("/")
+    directory, _, base = source.rpartition("/")
     match = _BUNDLE.match(base)
     known = _BUNDLE.match(os.path.basename(earlier))
     stem = known[1] if known else os.path.basename(earlier)
-    return f"{folder}/{match[1]}.from-{stem}{match[2]}" if match else None
+    return f"{directory}/{match[1]}.from-{stem}{match[2]}" if match else None
 
 
 def _is_hash(source_hash: Any) -> bool:
@@ -1321,7 +1324,7 @@ def _rolled_back(
     return _with(
         ret,
         False,
-        f"{release} is not healthy: {failure}. It is marked bad, {down}and {link} leads to "
+        f"{release} is not healthy: {failure}. It is marked bad, {down}and {link} points to "
         f"{switch['release']} again. {after}.",
     )
 

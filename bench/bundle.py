@@ -70,7 +70,7 @@ from support import (
     setting,
     sha256_of,
     start,
-    work_folder,
+    work_directory,
 )
 
 SMALLER = {"small": "flask", "medium": "django pandas"}
@@ -224,8 +224,8 @@ def pack_all(place: Place) -> dict[str, Packed]:
     for way in (*ways, Way(NEXT_PLAIN, tar)):
         packed[way.name] = Packed()
         pack(place, way, f"bench: once: {way.name}", packed[way.name])
-    for folder in (unpacked, following):
-        shutil.rmtree(folder)
+    for directory in (unpacked, following):
+        shutil.rmtree(directory)
     return packed
 
 
@@ -248,11 +248,11 @@ def pack(place: Place, way: Way, told: str, packed: Packed) -> None:
     say(f"{told} {packed.runs[-1]:.2f} s, {packed.size / 1e6:,.1f} MB")
 
 
-def tar_out(archive: Path, folder: Path) -> None:
-    """Let a folder be what tar unpacks."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    call("tar", "-xf", archive, "-C", folder)
+def tar_out(archive: Path, directory: Path) -> None:
+    """Let a directory be what tar unpacks."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    call("tar", "-xf", archive, "-C", directory)
     os.sync()
 
 
@@ -264,10 +264,10 @@ def changed(before: Path, after: Path) -> Iterator[str]:
 
 def files_of(path: Path) -> Iterator[str]:
     """All files but those that only a bundle has."""
-    for folder, folders, names in os.walk(path):
-        folders[:] = sorted(one for one in folders if one != ".relocation")
+    for directory, directories, names in os.walk(path):
+        directories[:] = sorted(one for one in directories if one != ".relocation")
         for name in sorted(names):
-            file = Path(folder, name)
+            file = Path(directory, name)
             if not file.is_symlink():
                 yield str(file.relative_to(path))
 
@@ -377,11 +377,11 @@ def deployers(place: Place) -> list[Way]:
     return ways
 
 
-def can_clone(folder: Path) -> bool:
-    """Whether files can share their content below a folder."""
-    source = folder / "source"
+def can_clone(directory: Path) -> bool:
+    """Whether files can share their content below a directory."""
+    source = directory / "source"
     source.write_bytes(b"content" * 1024)
-    command = ("cp", "--reflink=always", str(source), str(folder / "clone"))
+    command = ("cp", "--reflink=always", str(source), str(directory / "clone"))
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
@@ -539,7 +539,7 @@ def heading(case: Case, told: str, packed: Mapping[str, Packed]) -> str:
     """What was measured."""
     whole, after = packed["bundle.tar.gz"].facts, packed["next.tar.gz"].facts
     return (
-        f"{told}. As packed {whole['files']:,} files, folders and links, of which "
+        f"{told}. As packed {whole['files']:,} files, directories and links, of which "
         f"{whole['references']:,} name the old path. The next release has {case.change}, and "
         f"carries {after['carried']:,} files:"
     )
@@ -557,7 +557,7 @@ def bench(cache: Path, options: argparse.Namespace) -> str:
     endings = (".tar.gz", ".tar.zst") if shutil.which("zstd") else (".tar.gz",)
     parts = []
     for case in cases:
-        with work_folder(cache, int(ROOM * case.tree.size)) as work:
+        with work_directory(cache, int(ROOM * case.tree.size)) as work:
             told = setting(case.tree, work, options.rounds)
             minion = Minion(work / "minion", salt_call)
             place = Place(work, tools, case, minion, endings)

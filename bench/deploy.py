@@ -4,7 +4,7 @@
     python3 bench/deploy.py --rounds 3
 
 The archive is a `.tar.gz` of the virtualenv that `relocate.py` measures, made once and kept beside
-it. Three ways lead from there to a release, each into a fresh folder, in memory where there is
+it. Three ways lead from there to a release, each into a fresh directory, in memory where there is
 room; removing the one before is not timed. The contenders take turns in going first.
 
 Ours is one `state.apply` of `virtualenv_relocated.managed` and `active`. Salt's own way is one of
@@ -58,7 +58,7 @@ from support import (
     setting,
     sha256_of,
     start,
-    work_folder,
+    work_directory,
 )
 
 OURS, SALTS, TAR = "virtualenv_relocated", "Salt's own states", "tar -xzf"
@@ -109,7 +109,7 @@ def salts_states(archive: Path, sha256: str, release: Path, relocator: Path | No
 
 
 def fresh(contender: Deployer, release: Path) -> None:
-    """Let nothing be there but an empty root; states make the release's folder, tar does not."""
+    """Let nothing be there but an empty root; states make the release's directory, tar does not."""
     shutil.rmtree(release.parent, ignore_errors=True)
     (release.parent if contender.states else release).mkdir(parents=True)
     os.sync()
@@ -122,7 +122,7 @@ def deploy(
     if contender.states:
         problem = apply(contender.command, minion, took, idle)
     else:
-        log = minion.folder / "output"
+        log = minion.directory / "output"
         code = run(contender.command, log, took)
         problem = f"exit code {code}: {last_line(log)}" if code else ""
     if not problem and contender.relocates and not idle and not at_home(release):
@@ -160,7 +160,7 @@ def compare(
 def memory(ours: Deployer, minion: Minion, release: Path) -> str:
     """The most that ours holds, and that Salt does with nothing to do, as one sentence."""
     fresh(ours, release)
-    output = minion.folder / "output"
+    output = minion.directory / "output"
     deploying, idle = (
         f"{split / 1e6:.0f} MB ({resident / 1e6:.0f} MB with what forks share counted in each)"
         for resident, split in (peak_memory(ours.command, output) for _ in range(2))
@@ -207,7 +207,7 @@ def bench(cache: Path, options: argparse.Namespace) -> str:
     kept, sha256 = pack(cache, tree)
     size = kept.stat().st_size
     relocator = tools / "virtualenv-tools3" if sys.version_info[:2] <= PEERS_LAST_PYTHON else None
-    with work_folder(cache, tree.size + size) as work:
+    with work_directory(cache, tree.size + size) as work:
         heading = setting(tree, work, options.rounds)
         archive = Path(shutil.copy(kept, work))
         minion = Minion(work / "minion", salt_call)

@@ -42,7 +42,7 @@ from support import (
     say,
     setting,
     start,
-    work_folder,
+    work_directory,
 )
 
 OURS, MODULE = "virtualenv-tools", "python -m relocate_core"
@@ -132,7 +132,7 @@ def bench(cache: Path, options: argparse.Namespace) -> str:
     tools = install_tools(cache, with_ours=not options.ours)
     tree = build_tree(cache, tools, options.packages.split(), options.least_pycs)
     field_of = contenders(tools, tree.old, options.ours)
-    with work_folder(cache, tree.size) as work:
+    with work_directory(cache, tree.size) as work:
         parts = [setting(tree, work, options.rounds)]
         for length in LENGTHS if options.length == "all" else (options.length,):
             copy = new_path(work, tree.old, length)

@@ -119,8 +119,8 @@ def install_tools(cache: Path, with_ours: bool) -> Path:
         (tools / "bin/virtualenv-tools").rename(tools / "bin/virtualenv-tools3")
         ready.touch()
     if with_ours:
-        with tempfile.TemporaryDirectory() as folder:  # setuptools leaves `build` behind
-            source = Path(folder, "source")
+        with tempfile.TemporaryDirectory() as directory:  # setuptools leaves `build` behind
+            source = Path(directory, "source")
             unwanted = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__", "tests")
             shutil.copytree(CHECKOUT, source, symlinks=True, ignore=unwanted)
             call(tools / "bin/pip", "install", "--force-reinstall", "--no-deps", source)
@@ -171,25 +171,25 @@ def kept_tree(
 def count(path: Path) -> tuple[int, int, int]:
     """How many files, how many compiled ones, and how many bytes."""
     files = pycs = size = 0
-    for folder, _, names in os.walk(path):
+    for directory, _, names in os.walk(path):
         for name in names:
             files += 1
             pycs += name.endswith(".pyc")
-            size += os.lstat(os.path.join(folder, name)).st_size
+            size += os.lstat(os.path.join(directory, name)).st_size
     return files, pycs, size
 
 
 @contextmanager
-def work_folder(cache: Path, room: int) -> Iterator[Path]:
-    """A folder for the copies, in memory where a copy fits twice; removed at the end."""
+def work_directory(cache: Path, room: int) -> Iterator[Path]:
+    """A directory for the copies, in memory where a copy fits twice; removed at the end."""
     parent = cache
     if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and free_memory() > 2 * room:
         parent = MEMORY
-    folder = Path(tempfile.mkdtemp(prefix="relocate-bench-", dir=parent))
+    directory = Path(tempfile.mkdtemp(prefix="relocate-bench-", dir=parent))
     try:
-        yield folder
+        yield directory
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def free_memory() -> int:
@@ -345,19 +345,19 @@ class Applied(Times):
 
 @dataclass(frozen=True)
 class Minion:
-    """A minion without a master, all of it below one folder."""
+    """A minion without a master, all of it below one directory."""
 
-    folder: Path
+    directory: Path
     program: str
 
     @property
     def answer(self) -> Path:
         """What the last run has returned, in JSON."""
-        return self.folder / "answer.json"
+        return self.directory / "answer.json"
 
     def command(self, *call: str) -> tuple[str, ...]:
         output = ("--retcode-passthrough", "--out=json", f"--out-file={self.answer}")
-        return (self.program, "--local", "-c", str(self.folder / "etc"), *output, *call)
+        return (self.program, "--local", "-c", str(self.directory / "etc"), *output, *call)
 
     def answered(self) -> Any:
         """The same, by state; None where it has returned nothing."""
@@ -367,7 +367,7 @@ class Minion:
 
     def set_up(self, **sls: Sls) -> None:
         """Give it the checkout's modules, and what to apply."""
-        root = self.folder / "file_root"
+        root = self.directory / "file_root"
         root.mkdir(parents=True)
         for modules in ("_modules", "_states", "_utils"):
             (root / modules).symlink_to(CHECKOUT / modules)
@@ -377,13 +377,13 @@ class Minion:
             "id": "bench",
             "file_client": "local",
             "file_roots": {"base": [str(root)]},
-            "root_dir": str(self.folder / "root"),
-            "pki_dir": str(self.folder / "root/pki"),
-            "log_file": str(self.folder / "log"),
+            "root_dir": str(self.directory / "root"),
+            "pki_dir": str(self.directory / "root/pki"),
+            "log_file": str(self.directory / "log"),
             "log_level": "error",
             "enable_fqdns_grains": False,
         }
-        etc = self.folder / "etc"
+        etc = self.directory / "etc"
         etc.mkdir()
         (etc / "minion").write_text(json.dumps(options, indent=1))
         call(*self.command("saltutil.sync_all"))
@@ -419,7 +419,7 @@ def our_states(release: Path, **managed: Any) -> Sls:
 
 def apply(command: Sequence[str], minion: Minion, took: Applied, idle: bool = False) -> str:
     """Time one run that applies states; what is wrong with it, or nothing."""
-    log = minion.folder / "output"
+    log = minion.directory / "output"
     minion.answer.unlink(missing_ok=True)
     code = run(command, log, took)
     if problem := note(minion, took, idle):

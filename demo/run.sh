@@ -2,10 +2,10 @@
 # Three releases of a real Django site with a database: built and packed in one place, deployed in
 # another by the formula on a masterless minion, served by gunicorn under supervisor. The second one
 # migrates the database; the third one does so too and is broken: the highstate itself goes back, and
-# the schema with it. Needs no root; all of it happens in one scratch folder.
+# the schema with it. Needs no root; all of it happens in one scratch directory.
 #
-#   make demo            the folder is removed at the end
-#   KEEP=1 make demo     the folder stays, to look around in
+#   make demo            the directory is removed at the end
+#   KEEP=1 make demo     the directory stays, to look around in
 set -euo pipefail
 shopt -s inherit_errexit 2>/dev/null || true
 
@@ -20,7 +20,7 @@ SCRATCH=$(mktemp -d "$PLACE/relocate-demo.XXXX")
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1
 export PYTHONWARNINGS=ignore::DeprecationWarning # of modules of Salt itself
 unset VIRTUAL_ENV PYTHONPATH PYTHONHOME XDG_RUNTIME_DIR
-# What pip, tar and Salt put aside goes with the folder, however this ends.
+# What pip, tar and Salt put aside goes with the directory, however this ends.
 export TMPDIR=$SCRATCH/tmp
 
 if [[ -t 1 && -z ${NO_COLOR:-} ]]; then
@@ -107,7 +107,7 @@ echo "In $SCRATCH, with Python $("$PYTHON" -c 'import platform; print(platform.p
     "and $(salt-call --version)."
 
 # The minion: no master, its modules and the formula out of this checkout, its files below the
-# scratch folder.
+# scratch directory.
 mkdir -p etc pillar file_root/shop log run/conf.d tmp
 ln -s "$CHECKOUT/_modules" "$CHECKOUT/_states" "$CHECKOUT/_utils" file_root/
 cat >etc/minion <<END
@@ -134,7 +134,7 @@ run build/shop/bin/pip install --quiet django gunicorn
 run build/shop/bin/django-admin startproject shop build/shop
 mkdir -p build/shop/goods/migrations
 touch build/shop/goods/__init__.py build/shop/goods/migrations/__init__.py
-# Its database is shared by all releases: a link in each of them, var, leads to it.
+# Its database is shared by all releases: a link in each of them, var, points to it.
 cat >>build/shop/shop/settings.py <<'END'
 INSTALLED_APPS += ["goods"]
 DATABASES["default"]["NAME"] = BASE_DIR / "var" / "db.sqlite3"

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write `docs/reference/` out of the docstrings of what Salt loads.
 
-    python docs/reference.py            write the pages anew
+    python docs/reference.py            write the pages again
     python docs/reference.py --check    fail where one is not what the docstrings say
 
 The sources are parsed and not imported: nothing but Python is needed. Of reStructuredText it knows
@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parent
-FOLDER = HERE / "reference"
+DIRECTORY = HERE / "reference"
 WIDTH = 88
 # Salt finds them by their names, and calls them itself.
 _SALT_CALLS = ("mod_watch",)
@@ -184,7 +184,7 @@ def main(arguments: list[str]) -> int:
     """Write the pages, or compare them; the exit code."""
     stale = []
     for page in PAGES:
-        file, text = FOLDER / f"{page.name}.md", written(page)
+        file, text = DIRECTORY / f"{page.name}.md", written(page)
         if not file.exists() or file.read_text(encoding="utf-8") != text:
             stale.append(file.relative_to(CHECKOUT))
             if "--check" not in arguments:

@@ -20,7 +20,7 @@ exit codes: 0 done, or nothing to do; 1 a virtualenv could not be worked on, or 
 problem; 2 wrong usage.
 
 examples:
-  virtualenv-tools --update-path auto /srv/app/4f2a9c1     make it at home where it stands
+  virtualenv-tools --update-path auto /srv/app/4f2a9c1     relocate it to where it is
   virtualenv-tools --update-path /srv/app/4f2a9c1 build    ... or where it is going to stand
   virtualenv-tools --reinitialize --update-path auto .     and put it onto this machine's Python
   virtualenv-tools --check /srv/app/current                can it run here?
@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--dry-run", action="store_true", help="tell what would be done, and do nothing")
     add("--json", action="store_true", help="one JSON object a virtualenv and action")
     add("--verbose", action="store_true", help="name the files")
-    add("paths", metavar="PATH", nargs="*", help="virtualenvs; by default the working folder")
+    add("paths", metavar="PATH", nargs="*", help="virtualenvs; by default the working directory")
     return parser
 
 

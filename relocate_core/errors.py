@@ -16,7 +16,8 @@ class InvalidPath(RelocateError):
 
 
 class NotAVirtualenv(RelocateError):
-    """The folder is not a virtualenv: a file or folder that every virtualenv has is missing."""
+    """The directory is not a virtualenv: a file or directory that every virtualenv has is
+    missing."""
 
     def __init__(self, path: str, kind: str, missing: str) -> None:
         super().__init__(f"{path} is not a virtualenv: not a {kind}: {missing}")
@@ -50,7 +51,7 @@ class NoRoom(RelocateError):
     """The disk has too little space left."""
 
 
-class UnsafeFolder(RelocateError):
+class UnsafeDirectory(RelocateError):
     """Another user could redirect what root writes there."""
 
 

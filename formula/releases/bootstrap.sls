@@ -1,4 +1,4 @@
-# What has to be there once: a user, system packages, a Python, folders.
+# What has to be there once: a user, system packages, a Python, directories.
 {% from "./map.jinja" import apps with context %}
 
 include:
@@ -27,7 +27,7 @@ include:
       - group: {{ app.name }} has a group
     {% endif %}
     - require_in:
-      - file: {{ app.name }} has a folder
+      - file: {{ app.name }} has a directory
 {% endif %}
 
 {% if app.packages %}
@@ -43,33 +43,33 @@ include:
 {% endif %}
 
 # The minion's own, as are the releases: a program cannot change its code.
-{{ app.name }} has a folder:
+{{ app.name }} has a directory:
   file.directory:
     - name: {{ app.root }}
     - mode: '0755'
     - makedirs: True
 
-{% for folder in app.above %}
-{{ app.name }} has {{ folder }}:
+{% for directory in app.above %}
+{{ app.name }} has {{ directory }}:
   file.directory:
-    - name: {{ folder }}
+    - name: {{ directory }}
     - makedirs: True
     - require:
-      - file: {{ app.name }} has a folder
+      - file: {{ app.name }} has a directory
 {% endfor %}
 
 # What outlives releases is the program's, and nothing above it is.
-{% for folder in app.folders %}
-{{ app.name }} shares {{ folder }}:
+{% for directory in app.directories %}
+{{ app.name }} shares {{ directory }}:
   file.directory:
-    - name: {{ folder }}
+    - name: {{ directory }}
     - user: {{ app.user }}
     - group: {{ app.group }}
     - allow_symlink: False
     - require:
-      {% for above in app.above if folder.startswith(above ~ "/") %}
+      {% for above in app.above if directory.startswith(above ~ "/") %}
       - file: {{ app.name }} has {{ above }}
       {% endfor %}
-      - file: {{ app.name }} has a folder
+      - file: {{ app.name }} has a directory
 {% endfor %}
 {% endfor %}

@@ -57,8 +57,8 @@ releases.clean takes away one app:
   file.absent
 
 {% if settings.with_data %}
-{% for folder in app.folders + [app.root] %}
-{{ folder }}:
+{% for directory in app.directories + [app.root] %}
+{{ directory }}:
   file.absent:
     - require:
       - file: {{ app.root }}/.releases

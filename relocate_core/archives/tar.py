@@ -2,8 +2,8 @@
 
 Python's `tarfile` takes a damaged header in the middle of an archive for its end, follows pax and
 GNU overrides wherever they stand, and knows ten kinds of member. A packed virtualenv has files,
-folders and links, so all else is refused by name. The formats are POSIX.1-2017 (ustar and pax, in
-`pax`) and GNU's long names (in the manual of GNU tar, "Basic Tar Format").
+directories and links, so all else is refused by name. The formats are POSIX.1-2017 (ustar and pax,
+in `pax`) and GNU's long names (in the manual of GNU tar, "Basic Tar Format").
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 BLOCK = 512
-FILE, FOLDER, LINK, HARD_LINK = "file", "folder", "link", "hardlink"
+FILE, DIRECTORY, LINK, HARD_LINK = "file", "directory", "link", "hardlink"
 
 _KINDS = {
     b"0": FILE,
     b"\0": FILE,
     b"7": FILE,  # "contiguous", which every system treats as a file
-    b"5": FOLDER,
+    b"5": DIRECTORY,
     b"2": LINK,
     b"1": HARD_LINK,
 }
@@ -31,7 +31,7 @@ _REFUSED = {
     b"S": "a sparse file",
     b"M": "a part of a file from another volume",
     b"V": "a volume's label",
-    b"D": "a GNU folder dump",
+    b"D": "a GNU directory dump",
     b"N": "an old GNU list of names",
     b"X": "a Solaris header",
 }
@@ -48,7 +48,7 @@ _OVERRIDES = ("path", "linkpath", "size", "mtime")
 
 
 STRANGE = "find out who packed it so before you use it"
-DAMAGED = "fetch it again or pack it anew"
+DAMAGED = "fetch it again or pack it again"
 
 
 class Refused(Exception):
@@ -79,7 +79,7 @@ class Member(NamedTuple):
     name: str
     """Relative and in its plain form: no `.`, no `..`, no empty component; "" is the top itself."""
     kind: str
-    """FILE, FOLDER, LINK or HARD_LINK."""
+    """FILE, DIRECTORY, LINK or HARD_LINK."""
     size: int
     """Bytes of content that follow; 0 for all but files."""
     mode: int
@@ -174,9 +174,9 @@ def _member(
         raise Refused(f"is {what}", name)
     if kind == b"\0" and "/" in (name[-1:], told[-1:]):
         if name[-1:] != told[-1:]:
-            raise Refused("is a folder as one program reads it, and a file as another", name)
-        meaning = FOLDER  # as tars before 1988 wrote them
-    plain = plain_name(name, folder=meaning == FOLDER)
+            raise Refused("is a directory as one program reads it, and a file as another", name)
+        meaning = DIRECTORY  # as tars before 1988 wrote them
+    plain = plain_name(name, directory=meaning == DIRECTORY)
     size = _number(header[124:136], "size", name)
     if "size" in extended:
         size = _larger_size(extended["size"], size, name)
@@ -198,18 +198,18 @@ def _member(
         if not target or len(target) > _LONGEST_TARGET or CONTROL.search(target):
             raise Refused("is a link to an impossible name", name)
         if meaning == HARD_LINK:
-            target = plain_name(target, folder=False, link=name)
+            target = plain_name(target, directory=False, link=name)
     yield Member(plain, meaning, size, mode & 0o777, mtime, target)
     if size % BLOCK:
         source.take(-size % BLOCK)
 
 
-def plain_name(name: str, *, folder: bool, link: str | None = None) -> str:
+def plain_name(name: str, *, directory: bool, link: str | None = None) -> str:
     """A member's name in its plain form.
 
     Args:
         name: as it stands in the archive.
-        folder: whether it may end in a slash, or name the top itself.
+        directory: whether it may end in a slash, or name the top itself.
         link: the member whose target it is.
     """
     told = name if link is None else link
@@ -219,16 +219,16 @@ def plain_name(name: str, *, folder: bool, link: str | None = None) -> str:
     if name[:1] == "/":
         raise Refused(f"{what} an absolute path", told)
     plain = name[2:] if name[:2] == "./" else name
-    if folder:
+    if directory:
         plain = plain.rstrip("/")
     if plain[:1] in ("", ".", "/") or plain[-1] == "/" or "/." in plain or "//" in plain:
         parts = plain.split("/")
         if ".." in parts:
             raise Refused(f"{what} a path with .. in it", told)
-        if not folder and parts[-1] in ("", "."):
+        if not directory and parts[-1] in ("", "."):
             raise Refused(f"{what} a name without an end", told)
         plain = "/".join(part for part in parts if part not in ("", "."))
-    if not plain and not (folder and name):
+    if not plain and not (directory and name):
         raise Refused("a member has no name")
     return plain
 

@@ -1,7 +1,7 @@
 """The kinds of file that name a virtualenv's path, one module each; `kinds` lists them.
 
 A kind is a module with three things: `KIND`, its name in reports; `claims(path, data)`, whether a
-file is of it; `rewrite(path, data, prefixes)`, the file made at home, as a pure function.
+file is of it; `rewrite(path, data, prefixes)`, the file relocated, as a pure function.
 """
 
 from __future__ import annotations

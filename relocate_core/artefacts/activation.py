@@ -1,4 +1,4 @@
-"""Activation scripts of every shell: `VIRTUAL_ENV`, and a prompt that is the folder's name."""
+"""Activation scripts of every shell: `VIRTUAL_ENV`, and a prompt that is the directory's name."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def rewrite(path: str, data: bytes, prefixes: Prefixes) -> bytes:
 
 
 def _mend(data: bytes, prefixes: Prefixes, language: Language) -> bytes:
-    """Write anew what a tool put between quotes as it was, though the quotes could not hold it.
+    """Write again what a tool put between quotes as it was, though the quotes could not hold it.
 
     The stdlib's venv did so up to 3.11 (python/cpython#124651).
     """

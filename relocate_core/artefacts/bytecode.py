@@ -382,8 +382,8 @@ def source_hash(magic: bytes, source: bytes, rounds: int) -> bytes:
 def recorded_source(path: str, data: bytes) -> str | None:
     """The absolute source path that a pyc at `path` records, where it ends like its own.
 
-    `path` is relative to the virtualenv. Used to find prefixes that nothing else names, such as
-    the second spelling of a build below a symlinked folder. None where the recorded name differs.
+    `path` is relative to the virtualenv. Used to find prefixes that nothing else names, such as the
+    second spelling of a build below a symlinked directory. None where the recorded name differs.
     """
     tail = source_of(path)
     if tail is None:
@@ -405,9 +405,9 @@ def recorded_source(path: str, data: bytes) -> str | None:
 
 def source_of(path: str) -> str | None:
     """Where the source of the bytecode at `path` stands, or None for a name without one."""
-    folder, _, name = path.rpartition("/")
-    if folder.rpartition("/")[2] != "__pycache__":
+    directory, _, name = path.rpartition("/")
+    if directory.rpartition("/")[2] != "__pycache__":
         return path[:-1] if path.endswith((".pyc", ".pyo")) else None
     stem = name.partition(".")[0]
-    parent = folder.rpartition("/")[0]
+    parent = directory.rpartition("/")[0]
     return f"{parent}/{stem}.py" if parent else f"{stem}.py"

@@ -87,7 +87,7 @@ def update_record(record: bytes, changed: Mapping[bytes, Callable[[str], Digests
     """`record` with the hash and size of each changed file made those of its new content.
 
     A row whose hash did not fit the old content stays as it is: somebody changed that file before,
-    and a verifier shall still say so. So does a row that has no hash.
+    and a verifier should still say so. So does a row that has no hash.
 
     Args:
         record: the file's content.

@@ -86,7 +86,7 @@ def rewrite_shebang(data: bytes, prefixes: Prefixes) -> tuple[bytes, bytes]:
     if found is None:
         return prefixes.replace(line[0]), data[line.end() :]
     lead, _, tail = found
-    if lead.strip() == b'"':  # old setuptools quoted a spaced path, which no kernel reads: mend it
+    if lead.strip() == b'"':  # old setuptools quoted a spaced path, which no kernel reads: fix it
         tail, _, arguments = tail.partition(b'"')
         lead = b""
     else:
@@ -114,7 +114,7 @@ def _rewrite_shell_form(
     arguments = replace(arguments, prefixes, SH)
     if b"".join(written) == data:
         return _render(Shebang(lead, moved, arguments, cookie + rest))
-    if not sound:  # it never ran: mend it
+    if not sound:  # it never ran: fix it
         command = _quoted(moved, rest) + arguments
     else:
         command = replace(match["command"], prefixes, SH)

@@ -7,7 +7,7 @@ before, and its digest, stay until the new one is complete.
 
 `<cache>/<Python, platform and tools>` has the environment, one build at a time; the packages that
 pip and uv have fetched and built are shared, in `<cache>/pip` and `<cache>/uv`. All of it is below
-one folder, so that a build machine's disk is looked after, and a build repeated, with one name.
+one directory, so that a build machine's disk is looked after, and a build repeated, with one name.
 """
 
 from __future__ import annotations
@@ -147,12 +147,12 @@ def build(
 
     Args:
         archive: the bundle: `.tar`, `.tar.gz` or `.tar.zst`. `{commit}` in it is replaced.
-        cache: a folder that is kept between builds; made where it is missing.
+        cache: a directory that is kept between builds; made where it is missing.
         requirements: requirement files, such as a lock with hashes.
-        project: a folder with a pyproject.toml or setup.py, with extras as in `/srv/shop[web]`.
+        project: a directory with a pyproject.toml or setup.py, with extras as in `/srv/shop[web]`.
         packages: requirements, such as `gunicorn>=22`.
         wheels: wheel files, with extras likewise.
-        find_links: folders or pages with packages, besides those that are configured.
+        find_links: directories or pages with packages, besides those that are configured.
         index: the package index, for the configured one.
         extra_index: further ones, for the configured ones.
         no_index: take packages from `find_links` only.
@@ -191,10 +191,10 @@ def build(
         raise InvalidPath(f"bytecode must be one of {', '.join(MODES)}: {bytecode!r}")
     try:
         known = _Sources.read(requirements, constraints, project, packages, wheels)
-        for folder in known.requirements.folders if installer == "uv" else ():
+        for directory in known.requirements.directories if installer == "uv" else ():
             raise InvalidPath(
-                f"the requirement file names the folder {folder}, and uv does not notice every "
-                "change in one: name it as the project, or let pip install"
+                f"the requirement file names the directory {directory}, and uv does not notice "
+                "every change in one: name it as the project, or let pip install"
             )
         links = tuple(_link(one) for one in _texts(find_links, "find_links"))
         first = index if index is None else _texts(index, "index")[0]
@@ -260,12 +260,14 @@ class _Sources:
         """
         files = _texts(requirements, "requirements")
         tree = sources.project(_absolute(project, "the project")) if project is not None else None
-        folder = (
+        directory = (
             tree.project if tree else os.path.dirname(os.path.abspath(files[0])) if files else "/"
         )
         known = cls(
-            sources.requirements(files, "the requirement file", folder),
-            sources.requirements(_texts(constraints, "constraints"), "the constraint file", folder),
+            sources.requirements(files, "the requirement file", directory),
+            sources.requirements(
+                _texts(constraints, "constraints"), "the constraint file", directory
+            ),
             tree,
             tuple(_requirement(one) for one in _texts(packages, "packages")),
             tuple(_wheel(one) for one in _texts(wheels, "wheels")),
@@ -283,7 +285,7 @@ class _Sources:
         return known
 
     @property
-    def folder(self) -> str:
+    def directory(self) -> str:
         """What relative paths in requirement files start from, without a project."""
         files = self.requirements.files
         return os.path.dirname(files[0]) if files else "/"
@@ -340,8 +342,8 @@ class _Indexes:
     def digest(self) -> str:
         """Tells one content from another; that of an index is not looked at."""
         urls = (self.index or "", *self.extra, *self.links)
-        folders = [link[len(_LOCAL) :] for link in self.links if link.startswith(_LOCAL)]
-        local = [sources.listing(folder) for folder in folders]
+        directories = [link[len(_LOCAL) :] for link in self.links if link.startswith(_LOCAL)]
+        local = [sources.listing(directory) for directory in directories]
         return digest_of([without_credentials(url) for url in urls], self.none, local)
 
 
@@ -366,8 +368,8 @@ class _Order:
     """What matches the names of this project's bundles."""
 
     @property
-    def folder(self) -> str:
-        """The folder in the cache of this Python, platform and tools."""
+    def directory(self) -> str:
+        """The directory in the cache of this Python, platform and tools."""
         python = self.interpreter
         abi = re.sub(r"\.(?:so|pyd|dylib)\Z", "", (python.suffixes or [""])[0]).strip(".")
         parts = (abi or python.implementation, python.machine, python.long_version, python.libc)
@@ -392,9 +394,9 @@ class _Order:
         """The bundles to pack against, the latest first."""
         if not isinstance(self.against, int):
             return self.against
-        folder = os.path.dirname(self.archive)
-        known = [name for name in os.listdir(folder) if re.match(self.pattern, name)]
-        bundles = [os.path.join(folder, name) for name in known if ".from-" not in name]
+        directory = os.path.dirname(self.archive)
+        known = [name for name in os.listdir(directory) if re.match(self.pattern, name)]
+        bundles = [os.path.join(directory, name) for name in known if ".from-" not in name]
         bundles.sort(key=lambda bundle: os.stat(bundle).st_mtime_ns, reverse=True)
         return tuple(islice((one for one in bundles if self._is_earlier(one)), self.against))
 
@@ -409,8 +411,8 @@ class _Order:
         known = environment(self.environ)
         known |= self.indexes.variables(self.installer, known)
         caches = {"PIP_CACHE_DIR": "pip", "UV_CACHE_DIR": "uv"}
-        known |= {name: os.path.join(self.cache, folder) for name, folder in caches.items()}
-        # Wheels know the time of their files; the same sources shall give the same wheel.
+        known |= {name: os.path.join(self.cache, directory) for name, directory in caches.items()}
+        # Wheels know the time of their files; the same sources should give the same wheel.
         tree = self.sources.tree
         epoch = tree.time if tree and tree.time else manifest.SOURCE_TIME
         known.setdefault("SOURCE_DATE_EPOCH", str(epoch))
@@ -433,12 +435,12 @@ class _Build:
         self.order = order
         self.job = job
         self.tell = tell
-        self.folder = order.folder
-        log = os.path.join(self.folder, "build.log")
+        self.directory = order.directory
+        log = os.path.join(self.directory, "build.log")
         self.runner = Runner(f"build {order.archive}", log, order.variables())
         self.runner.conceal(order.urls())
         self.installer: Installer = find_installer(
-            order.installer, self.folder, order.interpreter, self.runner, order.indexes.none
+            order.installer, self.directory, order.interpreter, self.runner, order.indexes.none
         )
 
     def run(self, force: bool, dry_run: bool, wait: float) -> Building:
@@ -447,7 +449,7 @@ class _Build:
         report.dry_run = dry_run
         if dry_run or not report.changed:
             return report
-        with _locked(self.folder, self.order, self.job, wait) as lock:
+        with _locked(self.directory, self.order, self.job, wait) as lock:
             report = self._looked(force)  # another run may have just built it
             if not report.changed:
                 return report
@@ -496,7 +498,7 @@ class _Build:
         order = self.order
         self.installer.prepare()
         report.installer = str(self.installer.program)
-        kept = Environment(self.folder, order.interpreter, order.tool, self.runner, order.cache)
+        kept = Environment(self.directory, order.interpreter, order.tool, self.runner, order.cache)
         kept.prepare()
         self.tell("prepared", {"environment": kept.path, "new": kept.made})
         plan = self.installer.plan(self._wanted(kept), kept)
@@ -538,8 +540,8 @@ class _Build:
     def _wanted(self, kept: Environment) -> Wanted:
         """What is to be installed, with the project as one more wheel."""
         known = self.order.sources
-        wheels, folder = list(known.wheels), known.folder
-        own = os.path.join(self.folder, "wheels")
+        wheels, directory = list(known.wheels), known.directory
+        own = os.path.join(self.directory, "wheels")
         shutil.rmtree(own, ignore_errors=True)
         os.mkdir(own, 0o755)
         for number, one in enumerate(wheels):
@@ -548,14 +550,14 @@ class _Build:
             copy = shutil.copy(one.path, place)
             wheels[number] = sources.wheel(copy, one.extras)
         if known.tree is not None:
-            copied = known.tree.copy(os.path.join(self.folder, "source"))
+            copied = known.tree.copy(os.path.join(self.directory, "source"))
             place = os.path.join(own, "project")
             os.mkdir(place, 0o755)
             built = self.installer.wheel_of(copied, kept, place)
             wheels.append(sources.wheel(built, known.tree.extras))
-            folder = copied
+            directory = copied
         return Wanted(
-            folder,
+            directory,
             known.requirements.files,
             known.constraints.files,
             known.packages,
@@ -597,10 +599,10 @@ class _Build:
     def _tidy_up(self) -> None:
         """Remove what only this build needed; some of it may have credentials."""
         for name in ("source", "wheels", "planned"):
-            shutil.rmtree(os.path.join(self.folder, name), ignore_errors=True)
+            shutil.rmtree(os.path.join(self.directory, name), ignore_errors=True)
         for name in ("requirements.txt", "selected.txt", "pins.txt"):
             with suppress(FileNotFoundError):
-                os.unlink(os.path.join(self.folder, name))
+                os.unlink(os.path.join(self.directory, name))
 
 
 def _version(what: str) -> str:
@@ -620,40 +622,40 @@ def _digest_beside(archive: str) -> str | None:
 
 
 @contextmanager
-def _locked(folder: str, order: _Order, job: str, wait: float) -> Iterator[int]:
-    """Hold a folder of the cache, which is made where it is missing; a descriptor of it.
+def _locked(directory: str, order: _Order, job: str, wait: float) -> Iterator[int]:
+    """Hold a directory of the cache, which is made where it is missing; a descriptor of it.
 
     Raises:
         Busy: another build held it all the time.
-        UnsafeFolder: somebody else could change what is built.
+        UnsafeDirectory: somebody else could change what is built.
     """
     until = time.monotonic() + wait
-    for one in (order.cache, folder):
+    for one in (order.cache, directory):
         _make(one)
     with ExitStack() as stack:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         stack.callback(os.close, descriptor)
         doing = f"building {os.path.basename(order.archive)} {job}"
-        stack.enter_context(held(descriptor, folder, doing, wait))
+        stack.enter_context(held(descriptor, directory, doing, wait))
         try:
-            stack.enter_context(locked(descriptor, folder, max(0.0, until - time.monotonic())))
+            stack.enter_context(locked(descriptor, directory, max(0.0, until - time.monotonic())))
         except Busy:
             raise Busy(
-                f"cannot build in {folder}: what an earlier, killed build has started is still at "
-                "work there; wait for it to end, or end it, and run again"
+                f"cannot build in {directory}: what an earlier, killed build has started is still "
+                "at work there; wait for it to end, or end it, and run again"
             ) from None
         yield descriptor
 
 
-def _make(folder: str) -> None:
-    """Make a folder of the cache with all above it; nobody else may change what is in it."""
-    above = folder
+def _make(directory: str) -> None:
+    """Make a directory of the cache with all above it; nobody else may change what is in it."""
+    above = directory
     while not os.path.lexists(above):
         above = os.path.dirname(above)
     require_trusted(above)
-    os.makedirs(folder, 0o755, exist_ok=True)
-    if above != folder:
-        os.chmod(folder, 0o755)  # whatever the umask
+    os.makedirs(directory, 0o755, exist_ok=True)
+    if above != directory:
+        os.chmod(directory, 0o755)  # whatever the umask
 
 
 # --- arguments ------------------------------------------------------------------------------------
@@ -697,7 +699,7 @@ def _link(place: str) -> str:
         return place.replace(" ", "%20").replace(",", "%2C")
     path = _absolute(place, "a place in find_links")
     if not os.path.exists(path):
-        raise InvalidPath(f"there is no {path} to find packages in: name a folder that is there")
+        raise InvalidPath(f"there is no {path} to find packages in: name a directory that is there")
     return f"{_LOCAL}{quote(path)}"
 
 
@@ -718,11 +720,11 @@ def _place(archive: str, commit: str, level: Any) -> str:
         raise InvalidPath(f"level must be a whole number: {level!r}")
     require(form_of(archive), level)
     archive = absolute_prefix(archive.replace(COMMIT, commit), "the archive")
-    folder = os.path.dirname(archive)
-    if not os.path.isdir(folder):
-        raise InvalidPath(f"there is no folder {folder} to write the archive into: create it")
+    directory = os.path.dirname(archive)
+    if not os.path.isdir(directory):
+        raise InvalidPath(f"there is no directory {directory} to write the archive into: create it")
     if os.path.isdir(archive):
-        raise InvalidPath(f"{archive} is a folder: name a file to write")
+        raise InvalidPath(f"{archive} is a directory: name a file to write")
     return archive
 
 
@@ -758,8 +760,8 @@ def _default_python() -> Interpreter:
     first = named("python3")
     if not _is_salts(first):
         return first
-    for folder in (*os.get_exec_path(), "/usr/local/bin", "/usr/bin"):
-        executable = os.path.join(folder, "python3")
+    for directory in (*os.get_exec_path(), "/usr/local/bin", "/usr/bin"):
+        executable = os.path.join(directory, "python3")
         if os.access(executable, os.X_OK):
             with suppress(InterpreterNotFound):
                 other = ask(executable)

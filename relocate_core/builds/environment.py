@@ -3,7 +3,7 @@
 It stands at one path, so that two builds of the same content name the same prefix. What is in it is
 known to the last file: those that its maker wrote, those in a distribution's RECORD, and their
 bytecode; all else goes. While it is changed its record is away, so that one that a killed build
-left half done is noticed, and made anew.
+left half done is noticed, and made again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TOOLS = ("venv", "virtualenv", "uv")
 _RECORD = "state.json"
 _FORMAT = 1
 _INFO = re.compile(r"(.+?)-[^-]+\.dist-info\Z")
-# What keeps backups and version control out of a folder: a release is wanted in both.
+# What keeps backups and version control out of a directory: a release is wanted in both.
 _UNWANTED = (".gitignore", "CACHEDIR.TAG", ".lock")
 # What uv writes of a local wheel for itself: the time of that file.
 _PRIVATE = "uv_cache.json"
@@ -116,11 +116,11 @@ def _places(name: str) -> Iterator[str]:
     if on_path is not None:
         yield on_path
     schemes = [scheme for scheme in ("posix_user",) if scheme in sysconfig.get_scheme_names()]
-    folders = [os.path.dirname(sys.executable or ""), sysconfig.get_path("scripts")]
-    folders += [sysconfig.get_path("scripts", scheme) for scheme in schemes]
-    for folder in folders:
-        path = os.path.join(folder, name)
-        if folder and path != on_path and os.access(path, os.X_OK):
+    directories = [os.path.dirname(sys.executable or ""), sysconfig.get_path("scripts")]
+    directories += [sysconfig.get_path("scripts", scheme) for scheme in schemes]
+    for directory in directories:
+        path = os.path.join(directory, name)
+        if directory and path != on_path and os.access(path, os.X_OK):
             yield path
 
 
@@ -152,10 +152,10 @@ class _Known:
 
 
 class Environment:
-    """The environment in a folder of the build cache.
+    """The environment in a directory of the build cache.
 
     Args:
-        folder: that folder; the environment is `<folder>/environment`.
+        directory: that directory; the environment is `<directory>/environment`.
         interpreter: the Python that it is for.
         maker: what makes it.
         runner: runs that.
@@ -163,13 +163,13 @@ class Environment:
     """
 
     def __init__(
-        self, folder: str, interpreter: Interpreter, maker: Program, runner: Runner, caches: str
+        self, directory: str, interpreter: Interpreter, maker: Program, runner: Runner, caches: str
     ) -> None:
-        self.path = os.path.join(folder, "environment")
+        self.path = os.path.join(directory, "environment")
         self.python = os.path.join(self.path, "bin", "python")
         self.made = False
-        """Whether it was made anew by this build."""
-        self._record = os.path.join(folder, _RECORD)
+        """Whether it was made again by this build."""
+        self._record = os.path.join(directory, _RECORD)
         self._interpreter = interpreter
         self._maker = maker
         self._runner = runner
@@ -182,7 +182,7 @@ class Environment:
         return self._known.packages
 
     def prepare(self) -> None:
-        """Have it there and whole; made anew, and empty, where it is not."""
+        """Have it there and whole; made again, and empty, where it is not."""
         known = self._read()
         if known is None or known.maker != self._made_by():
             self.make()
@@ -192,7 +192,7 @@ class Environment:
             self.make()
 
     def make(self) -> None:
-        """Make it anew, with no package in it."""
+        """Make it again, with no package in it."""
         self._forget()
         shutil.rmtree(self.path, ignore_errors=True)
         self._runner.run(
@@ -204,8 +204,8 @@ class Environment:
         for name in _UNWANTED:
             with suppress(FileNotFoundError):
                 os.unlink(os.path.join(self.path, name))
-        folders, files = self._tree()
-        self._known = _Known(self._made_by(), sorted((*folders, *files)))
+        directories, files = self._tree()
+        self._known = _Known(self._made_by(), sorted((*directories, *files)))
         self.made = True
 
     def _command(self) -> list[str]:
@@ -247,7 +247,7 @@ class Environment:
     def changing(self, packages: Mapping[str, str]) -> Iterator[None]:
         """Change it; at the end it has these packages, and nothing else.
 
-        A failure that has left it as it was costs nothing; after any other it is made anew by the
+        A failure that has left it as it was costs nothing; after any other it is made again by the
         next build.
 
         Args:
@@ -280,8 +280,8 @@ class Environment:
     # --- its files ------------------------------------------------------------------------------
 
     def _tree(self) -> tuple[set[str], set[str]]:
-        """Its folders, and all else in it, as paths relative to it."""
-        folders: set[str] = set()
+        """Its directories, and all else in it, as paths relative to it."""
+        directories: set[str] = set()
         files: set[str] = set()
         left = [""]
         while left:
@@ -290,38 +290,38 @@ class Environment:
                 for entry in entries:
                     path = f"{start}/{entry.name}" if start else entry.name
                     if entry.is_dir(follow_symlinks=False):
-                        folders.add(path)
+                        directories.add(path)
                         left.append(path)
                     else:
                         files.add(path)
-        return folders, files
+        return directories, files
 
     def _site_packages(self) -> list[str]:
-        """Its site-packages folders, relative to it."""
+        """Its site-packages directories, relative to it."""
         library = "lib"
-        folders = (f"{library}/{name}" for name in os.listdir(os.path.join(self.path, library)))
-        known = [f"{folder}/site-packages" for folder in folders]
+        directories = (f"{library}/{name}" for name in os.listdir(os.path.join(self.path, library)))
+        known = [f"{directory}/site-packages" for directory in directories]
         return [one for one in known if os.path.isdir(os.path.join(self.path, one))]
 
     def owned(self) -> dict[str, set[str]]:
         """The files of each installed distribution, by its name, as its RECORD has them."""
         known: dict[str, set[str]] = {}
-        for folder in self._site_packages():
-            for name in sorted(os.listdir(os.path.join(self.path, folder))):
+        for directory in self._site_packages():
+            for name in sorted(os.listdir(os.path.join(self.path, directory))):
                 match = _INFO.match(name)
                 if match:
-                    record = os.path.join(self.path, folder, name, "RECORD")
+                    record = os.path.join(self.path, directory, name, "RECORD")
                     paths = known.setdefault(normal_name(match[1]), set())
-                    paths |= {_inside(self.path, folder, row) for row in _rows(record)} - {""}
+                    paths |= {_inside(self.path, directory, row) for row in _rows(record)} - {""}
         return known
 
     def is_whole(self, names: Iterable[str]) -> bool:
         """Whether it has exactly these distributions, and each has all of its files."""
         try:
-            owned, (folders, files) = self.owned(), self._tree()
+            owned, (directories, files) = self.owned(), self._tree()
         except OSError:
             return False
-        there = folders | files
+        there = directories | files
         base = set(self._known.base) <= there and os.access(self.python, os.X_OK)
         missing = set(self._known.missing)
         whole = all(paths - files <= missing for paths in owned.values())
@@ -342,9 +342,9 @@ class Environment:
 
     def _hide_private_files(self) -> None:
         """Remove what uv remembers of a wheel's file, which no two builds have in common."""
-        for folder in self._site_packages():
-            for name in os.listdir(os.path.join(self.path, folder)):
-                info = os.path.join(self.path, folder, name)
+        for directory in self._site_packages():
+            for name in os.listdir(os.path.join(self.path, directory)):
+                info = os.path.join(self.path, directory, name)
                 if _INFO.match(name) and os.path.exists(os.path.join(info, _PRIVATE)):
                     _drop_row(os.path.join(info, "RECORD"), f"{name}/{_PRIVATE}")
                     os.unlink(os.path.join(info, _PRIVATE))
@@ -354,11 +354,11 @@ class Environment:
         wanted = set(self._known.base)
         for paths in self.owned().values():
             wanted |= paths
-        folders, files = self._tree()
+        directories, files = self._tree()
         for path in files - wanted:
             if _source_of(path) not in wanted:
                 os.unlink(os.path.join(self.path, path))
-        for path in sorted(folders - wanted, reverse=True):
+        for path in sorted(directories - wanted, reverse=True):
             with suppress(OSError):  # there is something in it
                 os.rmdir(os.path.join(self.path, path))
 
@@ -384,8 +384,8 @@ class Environment:
 
     def _uncompiled(self, tag: str) -> Iterator[tuple[str, str]]:
         """The sources that need to be compiled, and where the bytecode goes."""
-        for folder in self._site_packages():
-            for parent, inner, names in os.walk(os.path.join(self.path, folder)):
+        for directory in self._site_packages():
+            for parent, inner, names in os.walk(os.path.join(self.path, directory)):
                 inner.sort()
                 for name in sorted(names):
                     source = os.path.join(parent, name)
@@ -415,11 +415,11 @@ def _rows(record: str) -> Iterator[str]:
         return
 
 
-def _inside(top: str, folder: str, row: str) -> str:
+def _inside(top: str, directory: str, row: str) -> str:
     """A row's path relative to the environment; "" where it leads out of it."""
     if ".." not in row and not row.startswith(("/", ".")):
-        return f"{folder}/{row}"
-    path = os.path.normpath(os.path.join(top, folder, row))
+        return f"{directory}/{row}"
+    path = os.path.normpath(os.path.join(top, directory, row))
     return path[len(top) + 1 :] if path.startswith(f"{top}/") else ""
 
 
@@ -436,8 +436,8 @@ def _drop_row(record: str, path: str) -> None:
 
 def _source_of(path: str) -> str | None:
     """The source that bytecode is of; None for what is no bytecode."""
-    folder, _, name = path.rpartition("/")
-    parent, _, last = folder.rpartition("/")
+    directory, _, name = path.rpartition("/")
+    parent, _, last = directory.rpartition("/")
     if last != "__pycache__" or not name.endswith(".pyc"):
         return None
     return f"{parent}/{name.split('.')[0]}.py"
@@ -450,10 +450,10 @@ def _content(path: str) -> bytes:
 
 def _write_like(target: str, data: bytes, source: str) -> None:
     """Write bytecode with its source's time: it is no newer than that."""
-    folder = os.path.dirname(target)
-    if not os.path.isdir(folder):
-        os.mkdir(folder)
-        os.chmod(folder, 0o755)
+    directory = os.path.dirname(target)
+    if not os.path.isdir(directory):
+        os.mkdir(directory)
+        os.chmod(directory, 0o755)
     with open(target, "wb") as file:
         os.fchmod(file.fileno(), 0o644)
         file.write(data)

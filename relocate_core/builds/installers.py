@@ -1,7 +1,7 @@
 """pip and uv, as what finds, builds and installs packages.
 
 Both come to a plan first, without touching the environment: what is to be in it, and what tells the
-content of each. With pip the plan is a folder of wheels, whose RECORDs tell it; so all downloads
+content of each. With pip the plan is a directory of wheels, whose RECORDs tell it; so all downloads
 and compilers have succeeded before anything is installed, and what is installed has no trace of
 where it came from. With uv it is what `uv pip compile` gives, hashes included.
 
@@ -40,7 +40,7 @@ _TRUSTING_GIT = {
     "GIT_CONFIG_VALUE_0": "*",
 }
 _PIN = re.compile(r"([A-Za-z0-9][\w.-]*)(?:\[[^\]]*\])?\s*(==|@)\s*(\S+)")
-# What pip knows of an index; what is in the wheels' folder comes from there alone.
+# What pip knows of an index; what is in the wheels' directory comes from there alone.
 _NO_CONFIGURATION = {"PIP_CONFIG_FILE": os.devnull, "PIP_REQUIRE_HASHES": None, "PIP_PRE": None}
 
 
@@ -49,7 +49,7 @@ class Wanted:
     """What is to be installed.
 
     Attributes:
-        folder: where relative paths in the files start from.
+        directory: where relative paths in the files start from.
         files: requirement files.
         constraints: constraint files.
         packages: requirements.
@@ -58,7 +58,7 @@ class Wanted:
         hashes: what the requirement files demand of a distribution's file, by its name.
     """
 
-    folder: str
+    directory: str
     files: tuple[str, ...] = ()
     constraints: tuple[str, ...] = ()
     packages: tuple[str, ...] = field(default=(), repr=False)
@@ -77,8 +77,8 @@ class Installer(Protocol):
     def program(self) -> Program:
         """What it is."""
 
-    def wheel_of(self, project: str, environment: Environment, folder: str) -> str:
-        """Build a project's wheel into a folder; its path."""
+    def wheel_of(self, project: str, environment: Environment, directory: str) -> str:
+        """Build a project's wheel into a directory; its path."""
 
     def plan(self, wanted: Wanted, environment: Environment) -> dict[str, str]:
         """What tells the content of each distribution that is to be installed, by its name."""
@@ -96,13 +96,13 @@ class Installer(Protocol):
 
 
 def find_installer(
-    name: str, folder: str, interpreter: Interpreter, runner: Runner, no_index: bool = False
+    name: str, directory: str, interpreter: Interpreter, runner: Runner, no_index: bool = False
 ) -> Installer:
     """pip or uv.
 
     Args:
         name: one of INSTALLERS.
-        folder: the build's folder in the cache.
+        directory: the build's directory in the cache.
         interpreter: the Python that is installed for.
         runner: runs it.
         no_index: whether it may ask no index; pip is told by a variable.
@@ -110,17 +110,17 @@ def find_installer(
     Raises:
         BuildFailed: it is not on this machine; tells how to install it.
     """
-    return Uv(folder, runner, no_index) if name == "uv" else Pip(folder, interpreter, runner)
+    return Uv(directory, runner, no_index) if name == "uv" else Pip(directory, interpreter, runner)
 
 
 class _Base:
-    """What both have: a file of requirements, and a folder of wheels."""
+    """What both have: a file of requirements, and a directory of wheels."""
 
-    def __init__(self, folder: str, runner: Runner) -> None:
-        self._folder = folder
+    def __init__(self, directory: str, runner: Runner) -> None:
+        self._directory = directory
         self._runner = runner
-        self._requirements = os.path.join(folder, "requirements.txt")
-        self._selected = os.path.join(folder, "selected.txt")
+        self._requirements = os.path.join(directory, "requirements.txt")
+        self._selected = os.path.join(directory, "selected.txt")
 
     def _write(self, path: str, lines: Iterable[str]) -> str:
         """Write a requirement file that nobody else can read: URLs may have credentials."""
@@ -145,12 +145,12 @@ class _Base:
 class Pip(_Base):
     """pip, in an environment of its own."""
 
-    def __init__(self, folder: str, interpreter: Interpreter, runner: Runner) -> None:
-        super().__init__(folder, runner)
+    def __init__(self, directory: str, interpreter: Interpreter, runner: Runner) -> None:
+        super().__init__(directory, runner)
         self._interpreter = interpreter
-        self._home = os.path.join(folder, "pip")
+        self._home = os.path.join(directory, "pip")
         self._python = os.path.join(self._home, "bin", "python")
-        self._wheels = os.path.join(folder, "planned")
+        self._wheels = os.path.join(directory, "planned")
         self._planned: dict[str, Wheel] = {}
 
     @property
@@ -179,12 +179,12 @@ class Pip(_Base):
         if self._kept_version() and os.access(self._python, os.X_OK):
             return
         shutil.rmtree(self._home, ignore_errors=True)
-        self._runner.run("making an environment for pip", self._maker(), self._folder)
+        self._runner.run("making an environment for pip", self._maker(), self._directory)
         pip = [self._python, "-I", "-m", "pip"]
         version = _version_of(pip)
         if not _is_new_enough(version):
             upgrade = [*pip, "install", "--upgrade", "pip>=22.3"]
-            self._runner.run("upgrading pip", upgrade, self._folder, PIP_REQUIRE_HASHES=None)
+            self._runner.run("upgrading pip", upgrade, self._directory, PIP_REQUIRE_HASHES=None)
             version = _version_of(pip)
         with open(os.path.join(self._home, _READY), "w") as file:
             file.write(f"{self._identity()}\n{version}\n")
@@ -204,12 +204,12 @@ class Pip(_Base):
     def _pip(self, environment: Environment, *words: str) -> list[str]:
         return [self._python, "-I", "-m", "pip", "--python", environment.python, *words]
 
-    def wheel_of(self, project: str, environment: Environment, folder: str) -> str:
-        """Build a project's wheel into a folder; its path."""
-        command = self._pip(environment, "wheel", "--no-deps", "--wheel-dir", folder, project)
+    def wheel_of(self, project: str, environment: Environment, directory: str) -> str:
+        """Build a project's wheel into a directory; its path."""
+        command = self._pip(environment, "wheel", "--no-deps", "--wheel-dir", directory, project)
         variables = {"PIP_REQUIRE_HASHES": None, **_TRUSTING_GIT}
         self._runner.run("building the project", command, project, **variables)
-        return _only_wheel(folder)
+        return _only_wheel(directory)
 
     def plan(self, wanted: Wanted, environment: Environment) -> dict[str, str]:
         """Have all that is to be installed as wheels; what tells the content of each."""
@@ -220,7 +220,7 @@ class Pip(_Base):
         shutil.rmtree(self._wheels, ignore_errors=True)
         command = self._pip(environment, "wheel", "--wheel-dir", self._wheels)
         arguments = self._arguments(wanted, [*wanted.packages, *own])
-        self._runner.run("finding the packages", [*command, *arguments], wanted.folder)
+        self._runner.run("finding the packages", [*command, *arguments], wanted.directory)
         names = [name for name in os.listdir(self._wheels) if name.endswith(".whl")]
         wheels = [wheel(os.path.join(self._wheels, name)) for name in names]
         self._planned = {one.name: one for one in wheels}
@@ -237,7 +237,7 @@ class Pip(_Base):
         command = self._pip(environment, "--isolated", "install", "--no-index", "--no-deps")
         command += ["--find-links", self._wheels, "--no-compile", "--no-warn-script-location"]
         command += ["-r", self._write(self._selected, pins)]
-        self._runner.run("installing the packages", command, self._folder, **_NO_CONFIGURATION)
+        self._runner.run("installing the packages", command, self._directory, **_NO_CONFIGURATION)
 
 
 def _version_of(pip: Sequence[str]) -> str:
@@ -267,12 +267,12 @@ def _content_of(one: Wheel) -> str:
 class Uv(_Base):
     """uv, which works on the environment from outside by itself."""
 
-    def __init__(self, folder: str, runner: Runner, no_index: bool) -> None:
-        super().__init__(folder, runner)
+    def __init__(self, directory: str, runner: Runner, no_index: bool) -> None:
+        super().__init__(directory, runner)
         self.program = uv()
         self._index = ["--no-index"] if no_index else []
-        self._pins = os.path.join(folder, "pins.txt")
-        self._wanted = Wanted(folder)
+        self._pins = os.path.join(directory, "pins.txt")
+        self._wanted = Wanted(directory)
         self._own: list[str] = []
         self._python = ""
         self._variables: dict[str, str | None] = {}
@@ -280,13 +280,13 @@ class Uv(_Base):
     def prepare(self) -> None:
         """It is ready as it is."""
 
-    def wheel_of(self, project: str, environment: Environment, folder: str) -> str:
-        """Build a project's wheel into a folder; its path."""
+    def wheel_of(self, project: str, environment: Environment, directory: str) -> str:
+        """Build a project's wheel into a directory; its path."""
         command = [*self.program.command, "build", "--wheel", "--python", environment.python]
-        command += [*self._index, "--out-dir", folder, project]
+        command += [*self._index, "--out-dir", directory, project]
         variables = {"UV_REQUIRE_HASHES": None, **_TRUSTING_GIT}
         self._runner.run("building the project", command, project, **variables)
-        return _only_wheel(folder)
+        return _only_wheel(directory)
 
     def plan(self, wanted: Wanted, environment: Environment) -> dict[str, str]:
         """Resolve all that is to be installed, to versions and hashes."""
@@ -297,7 +297,7 @@ class Uv(_Base):
         ]
         links = [self._runner.variables.get("UV_FIND_LINKS", ""), *self._page(wanted.wheels)]
         self._variables = {"UV_FIND_LINKS": ",".join(filter(None, links)) or None}
-        resolved = os.path.join(self._folder, "resolved.txt")
+        resolved = os.path.join(self._directory, "resolved.txt")
         with suppress(FileNotFoundError):
             os.unlink(resolved)
         command = [*self.program.command, "pip", "compile", "--python", environment.python]
@@ -306,7 +306,7 @@ class Uv(_Base):
         arguments = [word for word in self._inputs() if word != "--require-hashes"]
         files = [word for word in arguments if word != "-r"]
         self._runner.run(
-            "finding the packages", [*command, *files], wanted.folder, **self._variables
+            "finding the packages", [*command, *files], wanted.directory, **self._variables
         )
         with open(resolved, errors="surrogateescape") as file:
             known = dict(_pins(file.read()))
@@ -325,7 +325,7 @@ class Uv(_Base):
         """A page of our own wheels: by their hashes, which uv reads only there, it finds these."""
         if not wheels:
             return []
-        path = os.path.join(self._folder, "wheels", "links.html")
+        path = os.path.join(self._directory, "wheels", "links.html")
         with open(path, "w") as file:
             for one in wheels:
                 name = os.path.basename(one.path)
@@ -336,7 +336,7 @@ class Uv(_Base):
         """Have uv see to it that each requirement has a hash, also where all are installed."""
         if wanted.require_hashes:
             command = [*self._install_command(), "--dry-run"]
-            self._runner.run("checking the hashes", command, wanted.folder, **self._variables)
+            self._runner.run("checking the hashes", command, wanted.directory, **self._variables)
 
     def _inputs(self) -> list[str]:
         return self._arguments(self._wanted, [*self._wanted.packages, *self._own])
@@ -353,7 +353,7 @@ class Uv(_Base):
         self._runner.run(
             "installing the packages",
             [*self._install_command(), *again],
-            self._wanted.folder,
+            self._wanted.directory,
             **self._variables,
         )
 
@@ -375,8 +375,8 @@ def _url(path: str) -> str:
     return f"file://{quote(path, safe='/')}"
 
 
-def _only_wheel(folder: str) -> str:
-    names = [name for name in os.listdir(folder) if name.endswith(".whl")]
+def _only_wheel(directory: str) -> str:
+    names = [name for name in os.listdir(directory) if name.endswith(".whl")]
     if len(names) != 1:
         raise BuildFailed(f"the project's build gave {len(names)} wheels, and has to give one")
-    return os.path.join(folder, names[0])
+    return os.path.join(directory, names[0])

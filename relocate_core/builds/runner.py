@@ -33,7 +33,7 @@ _KEPT = re.compile(
 _MISLEADING = re.compile(
     r"(?:PIP_|UV_|PYTHON|VIRTUALENV_|CONDA_)|(?:_?VIRTUAL_ENV\w*|__PYVENV_LAUNCHER__)\Z"
 )
-_USUAL_FOLDERS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
+_USUAL_DIRECTORIES = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _LAST_LINES = 400
 _LONGEST_WORDS = 400
@@ -43,16 +43,16 @@ _LONGEST_WORDS = 400
 
 
 def found(name: str) -> str | None:
-    """Where a program is: on the PATH, which a service may have without the usual folders."""
+    """Where a program is: on the PATH, which a service may have without the usual directories."""
     return shutil.which(name, path=_search_path(os.environ))
 
 
-def output_of(*command: str, folder: str = "/") -> str | None:
+def output_of(*command: str, directory: str = "/") -> str | None:
     """What a command prints; None where it is not there or fails."""
     try:
         done = subprocess.run(
             command,
-            cwd=folder,
+            cwd=directory,
             env=environment({}),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -93,8 +93,10 @@ def environment(more: Mapping[str, str]) -> dict[str, str]:
 
 
 def _search_path(variables: Mapping[str, str]) -> str:
-    folders = [*variables.get("PATH", "").split(":"), *_USUAL_FOLDERS]
-    return ":".join(folder for folder in dict.fromkeys(folders) if folder.startswith("/"))
+    directories = [*variables.get("PATH", "").split(":"), *_USUAL_DIRECTORIES]
+    return ":".join(
+        directory for directory in dict.fromkeys(directories) if directory.startswith("/")
+    )
 
 
 class Runner:
@@ -128,13 +130,15 @@ class Runner:
         """Keep the credentials in some more texts out of the log."""
         self._secrets |= secrets_in(texts)
 
-    def run(self, what: str, command: Sequence[str], folder: str, **variables: str | None) -> None:
+    def run(
+        self, what: str, command: Sequence[str], directory: str, **variables: str | None
+    ) -> None:
         """Run a command to its end.
 
         Args:
             what: what it does, for a message: `installing the packages`.
             command: its words.
-            folder: its working folder.
+            directory: its working directory.
             variables: to change in its environment; None takes one away.
 
         Raises:
@@ -144,7 +148,7 @@ class Runner:
         try:
             process = subprocess.Popen(
                 command,
-                cwd=folder,
+                cwd=directory,
                 env={name: value for name, value in changed.items() if value is not None},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

@@ -55,7 +55,7 @@ class Requirements:
         digest: tells one content from another.
         texts: the content of each file, for the credentials in it.
         editables: what they want to be installed editable.
-        folders: the folders that they want to be built.
+        directories: the directories that they want to be built.
         hashes: the hashes that they demand of a distribution's file, by its name.
     """
 
@@ -63,17 +63,17 @@ class Requirements:
     digest: str = ""
     texts: list[str] = field(default_factory=list, repr=False)
     editables: list[str] = field(default_factory=list)
-    folders: list[str] = field(default_factory=list)
+    directories: list[str] = field(default_factory=list)
     hashes: dict[str, str] = field(default_factory=dict)
 
 
-def requirements(files: Iterable[str], what: str, folder: str) -> Requirements:
+def requirements(files: Iterable[str], what: str, directory: str) -> Requirements:
     """Read requirement files.
 
     Args:
-        files: their paths, absolute or relative to `folder`.
+        files: their paths, absolute or relative to `directory`.
         what: what they are called in a message.
-        folder: what relative paths in them start from, as on pip's command line.
+        directory: what relative paths in them start from, as on pip's command line.
 
     Raises:
         InvalidPath: one is not there, or cannot be read.
@@ -102,9 +102,9 @@ def requirements(files: Iterable[str], what: str, folder: str) -> Requirements:
                 inner = os.path.join(os.path.dirname(file), os.path.expandvars(nested[1].strip()))
                 left.append((inner, f"the file that {file} includes"))
             else:
-                place = _local(editable[1] if editable else line, folder)
+                place = _local(editable[1] if editable else line, directory)
                 parts.append(place and _content(place))
-                known.folders += [place] if place and os.path.isdir(place) else []
+                known.directories += [place] if place and os.path.isdir(place) else []
     known.digest = digest_of(parts)
     return known
 
@@ -126,12 +126,12 @@ def _lines(text: str) -> Iterator[str]:
             yield line
 
 
-def _local(requirement: str, folder: str) -> str | None:
-    """The file or the folder that a requirement names; None where it names none."""
+def _local(requirement: str, directory: str) -> str | None:
+    """The file or the directory that a requirement names; None where it names none."""
     word = requirement.rpartition(" @ ")[2].split(" ;")[0].split()[0]
     word = re.sub(r"^file:(?://)?", "", word).partition("#")[0]
     extras = _EXTRAS.match(word)
-    path = os.path.join(folder, extras[1] if extras else word)
+    path = os.path.join(directory, extras[1] if extras else word)
     if "/" not in word and not word.startswith("."):
         return None
     return path if os.path.exists(path) else None
@@ -142,7 +142,7 @@ def _content(place: str) -> str:
 
 
 def listing(place: str) -> tuple[tuple[str, int, int], ...]:
-    """What a folder of packages has: names, sizes and times; of a file its own."""
+    """What a directory of packages has: names, sizes and times; of a file its own."""
     path = unquote(place)
     names = sorted(os.listdir(path)) if os.path.isdir(path) else [""]
     statuses = ((name, os.stat(os.path.join(path, name).rstrip("/"))) for name in names)
@@ -201,11 +201,11 @@ class Tree:
     """The files that a project is built from.
 
     Attributes:
-        project: the project's folder.
-        top: the folder that all of them are in: the checkout's, or the project's own.
+        project: the project's directory.
+        top: the directory that all of them are in: the checkout's, or the project's own.
         names: their paths, relative to `top`.
         digest: tells one content from another.
-        repository: git's folder of the checkout; None where it is none.
+        repository: git's directory of the checkout; None where it is none.
         commit: what is checked out; None where nothing is.
         time: when that was committed, in seconds since 1970; None where nothing is.
         dirty: what differs from the commit.
@@ -222,13 +222,13 @@ class Tree:
     dirty: tuple[str, ...] = ()
     extras: str = ""
 
-    def copy(self, folder: str) -> str:
-        """Copy the tree into a folder, which is replaced; the project's path in there.
+    def copy(self, directory: str) -> str:
+        """Copy the tree into a directory, which is replaced; the project's path in there.
 
         It is still known to git, for versions that are made of tags.
         """
-        shutil.rmtree(folder, ignore_errors=True)
-        top = os.path.join(folder, os.path.basename(self.top) or "project")
+        shutil.rmtree(directory, ignore_errors=True)
+        top = os.path.join(directory, os.path.basename(self.top) or "project")
         os.makedirs(top, 0o755)
         for name in self.names:
             source, target = os.path.join(self.top, name), os.path.join(top, name)
@@ -254,7 +254,7 @@ def project(path: str) -> Tree:
     if match and not os.path.isdir(path):
         path, extras = match[1], re.sub(r"\s", "", match[2])
     if not os.path.isdir(path):
-        raise InvalidPath(f"there is no folder {path}: name the project's folder")
+        raise InvalidPath(f"there is no directory {path}: name the project's directory")
     kinds = ("pyproject.toml", "setup.py")
     if not any(os.path.isfile(os.path.join(path, kind)) for kind in kinds):
         raise InvalidPath(f"{path} is no Python project: it has neither of {' and '.join(kinds)}")
@@ -263,7 +263,7 @@ def project(path: str) -> Tree:
 
 
 def tree(path: str) -> Tree:
-    """The files of a folder that a build may read: of its checkout, or of itself."""
+    """The files of a directory that a build may read: of its checkout, or of itself."""
     path = os.path.realpath(path)
     checkout = _checkout(path)
     try:
@@ -277,7 +277,7 @@ def tree(path: str) -> Tree:
 
 
 def _checkout(path: str) -> Tree | None:
-    """The checkout that a folder is in; None where it is in none, or not told by git."""
+    """The checkout that a directory is in; None where it is in none, or not told by git."""
     if found("git") is None:
         return None
     where = _git(path, "rev-parse", "--show-toplevel", "--absolute-git-dir")
@@ -289,7 +289,7 @@ def _checkout(path: str) -> Tree | None:
     names = tuple(sorted(_existing(top, {*kept.split("\0"), *other.split("\0")} - {""})))
     inner = os.path.relpath(path, top)
     if not any(inner == "." or name.startswith(f"{inner}/") for name in names):
-        return None  # a folder that its checkout ignores
+        return None  # a directory that its checkout ignores
     head = (_git(top, "show", "-s", "--format=%H %ct", "HEAD") or "").split()
     return Tree(
         path,
@@ -303,17 +303,17 @@ def _checkout(path: str) -> Tree | None:
     )
 
 
-def _git(folder: str, *words: str) -> str | None:
+def _git(directory: str, *words: str) -> str | None:
     # The checkout may belong to whoever pulls: its index is left alone. That its code is run is
     # what was asked for.
     options = ("--no-optional-locks", "-c", "safe.directory=*")
-    return output_of("git", *options, "-C", folder, *words)
+    return output_of("git", *options, "-C", directory, *words)
 
 
 def _dirty(path: str, top: str) -> Iterator[str]:
     """What differs from the commit: tracked files anywhere, and new ones in the project."""
-    for folder, untracked in ((top, "no"), (path, "normal")):
-        told = _git(folder, "status", "--porcelain", "-z", f"--untracked-files={untracked}", ".")
+    for directory, untracked in ((top, "no"), (path, "normal")):
+        told = _git(directory, "status", "--porcelain", "-z", f"--untracked-files={untracked}", ".")
         for entry in (told or "").split("\0"):
             if entry[2:3] == " " and (untracked == "no" or entry.startswith("??")):
                 yield entry[3:]
@@ -329,16 +329,16 @@ def _existing(top: str, names: Iterable[str]) -> Iterator[str]:
             yield name
 
 
-def _plain_names(folder: str, below: str) -> Iterator[str]:
-    """The files below a folder, without what only a build or a tool has left there."""
-    with os.scandir(os.path.join(folder, below)) as entries:
+def _plain_names(directory: str, below: str) -> Iterator[str]:
+    """The files below a directory, without what only a build or a tool has left there."""
+    with os.scandir(os.path.join(directory, below)) as entries:
         for entry in entries:
             path = os.path.join(below, entry.name)
             if _PRODUCTS.match(entry.name) or (not below and entry.name in _PRODUCTS_AT_TOP):
                 continue
             if entry.is_dir(follow_symlinks=False):
                 if not os.path.exists(os.path.join(entry.path, "pyvenv.cfg")):
-                    yield from _plain_names(folder, path)
+                    yield from _plain_names(directory, path)
             elif entry.is_symlink() or entry.is_file():
                 yield path
 

@@ -41,7 +41,7 @@ _CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal
 # an old virtualenv has not got before its site.py has run.
 _PROGRAM = """
 import sys
-sys.path[:] = [folder for folder in sys.path if folder]
+sys.path[:] = [directory for directory in sys.path if directory]
 import _imp, gc, marshal
 try:
     from _frozen_importlib_external import MAGIC_NUMBER
@@ -339,7 +339,7 @@ class _Helper:
         environment = {name: os.environ[name] for name in names}
         # A set of names among a code's constants stands in the order of their hashes; and up to
         # 3.6 a file's name is encoded as the locale says. For the seed, -I must not be there,
-        # which would ignore it: the program takes the working folder from the path by itself.
+        # which would ignore it: the program takes the working directory from the path by itself.
         environment.update(PYTHONHASHSEED="0", PYTHONUTF8="1", LC_ALL="C.UTF-8")
         program = _PROGRAM.replace("GREETING", repr(_GREETING))
         try:
@@ -448,7 +448,7 @@ class _Helper:
             )
         return InterpreterNotFound(
             f"{self._python} does not start without its site-packages "
-            f"(code {self._process.returncode}): make the virtualenv anew"
+            f"(code {self._process.returncode}): make the virtualenv again"
         )
 
     def kill(self) -> None:

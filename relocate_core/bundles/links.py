@@ -20,7 +20,7 @@ _LIBRARY = re.compile(
 
 
 def is_base(path: str, target: str) -> bool:
-    """Whether an absolute link is one that leads to the base Python.
+    """Whether an absolute link is one that points to the base Python.
 
     That is the interpreter in `bin`; for virtualenv 16 also parts of the standard library, and for
     PyPy its shared library, which are then at the same place below the base as in the virtualenv.
@@ -73,7 +73,7 @@ def fault(
                 return f"leads on from the interpreter {printable(link)}" if further else None
             inside = below(target, prefixes)
             if inside is None:
-                return f"leads to {printable(target)}, out of the virtualenv"
+                return f"points to {printable(target)}, out of the virtualenv"
             at, target = [], inside
         ahead += reversed(target.split("/"))
         work.left -= len(ahead)
@@ -83,7 +83,7 @@ def fault(
             part = ahead.pop()
             if part == "..":
                 if not at:
-                    return f"leads to {printable(links[path])}, out of the virtualenv"
+                    return f"points to {printable(links[path])}, out of the virtualenv"
                 at.pop()
             elif part not in ("", "."):
                 at.append(part)

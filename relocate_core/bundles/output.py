@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import BinaryIO
 
 from ..archives.compression import Packed
-from ..archives.tar import BLOCK, FOLDER, LINK
+from ..archives.tar import BLOCK, DIRECTORY, LINK
 from ..errors import Busy, InvalidPath
 from ..system import files
 from ..virtualenvs.manifest import Row
@@ -22,7 +22,7 @@ def put(packed: Packed, row: Row, mtime: int, pieces: Iterator[bytes]) -> None:
     """Write a member of a tar."""
     info = tarfile.TarInfo(row.path)
     info.mtime, info.mode, info.size = mtime, row.mode, row.size
-    if row.kind == FOLDER:
+    if row.kind == DIRECTORY:
         info.type = tarfile.DIRTYPE
     elif row.kind == LINK:
         info.type, info.linkname, info.mode = tarfile.SYMTYPE, row.target, 0o777
@@ -62,9 +62,9 @@ class Output:
 
     def __init__(self, archive: str) -> None:
         self.archive = archive
-        folder, name = os.path.split(archive)
+        directory, name = os.path.split(archive)
         # Of a fixed name, so that the next run takes what a killed one has left.
-        self.temporary = os.path.join(folder, f".{name}.packing")
+        self.temporary = os.path.join(directory, f".{name}.packing")
         self.file: BinaryIO
         self.committed = False
 
@@ -130,9 +130,9 @@ class Output:
         os.rename(self.temporary + ".sha256", self.archive + ".sha256")
         os.rename(self.temporary, self.archive)
         self.committed = True
-        folder = os.open(os.path.dirname(self.archive), os.O_RDONLY | os.O_DIRECTORY)
+        directory = os.open(os.path.dirname(self.archive), os.O_RDONLY | os.O_DIRECTORY)
         try:
-            os.fsync(folder)
+            os.fsync(directory)
         finally:
-            os.close(folder)
+            os.close(directory)
         return size, digest

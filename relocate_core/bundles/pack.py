@@ -26,7 +26,7 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from ..archives.compression import FORMS, Packed, form_of, require
-from ..archives.tar import BLOCK, CONTROL, FILE, FOLDER, LINK, Refused, printable
+from ..archives.tar import BLOCK, CONTROL, DIRECTORY, FILE, LINK, Refused, printable
 from ..artefacts import bytecode, metadata
 from ..artefacts.bytecode import MODES
 from ..artefacts.elf import Needs, needs
@@ -40,7 +40,7 @@ from ..virtualenvs import manifest, rewritten
 from ..virtualenvs.contents import compiled_module, editables, survey
 from ..virtualenvs.interpreter import ask
 from ..virtualenvs.layout import absolute_prefix, inspect, recorded_prefixes
-from ..virtualenvs.manifest import PLACE, RECORD, Base, Head, Row, file_mode, folder_mode
+from ..virtualenvs.manifest import PLACE, RECORD, Base, Head, Row, directory_mode, file_mode
 from . import links as linking
 from .compiler import Compiler, Job
 from .output import Output, put
@@ -59,7 +59,7 @@ class Packing:
         archive: the bundle's path.
         changed: whether it was (in a dry run: would be) written.
         dry_run: whether it was only looked at.
-        files: how many files, folders and links it has.
+        files: how many files, directories and links it has.
         size: bytes in its files.
         packed_size: bytes of the archive.
         sha256: the archive's digest.
@@ -106,7 +106,7 @@ def pack(
     """Pack the virtualenv at `path` into a bundle. Nothing in it is changed.
 
     Args:
-        path: the virtualenv's folder.
+        path: the virtualenv's directory.
         archive: the bundle; its ending tells the form: `.tar`, `.tar.gz` or `.tar.zst`. Its SHA-256
             is written beside it, as `<archive>.sha256`.
         against: an earlier bundle; what that has is left out.
@@ -158,10 +158,10 @@ def name_against(archive: str, earlier: str) -> str:
     Raises:
         InvalidPath: one of them has no ending that a bundle has.
     """
-    folder, name = os.path.split(archive)
+    directory, name = os.path.split(archive)
     ending, base = _ending(name), os.path.basename(earlier)
     stem = base[: -len(_ending(base))]
-    return os.path.join(folder, f"{name[: -len(ending)]}.from-{stem}{ending}")
+    return os.path.join(directory, f"{name[: -len(ending)]}.from-{stem}{ending}")
 
 
 def _ending(name: str) -> str:
@@ -170,14 +170,14 @@ def _ending(name: str) -> str:
 
 
 def require_apart(path: str, archive: str) -> None:
-    """Refuse an archive that would be a part of what it packs, or has no folder to stand in."""
+    """Refuse an archive that would be a part of what it packs, or has no directory to stand in."""
     top = os.path.realpath(path)
-    folder = os.path.dirname(archive)
-    if not os.path.isdir(folder):
-        raise InvalidPath(f"there is no folder {folder} to write the archive into: create it")
+    directory = os.path.dirname(archive)
+    if not os.path.isdir(directory):
+        raise InvalidPath(f"there is no directory {directory} to write the archive into: create it")
     if os.path.isdir(archive):
-        raise InvalidPath(f"{archive} is a folder: name a file to write")
-    if (os.path.realpath(folder) + "/").startswith(top + "/"):
+        raise InvalidPath(f"{archive} is a directory: name a file to write")
+    if (os.path.realpath(directory) + "/").startswith(top + "/"):
         raise InvalidPath(f"{archive} is inside of what it would pack: name a file outside {path}")
 
 
@@ -226,7 +226,7 @@ def _earlier(archive: str) -> _Earlier:
 
 @contextmanager
 def _at_home(path: str, prefix: str | None) -> Iterator[str]:
-    """The tree to pack: itself, or a copy that is at home at `prefix`.
+    """The tree to pack: itself, or a copy that is relocated to `prefix`.
 
     The copy has second links to the files: relocation never writes into a file.
     """
@@ -245,15 +245,16 @@ def _at_home(path: str, prefix: str | None) -> Iterator[str]:
 
 @contextmanager
 def _scratch(path: str) -> Iterator[None]:
-    """A folder of ours of a fixed name, so that the next run removes what a killed one has left."""
+    """A directory of ours of a fixed name, so that the next run removes what a killed one has
+    left."""
     with suppress(FileExistsError):
         os.mkdir(path, 0o700)
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        if os.fstat(folder).st_uid != os.geteuid():
+        if os.fstat(directory).st_uid != os.geteuid():
             raise InvalidPath(f"{path} is in the way, and belongs to somebody else: remove it")
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise Busy(f"another run is packing in {path}; wait for that to end") from None
         os.chmod(path, 0o700)
@@ -264,7 +265,7 @@ def _scratch(path: str) -> Iterator[None]:
         finally:
             shutil.rmtree(path, ignore_errors=True)
     finally:
-        os.close(folder)
+        os.close(directory)
 
 
 def _link(source: str, target: str) -> None:
@@ -279,7 +280,7 @@ class _Entry(NamedTuple):
 
     path: str
     kind: str
-    """FILE, FOLDER, LINK or BYTECODE."""
+    """FILE, DIRECTORY, LINK or BYTECODE."""
     mode: int
     source: str = ""
     """The source that bytecode is of."""
@@ -439,26 +440,27 @@ class _Packer:
         """Everything to pack, in the order of the manifest."""
         yield from self._below("", False)
 
-    def _below(self, folder: str, in_packages: bool) -> Iterator[_Entry]:
-        """What is in a folder; in site-packages with the bytecode that its sources shall have."""
-        statuses = dict(self._listed(folder))
-        base = f"{folder}/" if folder else ""
-        in_packages = in_packages or folder in self.environment.site_packages
+    def _below(self, directory: str, in_packages: bool) -> Iterator[_Entry]:
+        """What is in a directory; in site-packages with the bytecode that its sources should
+        have."""
+        statuses = dict(self._listed(directory))
+        base = f"{directory}/" if directory else ""
+        in_packages = in_packages or directory in self.environment.site_packages
         wanted: list[_Entry] = []
         if self.interpreter.cache_tag and (in_packages or "__pycache__" in statuses):
             wanted = list(self._bytecode(base, statuses, in_packages))
             if wanted:
-                statuses.setdefault("__pycache__", _FOLDER)
+                statuses.setdefault("__pycache__", _DIRECTORY)
         for name, status in sorted(statuses.items()):
             path = base + name
             mode = status.st_mode
             if name == "__pycache__" and wanted:
-                yield _Entry(path, FOLDER, 0o755)
+                yield _Entry(path, DIRECTORY, 0o755)
                 yield from wanted
             elif name == "__pycache__" and self.interpreter.cache_tag and stat.S_ISDIR(mode):
                 continue  # all of it is of other Pythons, or of sources that are gone
             elif stat.S_ISDIR(mode):
-                yield _Entry(path, FOLDER, folder_mode(mode))
+                yield _Entry(path, DIRECTORY, directory_mode(mode))
                 yield from self._below(path, in_packages)
             elif stat.S_ISLNK(mode):
                 yield _Entry(path, LINK, 0)
@@ -473,7 +475,7 @@ class _Packer:
                 )
 
     def _beside(self, path: str, statuses: dict[str, os.stat_result]) -> _Entry | None:
-        """Bytecode beside its source, as Python 2 has it; it is not compiled anew."""
+        """Bytecode beside its source, as Python 2 has it; it is not compiled again."""
         if self.interpreter.cache_tag or not path.endswith((".pyc", ".pyo")):
             return None
         source = statuses.get(path[:-1].rpartition("/")[2])
@@ -481,13 +483,13 @@ class _Packer:
             return None
         return _Entry(path, BYTECODE, file_mode(source.st_mode & 0o644), path[:-1], True)
 
-    def _listed(self, folder: str) -> Iterator[tuple[str, os.stat_result]]:
-        """The names in a folder that are to be packed, and what they are."""
-        base = f"{folder}/" if folder else ""
-        with os.scandir(self.descent.open(folder)) as entries:
+    def _listed(self, directory: str) -> Iterator[tuple[str, os.stat_result]]:
+        """The names in a directory that are to be packed, and what they are."""
+        base = f"{directory}/" if directory else ""
+        with os.scandir(self.descent.open(directory)) as entries:
             for entry in entries:
                 name = entry.name
-                own = not folder and name in (PLACE, RECORD)
+                own = not directory and name in (PLACE, RECORD)
                 if own or name.startswith(files.TEMPORARY) or self._excluded(base + name):
                     continue
                 if not name.isprintable() and CONTROL.search(name):
@@ -504,21 +506,21 @@ class _Packer:
     def _bytecode(
         self, base: str, statuses: dict[str, os.stat_result], complete: bool
     ) -> Iterator[_Entry]:
-        """The bytecode that the sources in a folder shall have, in order.
+        """The bytecode that the sources in a directory should have, in order.
 
         Where it is not to be complete, only what is there and fits; a project that was installed
         for editing has some.
         """
         tag = self.interpreter.cache_tag
-        folder = f"{base}__pycache__"
-        there = dict(self._listed(folder)) if "__pycache__" in statuses else {}
+        directory = f"{base}__pycache__"
+        there = dict(self._listed(directory)) if "__pycache__" in statuses else {}
         for name in sorted(name for name in statuses if name.endswith(".py")):
             source = base + name
-            if not stat.S_ISREG(statuses[name].st_mode) or self._excluded(f"{folder}/{name}c"):
+            if not stat.S_ISREG(statuses[name].st_mode) or self._excluded(f"{directory}/{name}c"):
                 continue
             stem = f"{name[:-3]}.{tag}"
             for ending in (".opt-1.pyc", ".opt-2.pyc", ".pyc"):
-                path = f"{folder}/{stem}{ending}"
+                path = f"{directory}/{stem}{ending}"
                 fits = f"{stem}{ending}" in there and self._fits(path, source, statuses[name])
                 if fits or (complete and ending == ".pyc"):
                     mode = file_mode(statuses[name].st_mode & 0o644)
@@ -564,7 +566,9 @@ class _Packer:
                 )
             home = target.startswith(("/home/", "/root/", os.path.expanduser("~") + "/"))
             if home and path == "bin/python":
-                self._warn(path, f"it leads to {target}, in a home folder: reinitialize it there")
+                self._warn(
+                    path, f"it points to {target}, in a home directory: reinitialize it there"
+                )
         if self.environment.system_site_packages:
             self._warn("pyvenv.cfg", "it sees the base Python's packages, which are not packed")
         if not ("pyvenv.cfg" in packed or "bin/activate" in packed):
@@ -578,8 +582,8 @@ class _Packer:
 
     def _target(self, path: str) -> str:
         """What a link names; the virtualenv's own place is named relative to it."""
-        with files.folder_of(self.root, path) as (folder, name):
-            target = os.readlink(name, dir_fd=folder)
+        with files.directory_of(self.root, path) as (directory, name):
+            target = os.readlink(name, dir_fd=directory)
         if linking.is_base(path, target):
             return target
         inside = linking.below(target, self.prefixes) if target.startswith("/") else None
@@ -593,8 +597,8 @@ class _Packer:
         """The row of each entry, and its content in pieces."""
         with closing(self._made(entries)) as made:
             for entry in entries:
-                if entry.kind == FOLDER:
-                    yield Row(entry.path, FOLDER, entry.mode), iter(())
+                if entry.kind == DIRECTORY:
+                    yield Row(entry.path, DIRECTORY, entry.mode), iter(())
                 elif entry.kind == LINK:
                     yield Row(entry.path, LINK, target=self._target(entry.path)), iter(())
                 elif entry.kind == FILE:
@@ -687,8 +691,8 @@ class _Packer:
 
     def _again(self, row: Row) -> Iterator[bytes]:
         found = hashlib.sha256()
-        with files.folder_of(self.root, row.path) as (folder, name):
-            file = files.open_file(folder, name)
+        with files.directory_of(self.root, row.path) as (directory, name):
+            file = files.open_file(directory, name)
         try:
             for piece in _pieces(file):
                 found.update(piece)
@@ -743,7 +747,7 @@ class _Packer:
         self.references.sort(key=manifest.order)
 
 
-_FOLDER = os.stat_result((stat.S_IFDIR | 0o755, *(0,) * 9))
+_DIRECTORY = os.stat_result((stat.S_IFDIR | 0o755, *(0,) * 9))
 
 
 def _time(newest: int) -> int:

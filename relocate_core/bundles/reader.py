@@ -14,7 +14,7 @@ from functools import partial
 from typing import NoReturn, Protocol
 
 from ..archives.decompression import Stream
-from ..archives.tar import DAMAGED, FILE, FOLDER, Member, Refused, printable
+from ..archives.tar import DAMAGED, DIRECTORY, FILE, Member, Refused, printable
 from ..errors import NoBase
 from ..system import files
 from ..virtualenvs import manifest, rewritten
@@ -27,7 +27,7 @@ Accept = Callable[[Head], None]
 """Raises where a bundle is not for this machine."""
 
 Give = Callable[[int, str], bool]
-"""Makes a file in a folder, given by its descriptor and the file's name; whether it did."""
+"""Makes a file in a directory, given by its descriptor and the file's name; whether it did."""
 
 Find = Callable[["str | None"], "Earlier | None"]
 """The release with a manifest of that digest; any that may have the same files for None."""
@@ -84,8 +84,8 @@ class Bundle:
         if first.kind != FILE:
             raise Refused(f"is a {first.kind}, where a bundle has its manifest", first.name)
         writer.add(first)
-        with files.folder_of(writer.root, manifest.NAME) as (folder, name):
-            self.manifest = manifest.Manifest(files.open_file(folder, name))
+        with files.directory_of(writer.root, manifest.NAME) as (directory, name):
+            self.manifest = manifest.Manifest(files.open_file(directory, name))
         try:
             self.manifest.require_digest()
             self.head, self.digest = self.manifest.head, self.manifest.digest
@@ -151,8 +151,8 @@ class Bundle:
     def _complete(self, base: manifest.Base) -> None:
         """Write the whole manifest, and take what the earlier release has of it."""
         assert self.earlier is not None
-        with files.folder_of(self.writer.root, manifest.NAME) as (folder, name):
-            os.unlink(name, dir_fd=folder)
+        with files.directory_of(self.writer.root, manifest.NAME) as (directory, name):
+            os.unlink(name, dir_fd=directory)
         changed = list(self.manifest.rows())
         rows = manifest.merged(self._earlier_rows(changed), base.removed, changed)
         head, writer = manifest.whole(self.head), self.writer
@@ -182,13 +182,13 @@ class Bundle:
         if member is not None:
             self._refuse(member, None)
 
-    def _give(self, row: Row, folder: int, name: str) -> bool:
+    def _give(self, row: Row, directory: int, name: str) -> bool:
         """Let the earlier release give a file that is carried as well; whether it did."""
         if self.earlier is None:
             return False
         try:
             mtime = row.mtime(self.head.time)
-            self.earlier.give(row, folder, name, self.writer.owner, mtime)
+            self.earlier.give(row, directory, name, self.writer.owner, mtime)
         except NoBase:  # it was changed: nothing more is taken of it
             self.earlier.close()
             self.earlier = None
@@ -224,7 +224,7 @@ class Bundle:
         same = member.kind == row.kind and member.target == row.target
         if row.kind == FILE:
             same = same and member.size == row.size
-        if row.kind in (FILE, FOLDER):
+        if row.kind in (FILE, DIRECTORY):
             same = same and member.mode == row.mode
         if not same or member.mtime != row.mtime(time) * _SECOND:
             raise Refused("is not what its manifest says", member.name, advice=DAMAGED)

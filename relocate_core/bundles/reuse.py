@@ -3,7 +3,7 @@
 What the new one is given has to be what the manifest says. A file that the kernel has seen no
 change of since the release was sealed (its ctime is not after that of `.release.json`, which was
 written last) is taken as it is; any other one is hashed first. Where somebody else owns the
-release's folder, and so could move its record about, all are hashed.
+release's directory, and so could move its record about, all are hashed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Earlier:
     """A release of an unpacked bundle.
 
     Args:
-        path: its folder.
+        path: its directory.
         seal: the name of its record, which was written last.
         digest: what its manifest has to hash to.
         link: whether its files may be given as second links.
@@ -92,27 +92,27 @@ class Earlier:
     def _seal(self, name: str) -> int:
         """When the release was sealed, in the file system's own time; -1 where nothing tells.
 
-        Nothing does where others may write to the folder, or the record was moved, linked or
+        Nothing does where others may write to the directory, or the record was moved, linked or
         restored, which makes its ctime later than the last time it was written.
         """
-        folder = os.fstat(self.root)
+        directory = os.fstat(self.root)
         try:
             record = os.stat(name, dir_fd=self.root, follow_symlinks=False)
         except OSError:
             return -1
-        own = folder.st_uid == record.st_uid == os.geteuid() and not folder.st_mode & 0o022
+        own = directory.st_uid == record.st_uid == os.geteuid() and not directory.st_mode & 0o022
         untouched = stat.S_ISREG(record.st_mode) and record.st_ctime_ns == record.st_mtime_ns
         return record.st_ctime_ns if own and untouched else -1
 
-    def shares(self, folder: int) -> bool:
-        """Whether its files take no room of their own below `folder`: as links or as clones."""
+    def shares(self, directory: int) -> bool:
+        """Whether its files take no room of their own below `directory`: as links or as clones."""
         if self._clones is None:
-            self._clones = self._can_clone(folder)
+            self._clones = self._can_clone(directory)
         return self.link or self._clones
 
-    def _can_clone(self, folder: int) -> bool:
+    def _can_clone(self, directory: int) -> bool:
         name = files.temporary_name()
-        file = os.open(name, _CREATE, 0o600, dir_fd=folder)
+        file = os.open(name, _CREATE, 0o600, dir_fd=directory)
         try:
             source = os.dup(self.manifest.fileno())
             try:
@@ -124,18 +124,18 @@ class Earlier:
                 os.close(source)
         finally:
             os.close(file)
-            os.unlink(name, dir_fd=folder)
+            os.unlink(name, dir_fd=directory)
 
     def give(
-        self, row: Row, folder: int, name: str, owner: tuple[int, int] | None, mtime: int
+        self, row: Row, directory: int, name: str, owner: tuple[int, int] | None, mtime: int
     ) -> None:
         """Let the content of a row be a file of somebody else's.
 
         Args:
-            row: what it shall be; its `source` tells where that is here.
-            folder: descriptor of the new file's folder.
+            row: what it should be; its `source` tells where that is here.
+            directory: descriptor of the new file's directory.
             name: its name, which is free.
-            owner: user and group that it shall belong to; by default whoever runs this.
+            owner: user and group that it should belong to; by default whoever runs this.
             mtime: its modification time, in seconds.
 
         Raises:
@@ -150,9 +150,9 @@ class Earlier:
                 self._parent, self._place = None, self._descent.open(parent)
                 self._parent = parent
             place = self._place
-            if self.link and self._linked(row, place, base, folder, name, owner, mtime):
+            if self.link and self._linked(row, place, base, directory, name, owner, mtime):
                 return
-            self._copied(row, place, base, folder, name, owner, mtime)
+            self._copied(row, place, base, directory, name, owner, mtime)
         except (FileNotFoundError, NotADirectoryError):
             raise self._changed(row, "is not there any more") from None
         except OSError as error:
@@ -167,7 +167,7 @@ class Earlier:
         )
 
     def _linked(
-        self, row: Row, place: int, base: str, folder: int, name: str,
+        self, row: Row, place: int, base: str, directory: int, name: str,
         owner: tuple[int, int] | None, mtime: int,
     ) -> bool:  # fmt: skip
         """Give a second link, if nobody but this user can write through it; whether it was done.
@@ -196,20 +196,20 @@ class Earlier:
             finally:
                 os.close(file)
         try:
-            os.link(base, name, src_dir_fd=place, dst_dir_fd=folder, follow_symlinks=False)
+            os.link(base, name, src_dir_fd=place, dst_dir_fd=directory, follow_symlinks=False)
         except OSError as error:
             if error.errno in (errno.EMLINK, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP):
                 return False
             raise
         if touched and not files.same_file(
-            os.stat(name, dir_fd=folder, follow_symlinks=False), status
+            os.stat(name, dir_fd=directory, follow_symlinks=False), status
         ):
-            os.unlink(name, dir_fd=folder)
+            os.unlink(name, dir_fd=directory)
             raise self._changed(row, "is changing")
         return True
 
     def _copied(
-        self, row: Row, place: int, base: str, folder: int, name: str,
+        self, row: Row, place: int, base: str, directory: int, name: str,
         owner: tuple[int, int] | None, mtime: int,
     ) -> None:  # fmt: skip
         source = files.open_file(place, base)
@@ -217,7 +217,7 @@ class Earlier:
             status = os.fstat(source)
             if not stat.S_ISREG(status.st_mode) or status.st_size != row.size:
                 raise self._changed(row, "has another size")
-            file = os.open(name, _CREATE, row.mode, dir_fd=folder)
+            file = os.open(name, _CREATE, row.mode, dir_fd=directory)
             done = False
             try:
                 if status.st_ctime_ns > self._sealed:
@@ -235,7 +235,7 @@ class Earlier:
             finally:
                 os.close(file)
                 if not done:
-                    os.unlink(name, dir_fd=folder)
+                    os.unlink(name, dir_fd=directory)
         finally:
             os.close(source)
 

@@ -1,9 +1,9 @@
-"""Unpacking an archive that may be hostile into a folder of ours.
+"""Unpacking an archive that may be hostile into a directory of ours.
 
-Every member is written below a descriptor, with O_EXCL, into folders that this run has made; links
-are made last, so nothing can be written through one, and only those that stay in the virtualenv.
-Hard links come before them and lead to files of this archive alone. Owners, extended attributes and
-special bits are not taken over.
+Every member is written below a descriptor, with O_EXCL, into directories that this run has made;
+links are made last, so nothing can be written through one, and only those that stay in the
+virtualenv. Hard links come before them and point to files of this archive alone. Owners, extended
+attributes and special bits are not taken over.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from itertools import chain
 
 from ..archives import tar
 from ..archives.decompression import Stream, expected_size
-from ..archives.tar import FILE, FOLDER, HARD_LINK, LINK, Member, Refused, printable
+from ..archives.tar import DIRECTORY, FILE, HARD_LINK, LINK, Member, Refused, printable
 from ..errors import BadArchive, InvalidPath, NoBase, NoRoom, RelocateError, TreeError
 from ..system import files
 from ..virtualenvs import manifest
@@ -84,7 +84,7 @@ class Unpacked:
     """What an archive held.
 
     Attributes:
-        top: the virtualenv's folder, relative to where it was unpacked; "" where it is the same.
+        top: the virtualenv's directory, relative to where it was unpacked; "" where it is the same.
         files: how many members there were.
         size: bytes in all files.
         digests: the archive's own hashes in hexadecimal, sha256 among them.
@@ -108,7 +108,7 @@ class Unpacked:
 
 def unpack(
     archive: str,
-    folder: int,
+    directory: int,
     *,
     limits: Limits | None = None,
     digests: Mapping[str, str] | None = None,
@@ -124,10 +124,10 @@ def unpack(
 
     Args:
         archive: path of the file.
-        folder: descriptor of an empty folder that nobody else writes to.
+        directory: descriptor of an empty directory that nobody else writes to.
         limits: what is refused as too much.
         digests: what the file has to hash to, by algorithm; it is checked while it is read.
-        owner: user and group that everything shall belong to; by default whoever runs this.
+        owner: user and group that everything should belong to; by default whoever runs this.
         progress: called now and then.
         accept: called with the head of a bundle's manifest, before anything is unpacked; raises
             where it is not wanted.
@@ -135,7 +135,7 @@ def unpack(
             None is asked for.
 
     Returns:
-        What was unpacked, links and all. Nothing but `folder` was touched.
+        What was unpacked, links and all. Nothing but `directory` was touched.
 
     Raises:
         NoBase: what the bundle was packed against is not there, or was changed.
@@ -153,10 +153,10 @@ def unpack(
     try:
         if not stat.S_ISREG(os.fstat(file).st_mode):
             raise BadArchive(f"cannot unpack {archive}: it is no file; name a tar")
-        _require_room(archive, folder, expected_size(file))
+        _require_room(archive, directory, expected_size(file))
         most = limits.size + limits.files * 4 * tar.BLOCK
         with Stream(file, digests or {}, most, limits.ratio) as stream:
-            writer = _Writer(folder, stream, limits, owner, progress)
+            writer = _Writer(directory, stream, limits, owner, progress)
             bundle = None
             try:
                 members = tar.members(stream)
@@ -209,8 +209,8 @@ def _reason(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
-def _require_room(archive: str, folder: int, size: int) -> None:
-    status = os.fstatvfs(folder)
+def _require_room(archive: str, directory: int, size: int) -> None:
+    status = os.fstatvfs(directory)
     free = status.f_bavail * status.f_frsize
     if size + _LEFT_FREE > free:
         raise NoRoom(
@@ -224,31 +224,31 @@ def _mega(size: int) -> str:
 
 
 class _Writer:
-    """Writes members below a folder."""
+    """Writes members below a directory."""
 
     def __init__(
         self,
-        folder: int,
+        directory: int,
         stream: Stream,
         limits: Limits,
         owner: tuple[int, int] | None,
         progress: Progress | None,
     ) -> None:
-        self.root = folder
+        self.root = directory
         self.stream = stream
         self.limits = limits
         self.owner = owner
         self.progress = progress
         self.count = self.size = 0
         self.bundle = False
-        self.longest = _LONGEST_PATH - len(os.fsencode(_path_of(folder)))
-        self.exact = _keeps_modes(folder)
+        self.longest = _LONGEST_PATH - len(os.fsencode(_path_of(directory)))
+        self.exact = _keeps_modes(directory)
         # Every name, in the form that a file system may take for the same, and what it is.
         self.names: dict[str, tuple[str, str]] = {}
-        self.folders: dict[str, tuple[int, int] | None] = {"": None}
+        self.directories: dict[str, tuple[int, int] | None] = {"": None}
         self.links: dict[str, str] = {}
         self.hard_links: list[tuple[str, str]] = []
-        self.descent = files.Descent(folder)
+        self.descent = files.Descent(directory)
         self.parent = ""
         self.descriptor = self.descent.open("")
         self.look = _LOOK_AT_ROOM
@@ -259,7 +259,7 @@ class _Writer:
     # --- one member after the other -------------------------------------------------------------
 
     def add(self, member: Member, sha256: str = "", give: Give | None = None) -> None:
-        """Write a file, make a folder, or remember a link.
+        """Write a file, make a directory, or remember a link.
 
         Args:
             member: the member; its content is taken from the stream.
@@ -270,8 +270,8 @@ class _Writer:
         if self.count > self.limits.files:
             raise Refused(f"it holds more than {self.limits.files:,} members")
         name, kind = member.name, member.kind
-        if kind == FOLDER:
-            self._add_folder(name, member)
+        if kind == DIRECTORY:
+            self._add_directory(name, member)
             return
         parent, _, base = name.rpartition("/")
         if parent != self.parent:
@@ -306,33 +306,33 @@ class _Writer:
         if self.progress is not None and not self.count & 0xFF:
             self.progress(self.count, self.size)
 
-    def _add_folder(self, name: str, member: Member) -> None:
-        if self.folders.get(name) is not None:
+    def _add_directory(self, name: str, member: Member) -> None:
+        if self.directories.get(name) is not None:
             raise Refused("stands in it twice", name or ".")
         if name:
             self._make(name, name)
-        self.folders[name] = (member.mode, member.mtime)
+        self.directories[name] = (member.mode, member.mtime)
 
     def _enter(self, parent: str, name: str) -> None:
         """Let the following files be written into `parent`, which is made where it is missing."""
-        if parent not in self.folders:
+        if parent not in self.directories:
             self._make(parent, name)
         self.descriptor = self.descent.open(parent)
         self.parent = parent
 
-    def _make(self, folder: str, name: str) -> None:
-        """Make a folder, and those above it, for the member `name`."""
-        if folder in self.folders:
+    def _make(self, directory: str, name: str) -> None:
+        """Make a directory, and those above it, for the member `name`."""
+        if directory in self.directories:
             return
-        above, _, base = folder.rpartition("/")
-        if folder.count("/") >= _DEEPEST:
-            raise Refused(f"lies more than {_DEEPEST} folders deep", name)
+        above, _, base = directory.rpartition("/")
+        if directory.count("/") >= _DEEPEST:
+            raise Refused(f"lies more than {_DEEPEST} directories deep", name)
         self._make(above, name)
-        self._claim(folder, base, FOLDER, name)
+        self._claim(directory, base, DIRECTORY, name)
         self.parent = above
         self.descriptor = self.descent.open(above)
         os.mkdir(base, 0o700, dir_fd=self.descriptor)
-        self.folders[folder] = None
+        self.directories[directory] = None
 
     def _claim(self, name: str, base: str, kind: str, member: str | None = None) -> None:
         """Take a name that is not there yet, nor one that only looks different."""
@@ -353,7 +353,7 @@ class _Writer:
             )
         self.names[key] = (name, kind)
         if len(self.names) > self.limits.files:
-            raise Refused(f"it holds more than {self.limits.files:,} files and folders")
+            raise Refused(f"it holds more than {self.limits.files:,} files and directories")
 
     def _pass_over(self, member: Member) -> None:
         self.size += member.size
@@ -410,7 +410,7 @@ class _Writer:
                 raise _Full(f"less than {_mega(_LEFT_FREE)} are left on its disk")
 
     def _linked(self, name: str, target: str) -> str:
-        """The file that a hard link leads to."""
+        """The file that a hard link points to."""
         other, kind = self.names.get(_folded(target), ("", ""))
         if other != target or target == name:
             where = printable(target)
@@ -422,7 +422,7 @@ class _Writer:
     # --- at the end -----------------------------------------------------------------------------
 
     def finish(self) -> str:
-        """Make the links, give folders their modes and times; return the virtualenv's place."""
+        """Make the links, give directories their modes and times; return the virtualenv's place."""
         for name, target in self.hard_links:
             self._make_hard_link(name, target)
         top = self._top()
@@ -431,34 +431,34 @@ class _Writer:
             self._require_no_manifest(top)
         for name, target in self.links.items():
             self._make_link(name, target)
-        for folder in sorted(self.folders, key=lambda path: path.count("/"), reverse=True):
-            if folder:
-                self._settle(folder, self.folders[folder])
+        for directory in sorted(self.directories, key=lambda path: path.count("/"), reverse=True):
+            if directory:
+                self._settle(directory, self.directories[directory])
         return top
 
     def _require_no_manifest(self, top: str) -> None:
         """Refuse a manifest that stands elsewhere than in front: nothing was compared with it."""
         place = f"{top}/{manifest.PLACE}" if top else manifest.PLACE
-        if place in self.folders or place in self.links:
+        if place in self.directories or place in self.links:
             raise Refused(
                 f"is in an archive that does not begin with {manifest.NAME}",
                 place,
-                advice="pack it with --pack, or without that folder",
+                advice="pack it with --pack, or without that directory",
             )
 
     def _make_hard_link(self, name: str, target: str) -> None:
-        source, place = files.folder_of(self.root, target), files.folder_of(self.root, name)
-        with source as (old_folder, old), place as (folder, new):
-            os.link(old, new, src_dir_fd=old_folder, dst_dir_fd=folder, follow_symlinks=False)
+        source, place = files.directory_of(self.root, target), files.directory_of(self.root, name)
+        with source as (old_directory, old), place as (directory, new):
+            os.link(old, new, src_dir_fd=old_directory, dst_dir_fd=directory, follow_symlinks=False)
 
     def _make_link(self, name: str, target: str) -> None:
-        with files.folder_of(self.root, name) as (folder, base):
-            os.symlink(target, base, dir_fd=folder)
+        with files.directory_of(self.root, name) as (directory, base):
+            os.symlink(target, base, dir_fd=directory)
             if self.owner is not None:
-                os.chown(base, *self.owner, dir_fd=folder, follow_symlinks=False)
+                os.chown(base, *self.owner, dir_fd=directory, follow_symlinks=False)
 
-    def _settle(self, folder: str, wanted: tuple[int, int] | None) -> None:
-        descriptor = self.descent.open(folder)
+    def _settle(self, directory: str, wanted: tuple[int, int] | None) -> None:
+        descriptor = self.descent.open(directory)
         mode, mtime = wanted or (0o755, None)
         if self.owner is not None:
             os.fchown(descriptor, *self.owner)
@@ -467,7 +467,8 @@ class _Writer:
             os.utime(descriptor, ns=(mtime, mtime))
 
     def _top(self) -> str:
-        """The folder with the virtualenv: the top, or the only folder in a row of only ones."""
+        """The directory with the virtualenv: the top, or the only directory in a row of only
+        ones."""
         if not self.names:
             raise Refused("it is empty", advice=tar.DAMAGED)
         kinds = dict(self.names.values())
@@ -486,11 +487,11 @@ class _Writer:
             if any(name in kinds for name in marks):
                 return top
             only = inner.get(top, [])
-            if len(only) != 1 or kinds[only[0]] != FOLDER:
+            if len(only) != 1 or kinds[only[0]] != DIRECTORY:
                 raise Refused(
                     "it holds no virtualenv: there is neither pyvenv.cfg nor bin/activate at its "
-                    "top or in a single folder there",
-                    advice="pack a virtualenv's folder and nothing else",
+                    "top or in a single directory there",
+                    advice="pack a virtualenv's directory and nothing else",
                 )
             top = only[0]
 
@@ -520,9 +521,9 @@ class _Writer:
         return ()
 
 
-def _path_of(folder: int) -> str:
+def _path_of(directory: int) -> str:
     """A descriptor's path as it is now."""
-    return os.readlink(f"/proc/self/fd/{folder}")
+    return os.readlink(f"/proc/self/fd/{directory}")
 
 
 def _folded(name: str) -> str:
@@ -537,12 +538,12 @@ def _called(kind: str) -> str:
     return "hard link" if kind == HARD_LINK else kind
 
 
-def _keeps_modes(folder: int) -> bool:
+def _keeps_modes(directory: int) -> bool:
     """Whether a file gets just the mode that is asked for, whatever umask and access lists say."""
     name = files.temporary_name()
-    probe = os.open(name, _CREATE, 0o755, dir_fd=folder)
+    probe = os.open(name, _CREATE, 0o755, dir_fd=directory)
     try:
         return stat.S_IMODE(os.fstat(probe).st_mode) == 0o755
     finally:
         os.close(probe)
-        os.unlink(name, dir_fd=folder)
+        os.unlink(name, dir_fd=directory)

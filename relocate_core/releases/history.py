@@ -40,11 +40,11 @@ Event = dict[str, Any]
 """time (ISO 8601, UTC), event, release, and what else belongs to it: previous, link, reason..."""
 
 
-def append(folder: int, event: str, release: str, **facts: Any) -> Event:
+def append(directory: int, event: str, release: str, **facts: Any) -> Event:
     """Write an event to the end of the history, and to the disk.
 
     Args:
-        folder: descriptor of `.releases`.
+        directory: descriptor of `.releases`.
         event: what happened.
         release: the release's name.
         facts: what else belongs to it; None and "" are left out.
@@ -52,7 +52,7 @@ def append(folder: int, event: str, release: str, **facts: Any) -> Event:
     entry = {"time": now(), "event": event, "release": release}
     entry |= {key: value for key, value in facts.items() if value not in (None, "")}
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    file = os.open(NAME, flags, 0o644, dir_fd=folder)
+    file = os.open(NAME, flags, 0o644, dir_fd=directory)
     try:
         size = os.fstat(file).st_size
         if not size:
@@ -64,12 +64,13 @@ def append(folder: int, event: str, release: str, **facts: Any) -> Event:
     finally:
         os.close(file)
     if not size:
-        os.fsync(folder)
+        os.fsync(directory)
     return entry
 
 
 def read(path: str) -> list[Event]:
-    """All events of the history in the folder `path`, oldest first; none where there is no file."""
+    """All events of the history in the directory `path`, oldest first; none where there is no
+    file."""
     try:
         with open(os.path.join(path, NAME), "rb") as file:
             lines = file.read().split(b"\n")
@@ -95,8 +96,8 @@ class Standing:
     Attributes:
         bad: why a release is marked bad, by name.
         pinned: the pinned releases.
-        activations: for each link the releases that it led to, the last one at the end; those that
-            were rolled back are taken out.
+        activations: for each link the releases that it pointed to, the last one at the end; those
+            that were rolled back are taken out.
         unfinished: for each link the switch that was begun and not finished.
         proven: for each link the release that was found healthy since it was activated.
         used: the number of the last event that published or activated a release, by name.

@@ -18,7 +18,7 @@ class Pruning:
     """What was removed, or in a dry run would be.
 
     Attributes:
-        root: the folder of the releases.
+        root: the directory of the releases.
         removed: the names of the releases that are gone.
         kept: why each other one stays, by name.
         failed: why a release could not be removed, or not all of it, by name.
@@ -44,7 +44,7 @@ class Pruning:
 
 
 def prune(
-    folder: str,
+    directory: str,
     keep: int = 5,
     *,
     job: str = "",
@@ -59,7 +59,7 @@ def prune(
     root and is no release is not looked at.
 
     Args:
-        folder: the root.
+        directory: the root.
         keep: how many good releases stay, the active one among them.
         job: what this is done for, Salt's job id for one.
         dry_run: look, and change nothing.
@@ -72,7 +72,7 @@ def prune(
     """
     if not _is_count(keep):
         raise InvalidPath(f"keep must be a whole number of at least 1: {keep!r}")
-    root = Root(folder, job)
+    root = Root(directory, job)
     found = _plan(root, keep)
     found.dry_run = dry_run
     if dry_run or not (found.removed or _is_left(root)):
@@ -114,8 +114,8 @@ def remove(
         NotARelease: something else is there.
         TreeError: it has no name any more, but some of its files could not be removed.
     """
-    folder, name = name_of(path)
-    root = Root(folder, job)
+    directory, name = name_of(path)
+    root = Root(directory, job)
     there = os.path.lexists(os.path.join(root.path, name))
     if there:
         _require_unused(root, name)

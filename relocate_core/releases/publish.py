@@ -94,15 +94,15 @@ def publish(
 
     Args:
         archive: path of a tar, plain or packed with gzip, bzip2, xz or zstd.
-        path: where the release shall stand: `<root>/<name>`.
+        path: where the release should stand: `<root>/<name>`.
         python: an executable, a command or `X.Y` to run it on; by default the first that fits.
-        owner: user and group that its files shall belong to; by default whoever runs this.
-        mode: of the release's own folder.
+        owner: user and group that its files should belong to; by default whoever runs this.
+        mode: of the release's own directory.
         smoke_tests: commands that have to succeed in it before it counts.
         smoke_user: user and group to run them as; by default the owner.
         limits: what to refuse as too much: files, size (bytes), ratio.
         digests: what the archive has to hash to, by algorithm.
-        shared: absolute paths of what outlives releases, by where it shall be in each.
+        shared: absolute paths of what outlives releases, by where it should be in each.
         hard_links: whether a bundle's files may be second links to those of another release.
         source: what the archive is called in the records, if not by its path.
         job: what this is done for, Salt's job id for one.
@@ -116,8 +116,8 @@ def publish(
     Raises:
         RelocateError: one of its subclasses, in one sentence; nothing stands at `path` then.
     """
-    folder, name = name_of(path)
-    root = Root(folder, job)
+    directory, name = name_of(path)
+    root = Root(directory, job)
     path = os.path.join(root.path, name)
     bounds = Limits.of(limits)
     links = checked(shared)
@@ -243,10 +243,11 @@ def _prepare(
     bases: _Bases,
     tell: Tell,
 ) -> tuple[Publication, dict[str, Any]]:
-    """Unpack the archive into the staging folder, as `staged`, and make it at home for `path`."""
-    folder = os.path.join(os.path.dirname(staged), "unpacked")
-    os.mkdir(folder, 0o700)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    """Unpack the archive into the staging directory, as `staged`, and relocate it for
+    `path`."""
+    directory = os.path.join(os.path.dirname(staged), "unpacked")
+    os.mkdir(directory, 0o700)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     fitting: list[Interpreter] = []
     try:
         unpacked = unpack(
@@ -267,8 +268,8 @@ def _prepare(
         "unpacked",
         {"files": unpacked.files, "size": unpacked.size, "reused": unpacked.reused or None},
     )
-    # Directly into a folder that is ours alone: its own files may belong to somebody else.
-    os.rename(os.path.join(folder, unpacked.top) if unpacked.top else folder, staged)
+    # Directly into a directory that is ours alone: its own files may belong to somebody else.
+    os.rename(os.path.join(directory, unpacked.top) if unpacked.top else directory, staged)
     moved = relocate(staged, path, staged=True, as_packed=unpacked.bundle is not None)
     tell("relocated", {"files": sum(moved.rewritten.values())})
     compiled = links = None
@@ -285,7 +286,7 @@ def _prepare(
         more = f" and {len(fatal) - 1} more problems" if len(fatal) > 1 else ""
         raise CannotRun(
             f"{path} is not deployed, as it would not run: {fatal[0].file or 'it'}: "
-            f"{fatal[0].reason}{more}; mend the build, and deploy it under a new name"
+            f"{fatal[0].reason}{more}; fix the build, and deploy it under a new name"
         )
     tell("checked", {"problems": len(verdict.problems)})
     problems = [{"file": file, "reason": reason} for file, reason in moved.problems]

@@ -1,4 +1,5 @@
-"""A root: the folder of an app's releases, `current` beside them, and the records in `.releases`.
+"""A root: the directory of an app's releases, `current` beside them, and the records in
+`.releases`.
 
 A release is complete as soon as its name is there: it is staged below `.releases/staging` and
 renamed. Whoever changes anything holds the root's lock, and finishes first what a killed run left:
@@ -38,10 +39,10 @@ class Release:
     """A complete release.
 
     Attributes:
-        name: its folder's name, mostly a commit's hash.
-        path: its folder.
+        name: its directory's name, mostly a commit's hash.
+        path: its directory.
         record: what `.release.json` says: source, digests, python, counts, published, job.
-        active: the links in the root that lead to it.
+        active: the links in the root that point to it.
         bad: why it is marked bad; None where it is not.
         pinned: whether prune spares it.
     """
@@ -65,10 +66,10 @@ class Release:
 
 
 class Root:
-    """An app's folder of releases.
+    """An app's directory of releases.
 
     Args:
-        path: the folder; it need not be there yet.
+        path: the directory; it need not be there yet.
         job: what this is done for, Salt's job id for one; it stands in lock and history.
 
     Raises:
@@ -76,17 +77,17 @@ class Root:
     """
 
     def __init__(self, path: str, job: str = "") -> None:
-        self.path = absolute_prefix(path, "the folder of the releases")
+        self.path = absolute_prefix(path, "the directory of the releases")
         self.job = job
         self.recovered: dict[str, history.Event] = {}
         """The rollbacks that a killed run had begun and this one has finished, by link."""
-        self._folder = self._records = -1
+        self._directory = self._records = -1
 
     # --- reading --------------------------------------------------------------------------------
 
     @property
     def records(self) -> str:
-        """The folder of the lock, the staged trees and the history."""
+        """The directory of the lock, the staged trees and the history."""
         return os.path.join(self.path, RECORDS)
 
     def events(self) -> list[history.Event]:
@@ -163,20 +164,20 @@ class Root:
             )
         python = os.path.join(path, "bin", "python")
         if not os.access(python, os.X_OK):
-            raise CannotRun(f"{path} cannot run: {python} leads nowhere; reinitialize it")
+            raise CannotRun(f"{path} cannot run: {python} is a dangling symlink; reinitialize it")
 
     def active(self, link: str = CURRENT) -> str | None:
-        """The name of the release that a link leads to; None where it leads to none."""
+        """The name of the release that a link points to; None where it points to none."""
         try:
             target = os.readlink(os.path.join(self.path, link))
         except OSError:
             return None
-        folder, _, name = os.path.normpath(os.path.join(self.path, target)).rpartition("/")
-        same = folder == self.path or os.path.realpath(folder) == os.path.realpath(self.path)
+        directory, _, name = os.path.normpath(os.path.join(self.path, target)).rpartition("/")
+        same = directory == self.path or os.path.realpath(directory) == os.path.realpath(self.path)
         return name if same else None
 
     def links(self) -> dict[str, str]:
-        """Every link in the root that leads to a name in it, and that name."""
+        """Every link in the root that points to a name in it, and that name."""
         try:
             entries = sorted(os.listdir(self.path))
         except (FileNotFoundError, NotADirectoryError):
@@ -194,7 +195,7 @@ class Root:
         return known
 
     def earlier(self, link: str = CURRENT) -> Iterator[str]:
-        """The good releases that a link led to before, the latest first."""
+        """The good releases that a link pointed to before, the latest first."""
         known = self.standing()
         active = self.active(link)
         seen = {active}
@@ -253,7 +254,7 @@ class Root:
 
         Raises:
             Busy: somebody else held it all the time.
-            UnsafeFolder: somebody else could redirect what is written.
+            UnsafeDirectory: somebody else could redirect what is written.
         """
         try:
             above = self.path
@@ -261,11 +262,11 @@ class Root:
                 above = os.path.dirname(above)
             require_trusted(above)
             if create:
-                _make_folders(above, self.path)
+                _make_directories(above, self.path)
             require_trusted(self.path)
-            self._folder = files.open_root(self.path)
+            self._directory = files.open_root(self.path)
             try:
-                self._records = self._own_folder(self._folder, RECORDS, 0o755)
+                self._records = self._own_directory(self._directory, RECORDS, 0o755)
                 try:
                     with locks.held(self._records, self.path, f"{doing} {self.job}", wait):
                         self._recover()
@@ -273,30 +274,30 @@ class Root:
                 finally:
                     os.close(self._records)
             finally:
-                os.close(self._folder)
+                os.close(self._directory)
         except OSError as error:
             raise TreeError.of(self.path, error, "work in") from error
 
-    def _own_folder(self, parent: int, name: str, mode: int) -> int:
-        """A descriptor of a folder of ours, which is made where it is missing."""
+    def _own_directory(self, parent: int, name: str, mode: int) -> int:
+        """A descriptor of a directory of ours, which is made where it is missing."""
         with suppress(FileExistsError):
             os.mkdir(name, mode, dir_fd=parent)
             os.chmod(name, mode, dir_fd=parent)  # whatever the umask
         try:
-            folder = files.open_folder(parent, name)
+            directory = files.open_directory(parent, name)
         except OSError as error:
             raise InvalidPath(
-                f"{os.path.join(self.path, name)} is to be a folder of records and is none: "
+                f"{os.path.join(self.path, name)} is to be a directory of records and is none: "
                 "move it away"
             ) from error
-        status = os.fstat(folder)
+        status = os.fstat(directory)
         if status.st_uid != os.geteuid() or status.st_mode & 0o022:
-            os.close(folder)
+            os.close(directory)
             raise InvalidPath(
                 f"{os.path.join(self.path, name)} is not writable by this user alone: "
                 "see who made it, and remove it or chown it"
             )
-        return folder
+        return directory
 
     def _recover(self) -> None:
         """Finish what a killed run has left, and write down what it had no time to."""
@@ -307,7 +308,7 @@ class Root:
                 known.present.discard(name)
                 self.note(event, name)
         shutil.rmtree(staging, ignore_errors=True)
-        os.close(self._own_folder(self._records, STAGING, 0o700))
+        os.close(self._own_directory(self._records, STAGING, 0o700))
         there = self.names()
         for name in sorted(known.present.difference(there)):
             self.note(history.REMOVED, name, reason="by hand")
@@ -321,12 +322,12 @@ class Root:
                 self.recovered[link] = begun
 
     def switch(self, event: str, link: str, name: str, **facts: Any) -> None:
-        """Let a link lead to another release; the history is told before and after it is done.
+        """Let a link point to another release; the history is told before and after it is done.
 
         Args:
             event: ACTIVATING or ROLLING_BACK.
             link: the link's name.
-            name: the release that it shall lead to.
+            name: the release that it should point to.
             facts: what else belongs to it.
         """
         begun = history.append(self._records, event, name, link=link, job=self.job, **facts)
@@ -349,11 +350,11 @@ class Root:
         return done
 
     def _relink(self, link: str, name: str) -> None:
-        """Let a link lead to a release: a new link, renamed over, so that there is always one."""
+        """Let a link point to a release: a new link, renamed over, so that there is always one."""
         aside = f"{STAGING}/{link}"
         os.symlink(name, aside, dir_fd=self._records)
-        os.rename(aside, link, src_dir_fd=self._records, dst_dir_fd=self._folder)
-        os.fsync(self._folder)
+        os.rename(aside, link, src_dir_fd=self._records, dst_dir_fd=self._directory)
+        os.fsync(self._directory)
 
     def note(self, event: str, release: str, **facts: Any) -> None:
         """Write an event to the history."""
@@ -394,18 +395,18 @@ class Root:
 
     @contextmanager
     def staged(self) -> Iterator[str]:
-        """The path of a new folder of ours to prepare a release in; removed at the end."""
+        """The path of a new directory of ours to prepare a release in; removed at the end."""
         # A name that nobody can guess: while a smoke test runs, its user may pass through.
         inner = f"{STAGING}/{os.urandom(8).hex()}"
         os.mkdir(inner, 0o700, dir_fd=self._records)
         path = os.path.join(self.records, inner)
         try:
-            folder = os.open(inner, os.O_RDONLY | os.O_DIRECTORY, dir_fd=self._records)
+            directory = os.open(inner, os.O_RDONLY | os.O_DIRECTORY, dir_fd=self._records)
             try:
-                _drop_default_list(folder)
-                os.chmod(folder, 0o700)  # without the setgid bit of the folder above
+                _drop_default_list(directory)
+                os.chmod(directory, 0o700)  # without the setgid bit of the directory above
             finally:
-                os.close(folder)
+                os.close(directory)
             yield path
         finally:
             shutil.rmtree(path, ignore_errors=True)
@@ -416,7 +417,7 @@ class Root:
         Args:
             staged: the tree's path.
             name: the release's name.
-            record: what `.release.json` shall say.
+            record: what `.release.json` should say.
         """
         tree = os.open(staged, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
@@ -431,8 +432,8 @@ class Root:
             files.flush(tree)
         finally:
             os.close(tree)
-        os.rename(staged, name, dst_dir_fd=self._folder)
-        os.fsync(self._folder)
+        os.rename(staged, name, dst_dir_fd=self._directory)
+        os.fsync(self._directory)
 
     def discard(self, name: str, event: str) -> str | None:
         """Remove a release: its name first, at once, then what is in it.
@@ -446,8 +447,8 @@ class Root:
         """
         aside = os.path.join(self.records, STAGING, f"{event}-{os.urandom(8).hex()}")
         os.mkdir(aside, 0o700)
-        os.rename(name, os.path.join(aside, name), src_dir_fd=self._folder)
-        os.fsync(self._folder)
+        os.rename(name, os.path.join(aside, name), src_dir_fd=self._directory)
+        os.fsync(self._directory)
         self.note(event, name)
         try:
             shutil.rmtree(aside)
@@ -465,7 +466,7 @@ def name_of(path: str, what: str = "the release") -> tuple[str, str]:
     path = absolute_prefix(path, what)
     root, _, name = path.rpartition("/")
     if not root:
-        raise InvalidPath(f"{what} must be in a folder of releases, such as /srv/app: {path}")
+        raise InvalidPath(f"{what} must be in a directory of releases, such as /srv/app: {path}")
     if name[0] == "." or name == CURRENT:
         raise InvalidPath(f"no release can be called {name}: choose another name than {path}")
     return root, name
@@ -481,8 +482,8 @@ def _taken_away(staging: str) -> Iterator[tuple[str, str]]:
                     yield event, name
 
 
-def _make_folders(above: str, path: str) -> None:
-    """Make the folders from `above`, which is there, down to `path`, whatever the umask."""
+def _make_directories(above: str, path: str) -> None:
+    """Make the directories from `above`, which is there, down to `path`, whatever the umask."""
     for name in path[len(above.rstrip("/")) + 1 :].split("/") if path != above else ():
         above = os.path.join(above, name)
         with suppress(FileExistsError):
@@ -490,8 +491,8 @@ def _make_folders(above: str, path: str) -> None:
             os.chmod(above, 0o755)
 
 
-def _drop_default_list(folder: int) -> None:
-    """Let the folder above hand down no access list."""
+def _drop_default_list(directory: int) -> None:
+    """Let the directory above hand down no access list."""
     if hasattr(os, "removexattr"):
         with suppress(OSError):
-            os.removexattr(folder, "system.posix_acl_default")
+            os.removexattr(directory, "system.posix_acl_default")

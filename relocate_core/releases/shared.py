@@ -15,7 +15,7 @@ from ..system import files
 from ..virtualenvs import rewritten
 from ..virtualenvs.manifest import PLACE, RECORD
 
-# What a folder has in it that was only kept for version control.
+# What a directory has in it that was only kept for version control.
 _KEEPERS = (".gitkeep", ".keep", ".gitignore", ".hgkeep")
 
 
@@ -23,7 +23,7 @@ def checked(shared: Any) -> dict[str, str]:
     """The links to make, as an operator gave them.
 
     Args:
-        shared: absolute paths by where they shall be in a release.
+        shared: absolute paths by where they should be in a release.
 
     Raises:
         InvalidPath: one of them cannot be.
@@ -47,7 +47,7 @@ def checked(shared: Any) -> dict[str, str]:
 def _is_plain(path: str) -> bool:
     path = path.rstrip("/")
     try:
-        known = plain_name(path, folder=False) == path
+        known = plain_name(path, directory=False) == path
     except Refused:
         return False
     return known and path.partition("/")[0] not in (PLACE, RECORD, "bin", "pyvenv.cfg")
@@ -70,9 +70,9 @@ def share(staged: str, shared: Mapping[str, str], owner: tuple[int, int] | None)
     """Make the links in a staged release. What is only a placeholder there makes way for them.
 
     Args:
-        staged: the release's folder, which nobody else works in.
-        shared: absolute paths by where they shall be in it.
-        owner: user and group that the links shall belong to.
+        staged: the release's directory, which nobody else works in.
+        shared: absolute paths by where they should be in it.
+        owner: user and group that the links should belong to.
 
     Raises:
         InvalidPath: the release has something of its own there.
@@ -82,14 +82,16 @@ def share(staged: str, shared: Mapping[str, str], owner: tuple[int, int] | None)
         changed: dict[str, str] = {}
         for path, target in shared.items():
             parent, _, name = path.rpartition("/")
-            folder = _open_parents(root, parent, owner, path)
+            directory = _open_parents(root, parent, owner, path)
             try:
-                changed.update(dict.fromkeys(_make_way(root, folder, name, path), rewritten.GONE))
-                os.symlink(target, name, dir_fd=folder)
+                changed.update(
+                    dict.fromkeys(_make_way(root, directory, name, path), rewritten.GONE)
+                )
+                os.symlink(target, name, dir_fd=directory)
                 if owner is not None:
-                    os.chown(name, *owner, dir_fd=folder, follow_symlinks=False)
+                    os.chown(name, *owner, dir_fd=directory, follow_symlinks=False)
             finally:
-                os.close(folder)
+                os.close(directory)
             changed[path] = f"{rewritten.LEADS}{target}"
         rewritten.add(root, changed)
     finally:
@@ -97,32 +99,32 @@ def share(staged: str, shared: Mapping[str, str], owner: tuple[int, int] | None)
 
 
 def _open_parents(root: int, parent: str, owner: tuple[int, int] | None, path: str) -> int:
-    """The folder that a link shall be in, made where it is missing."""
-    folder = os.dup(root)
+    """The directory that a link should be in, made where it is missing."""
+    directory = os.dup(root)
     for name in parent.split("/") if parent else ():
-        above = folder
+        above = directory
         try:
             with suppress(FileExistsError):
                 os.mkdir(name, 0o755, dir_fd=above)
                 if owner is not None:
                     os.chown(name, *owner, dir_fd=above, follow_symlinks=False)
-            folder = files.open_folder(above, name)
+            directory = files.open_directory(above, name)
         except OSError as error:
-            raise _taken(path, f"{printable(name)} on the way to it is no folder") from error
+            raise _taken(path, f"{printable(name)} on the way to it is no directory") from error
         finally:
             os.close(above)
-    return folder
+    return directory
 
 
-def _make_way(root: int, folder: int, name: str, path: str) -> Iterator[str]:
+def _make_way(root: int, directory: int, name: str, path: str) -> Iterator[str]:
     """Remove a placeholder; give the paths of what was in it."""
     try:
-        status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
         return
     if not stat.S_ISDIR(status.st_mode):
         raise _taken(path, "the release has a file there")
-    inner = files.open_folder(folder, name)
+    inner = files.open_directory(directory, name)
     try:
         kept = os.listdir(inner)
         own = sorted(set(kept) - set(_KEEPERS))
@@ -135,7 +137,7 @@ def _make_way(root: int, folder: int, name: str, path: str) -> Iterator[str]:
             yield f"{path}/{one}"
     finally:
         os.close(inner)
-    os.rmdir(name, dir_fd=folder)
+    os.rmdir(name, dir_fd=directory)
 
 
 def _taken(path: str, why: str) -> InvalidPath:

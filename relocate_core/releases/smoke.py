@@ -1,8 +1,8 @@
 """Smoke tests: commands that have to succeed in a release before it gets its name.
 
-The release is still in its staging folder then, while its scripts already name the interpreter at
-the final path. So each script of `bin` is found on the PATH as a small stand-in that runs it on the
-staged interpreter. No command sees the caller's environment, which on a minion is Salt's own.
+The release is still in its staging directory then, while its scripts already name the interpreter
+at the final path. So each script of `bin` is found on the PATH as a small stand-in that runs it on
+the staged interpreter. No command sees the caller's environment, which on a minion is Salt's own.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ def smoke(
     """Run commands in a staged release, one after the other.
 
     Args:
-        staged: its folder, with room beside it for the stand-ins.
+        staged: its directory, with room beside it for the stand-ins.
         home: the path that its scripts name.
-        commands: for /bin/sh; its programs are on the PATH, and the working folder is the release.
+        commands: for /bin/sh; its programs are on the PATH, and the working directory is the
+            release.
         user: user and group to run them as, where root does not want to run them.
 
     Raises:
@@ -59,7 +60,7 @@ def _require_access(staged: str, home: str, user: tuple[int, int]) -> None:
         raise CannotRun(
             f"{home} is not deployed, as the user {user_name(user[0])} of its smoke test may not "
             f"enter it, or not run {os.path.realpath(python)}: see to the modes of the release, "
-            "of that Python, and of the folders above them"
+            "of that Python, and of the directories above them"
         )
 
 

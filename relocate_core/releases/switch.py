@@ -21,8 +21,8 @@ class Switch:
 
     Attributes:
         link: its path.
-        release: the name of the release that it leads to.
-        previous: the one that it led to before; None where it led to none.
+        release: the name of the release that it points to.
+        previous: the one that it pointed to before; None where it pointed to none.
         changed: whether it was (in a dry run: would be) another one.
         bad: why the previous one was marked bad; None where it was not.
         dry_run: whether it was only looked at.
@@ -51,11 +51,11 @@ def activate(
     tell: Tell = silent,
     wait: float = WAIT,
 ) -> Switch:
-    """Let `current` lead to a release, in one step: there is no moment without it.
+    """Let `current` point to a release, in one step: there is no moment without it.
 
     Args:
         path: the release.
-        link: the link's path, in the same folder; by default `current` there.
+        link: the link's path, in the same directory; by default `current` there.
         job: what this is done for, Salt's job id for one.
         dry_run: look, and change nothing.
         tell: called when it is done.
@@ -70,8 +70,8 @@ def activate(
         CannotRun: its Python is not there.
         InvalidPath: something that is no link is in the link's place.
     """
-    folder, name = name_of(path)
-    root = Root(folder, job)
+    directory, name = name_of(path)
+    root = Root(directory, job)
     link = _link_name(root, link)
     looked = _look(root, name, link, dry_run)
     if dry_run:
@@ -103,7 +103,7 @@ def _look(root: Root, name: str, link: str, dry_run: bool) -> Switch:
 
 
 def rollback(
-    folder: str,
+    directory: str,
     to: str | None = None,
     *,
     link: str = CURRENT,
@@ -116,13 +116,13 @@ def rollback(
     tell: Tell = silent,
     wait: float = WAIT,
 ) -> Switch:
-    """Let `current` lead to the release before, and mark the one that it leaves as bad.
+    """Let `current` point to the release before, and mark the one that it leaves as bad.
 
     Where the schema was migrated since that one was active, it is taken down first, by the newer
     code; where it cannot be, nothing is done.
 
     Args:
-        folder: the root.
+        directory: the root.
         to: the name of the release to go to; by default the last good one before.
         link: the link's name or path.
         leaving: the name of the release to leave: nothing is done where another one is active.
@@ -138,7 +138,7 @@ def rollback(
         NotARelease: there is none to go back to.
         CannotMigrate: the schema cannot be taken down, or was not to its end; no link was changed.
     """
-    root = Root(folder, job)
+    root = Root(directory, job)
     link = _link_name(root, link)
     if dry_run:
         found = _look_back(root, to, link, leaving, mark, reason, dry_run=True)
@@ -198,7 +198,7 @@ def _look_back(
             )
     name_of(f"{root.path}/{to}")
     if "/" in to:
-        raise InvalidPath(f"the release to go to is named without its folder: {to}")
+        raise InvalidPath(f"the release to go to is named without its directory: {to}")
     if to == active:
         return Switch(path, active, None, False, dry_run=dry_run)
     root.require_good(to)
@@ -210,7 +210,7 @@ def _require_active(root: Root, link: str) -> str:
     active = root.active(link)
     if active is None:
         path = os.path.join(root.path, link)
-        raise NotARelease(f"there is nothing to roll back: {path} leads to no release")
+        raise NotARelease(f"there is nothing to roll back: {path} points to no release")
     return active
 
 
@@ -241,8 +241,8 @@ def unpin(path: str, *, job: str = "", wait: float = WAIT) -> bool:
 
 def prove(path: str, link: str | None = None, *, job: str = "", wait: float = WAIT) -> bool:
     """Write down that the active release was found healthy; whether that was not known."""
-    folder, name = name_of(path)
-    root = Root(folder, job)
+    directory, name = name_of(path)
+    root = Root(directory, job)
     link = _link_name(root, link)
     if root.active(link) != name or root.standing().proven.get(link) == name:
         return False
@@ -255,8 +255,8 @@ def prove(path: str, link: str | None = None, *, job: str = "", wait: float = WA
 
 def _note(path: str, event: str, job: str, wait: float, **facts: Any) -> bool:
     """Write an event about a release, unless it holds already."""
-    folder, name = name_of(path)
-    root = Root(folder, job)
+    directory, name = name_of(path)
+    root = Root(directory, job)
     if event in (history.MARKED_BAD, history.PINNED):
         root.require(name)
     if _holds(root, name, event):
@@ -288,8 +288,8 @@ def _link_name(root: Root, link: str | None) -> str:
     if link is None:
         name = CURRENT
     elif "/" in link:
-        folder, _, name = absolute_prefix(link, "the link").rpartition("/")
-        if os.path.realpath(folder) != os.path.realpath(root.path):
+        directory, _, name = absolute_prefix(link, "the link").rpartition("/")
+        if os.path.realpath(directory) != os.path.realpath(root.path):
             raise InvalidPath(f"the link {link} must stand beside its releases, in {root.path}")
     else:
         name = link
@@ -297,6 +297,6 @@ def _link_name(root: Root, link: str | None) -> str:
         raise InvalidPath(f"no link can be called {name!r}: choose a name such as {CURRENT}")
     path = os.path.join(root.path, name)
     if os.path.lexists(path) and not os.path.islink(path):
-        what = "folder" if os.path.isdir(path) else "file"
+        what = "directory" if os.path.isdir(path) else "file"
         raise InvalidPath(f"{path} is a {what} and no link: move it away, and run again")
     return name

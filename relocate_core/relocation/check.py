@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..archives.tar import FILE, FOLDER, LINK, Refused
+from ..archives.tar import DIRECTORY, FILE, LINK, Refused
 from ..artefacts import metadata, scripts
 from ..errors import InterpreterNotFound, RelocateError, TreeError
 from ..system import files
@@ -81,11 +81,11 @@ def check(
     """Tell whether the virtualenv at `path` can run here. Nothing is changed.
 
     Args:
-        path: its folder.
+        path: its directory.
         deep: compare every file as well: with the manifest where it came as a bundle, so that
             whatever was changed, removed or added is found; else with the hash in its RECORD.
         home: the path that it is going to be renamed to, where it does not stand there yet.
-        base: the folder of its base Python, where that is known for sure; see `ask_own`.
+        base: the directory of its base Python, where that is known for sure; see `ask_own`.
         compiled: its compiled modules, and
         links: its links, where both are known; see `survey`.
 
@@ -138,7 +138,7 @@ def _interpreter(
     executable = os.path.join(os.path.abspath(environment.path), file)
     if os.path.islink(executable) and not os.path.exists(executable):
         target = os.path.realpath(executable)
-        reason = f"it leads to {target}, which is not on this machine: reinitialize"
+        reason = f"it points to {target}, which is not on this machine: reinitialize"
         return None, [Problem("interpreter", file, reason)]
     try:
         found = interpreter.ask_own(environment.path, base)
@@ -157,8 +157,8 @@ def _interpreter(
 
 
 def _scripts(environment: Virtualenv, place: _Place) -> Iterator[Problem]:
-    folder = os.path.join(environment.path, "bin")
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+    directory = os.path.join(environment.path, "bin")
+    for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
         if not entry.is_file(follow_symlinks=False):
             continue
         with open(entry.path, "rb") as file:
@@ -183,7 +183,7 @@ def _links(surveyed: Survey, known: list[Problem], place: _Place) -> Iterator[Pr
     for name, target in surveyed.dangling:
         waits = place.now(target) != target and os.path.exists(place.now(target))
         if not (waits or (missing and name.startswith("bin/"))):
-            yield Problem("link", name, f"it leads to {target}, which is not on this machine")
+            yield Problem("link", name, f"it points to {target}, which is not on this machine")
 
 
 def _references(environment: Virtualenv, home: str | None) -> Iterator[Problem]:
@@ -215,11 +215,11 @@ def _contents(environment: Virtualenv) -> Iterator[Problem]:
             with known:
                 yield from _deviations(root, known)
         elif _came_with_manifest(root):
-            yield Problem("manifest", manifest.NAME, "it is gone: deploy the release anew")
+            yield Problem("manifest", manifest.NAME, "it is gone: deploy the release again")
         else:
             yield from _records(environment)
     except Refused as refusal:
-        yield Problem("manifest", manifest.NAME, f"{refusal}: deploy the release anew")
+        yield Problem("manifest", manifest.NAME, f"{refusal}: deploy the release again")
     finally:
         os.close(root)
 
@@ -249,15 +249,15 @@ def _deviations(root: int, known: Manifest) -> Iterator[Problem]:
         reason = _deviation(root, Row(path, LINK), now)
         if reason is not None:
             yield Problem("manifest", path, reason)
-        paths.update(_with_folders(path))
+        paths.update(_with_directories(path))
     yield from _strangers(root)
     for path in _all_paths(root):
         if path not in paths:
             yield Problem("manifest", path, "it is not in the manifest: added after it was packed")
 
 
-def _with_folders(path: str) -> Iterator[str]:
-    """A path, and the folders above it."""
+def _with_directories(path: str) -> Iterator[str]:
+    """A path, and the directories above it."""
     while path:
         yield path
         path = path.rpartition("/")[0]
@@ -268,12 +268,12 @@ def _deviation(root: int, row: Row, now: str | None) -> str | None:
     parent, _, name = row.path.rpartition("/")
     missing = None if now == ledger.GONE else "it is in the manifest, but not on disk"
     try:
-        folder = files.open_folder(root, parent)
+        directory = files.open_directory(root, parent)
     except (FileNotFoundError, NotADirectoryError):  # nor behind a link, which is not followed
         return missing
     try:
         try:
-            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            status = os.stat(name, dir_fd=directory, follow_symlinks=False)
         except FileNotFoundError:
             return missing
         what = stat.S_IFMT(status.st_mode)
@@ -281,24 +281,24 @@ def _deviation(root: int, row: Row, now: str | None) -> str | None:
             return f"it is no {row.kind} any more"
         if what == stat.S_IFLNK:
             wanted = now[len(ledger.LEADS) :] if now else row.target
-            target = os.readlink(name, dir_fd=folder)
-            return None if target == wanted else f"it leads to {target}, and not to {wanted}"
+            target = os.readlink(name, dir_fd=directory)
+            return None if target == wanted else f"it points to {target}, and not to {wanted}"
         if stat.S_IMODE(status.st_mode) != row.mode:
             return f"its mode is {stat.S_IMODE(status.st_mode):04o}, and not {row.mode:04o}"
         if what == stat.S_IFDIR:
             return None
         wanted = now[len(ledger.HASHES) :] if now else row.sha256
         same = now is not None or status.st_size == row.size
-        return None if same and _sha256(folder, name) == wanted else "its content was changed"
+        return None if same and _sha256(directory, name) == wanted else "its content was changed"
     finally:
-        os.close(folder)
+        os.close(directory)
 
 
-_TYPES = {FILE: stat.S_IFREG, FOLDER: stat.S_IFDIR, LINK: stat.S_IFLNK}
+_TYPES = {FILE: stat.S_IFREG, DIRECTORY: stat.S_IFDIR, LINK: stat.S_IFLNK}
 
 
-def _sha256(folder: int, name: str) -> str:
-    file = files.open_file(folder, name)
+def _sha256(directory: int, name: str) -> str:
+    file = files.open_file(directory, name)
     try:
         return files.sha256(file)
     finally:
@@ -306,37 +306,37 @@ def _sha256(folder: int, name: str) -> str:
 
 
 def _strangers(root: int) -> Iterator[Problem]:
-    """What is in the manifest's own folder and does not belong there."""
+    """What is in the manifest's own directory and does not belong there."""
     own = {os.path.basename(name) for name in (manifest.NAME, ledger.NAME, ledger.ORIGINALS)}
-    folder = files.open_folder(root, manifest.PLACE)
+    directory = files.open_directory(root, manifest.PLACE)
     try:
-        for name in sorted(set(os.listdir(folder)) - own):
+        for name in sorted(set(os.listdir(directory)) - own):
             yield Problem("manifest", f"{manifest.PLACE}/{name}", "it was added later")
     finally:
-        os.close(folder)
+        os.close(directory)
     try:
-        folder = files.open_folder(root, ledger.ORIGINALS)
+        directory = files.open_directory(root, ledger.ORIGINALS)
     except OSError:
         return
     try:
-        for name in sorted(os.listdir(folder)):
-            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            if not stat.S_ISREG(status.st_mode) or _sha256(folder, name) != name:
+        for name in sorted(os.listdir(directory)):
+            status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            if not stat.S_ISREG(status.st_mode) or _sha256(directory, name) != name:
                 where = f"{ledger.ORIGINALS}/{name}"
                 yield Problem("manifest", where, "it is not what its name says")
     finally:
-        os.close(folder)
+        os.close(directory)
 
 
 def _all_paths(root: int) -> Iterator[str]:
     """Everything in a virtualenv but what belongs to the manifest and to the release."""
-    for folder, folders, names, _ in os.fwalk(".", dir_fd=root):
-        base = folder[2:] + "/" if folder != "." else ""
+    for directory, directories, names, _ in os.fwalk(".", dir_fd=root):
+        base = directory[2:] + "/" if directory != "." else ""
         if not base:
-            folders[:] = [name for name in folders if name != manifest.PLACE]
+            directories[:] = [name for name in directories if name != manifest.PLACE]
             names = [name for name in names if name != RECORD]
-        folders.sort()
-        yield from (base + name for name in sorted((*folders, *names)))
+        directories.sort()
+        yield from (base + name for name in sorted((*directories, *names)))
 
 
 def _records(environment: Virtualenv) -> Iterator[Problem]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from ..system import files
 from ..system.processes import usable_cores
 from .messages import receive, send
-from .scan import Findings, Folder, Scanner
+from .scan import Directory, Findings, Scanner
 
 if TYPE_CHECKING:
     import subprocess
@@ -59,16 +59,18 @@ def _fingerprint(package: str = _PACKAGE) -> list[tuple[str, int, int]]:
 _LOADED = _fingerprint()
 
 
-def scan(scanner: Scanner, folders: Iterator[Folder], take: Callable[[Findings], None]) -> None:
-    """Scan all folders, by worker processes where that pays.
+def scan(
+    scanner: Scanner, directories: Iterator[Directory], take: Callable[[Findings], None]
+) -> None:
+    """Scan all directories, by worker processes where that pays.
 
     Args:
-        scanner: what looks through a batch of folders.
-        folders: the folders.
+        scanner: what looks through a batch of directories.
+        directories: the directories.
         take: called with the findings of each batch as they come; whatever interrupts the scan,
             it is told of everything that was rewritten, so that this can be undone.
     """
-    batches = _batches(folders)
+    batches = _batches(directories)
     first, count = [], 0
     for batch in batches:
         first.append(batch)
@@ -87,10 +89,10 @@ def scan(scanner: Scanner, folders: Iterator[Folder], take: Callable[[Findings],
             scanner.scan(batch, take)
 
 
-def _batches(folders: Iterator[Folder]) -> Iterator[list[Folder]]:
-    batch: list[Folder] = []
+def _batches(directories: Iterator[Directory]) -> Iterator[list[Directory]]:
+    batch: list[Directory] = []
     count = 0
-    for path, names in folders:
+    for path, names in directories:
         for start in range(0, len(names), BATCH_FILES):
             part = names[start : start + BATCH_FILES]
             batch.append((path, part))
@@ -107,7 +109,7 @@ class _Worker:
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.process = process
-        self.batch: list[Folder] | None = None
+        self.batch: list[Directory] | None = None
 
     @property
     def output(self) -> int:
@@ -118,7 +120,7 @@ class _Worker:
         assert self.process.stdin is not None
         send(self.process.stdin.fileno(), message)
 
-    def give(self, batch: list[Folder]) -> None:
+    def give(self, batch: list[Directory]) -> None:
         self.batch = batch
         self.tell(batch)
 
@@ -177,7 +179,7 @@ def _start(scanner: Scanner) -> list[_Worker]:
 def _feed(
     workers: list[_Worker],
     scanner: Scanner,
-    batches: Iterator[list[Folder]],
+    batches: Iterator[list[Directory]],
     take: Callable[[Findings], None],
 ) -> None:
     """Keep every worker busy; a batch whose worker died is done here."""
@@ -224,13 +226,13 @@ def _collect(
             take(findings)
 
 
-def _clear(root: int, batch: list[Folder], process: int) -> None:
+def _clear(root: int, batch: list[Directory], process: int) -> None:
     """Remove the temporary file that a worker has left which died."""
     for path, _ in batch:
-        folder = files.open_folder(root, path)
+        directory = files.open_directory(root, path)
         try:
-            for name in os.listdir(folder):
+            for name in os.listdir(directory):
                 if name.startswith(f"{files.TEMPORARY}{process}-"):
-                    os.unlink(name, dir_fd=folder)
+                    os.unlink(name, dir_fd=directory)
         finally:
-            os.close(folder)
+            os.close(directory)

@@ -20,7 +20,7 @@ class Records:
 
     Args:
         root: descriptor of the virtualenv.
-        site_packages: its site-packages folders, relative to it.
+        site_packages: its site-packages directories, relative to it.
         prefixes: what is replaced by what.
     """
 
@@ -33,19 +33,19 @@ class Records:
     def __iter__(self) -> Iterator[tuple[str, bytes]]:
         """Path and content of each."""
         for site_packages in self.site_packages:
-            folder = files.open_folder(self.root, site_packages)
+            directory = files.open_directory(self.root, site_packages)
             try:
-                for name in sorted(os.listdir(folder)):
+                for name in sorted(os.listdir(directory)):
                     if name.endswith(".dist-info"):
                         path = f"{site_packages}/{name}/RECORD"
                         try:
-                            with files.folder_of(folder, f"{name}/RECORD") as (inner, record):
+                            with files.directory_of(directory, f"{name}/RECORD") as (inner, record):
                                 data, _ = files.read(inner, record)
                         except (FileNotFoundError, NotADirectoryError):
                             continue
                         yield path, data
             finally:
-                os.close(folder)
+                os.close(directory)
 
     def update(
         self, staging: Staging, listed: Collection[str] | None = None
@@ -79,8 +79,8 @@ class Records:
 
     def _read(self, paths: Collection[str]) -> Iterator[tuple[str, bytes]]:
         for path in paths:
-            with files.folder_of(self.root, path) as (folder, name):
-                yield path, files.read(folder, name)[0]
+            with files.directory_of(self.root, path) as (directory, name):
+                yield path, files.read(directory, name)[0]
 
     def _bytecode_digests(self, path: str, line: bytes, algorithm: str) -> Digests:
         """What a RECORD says of bytecode, which was rewritten before anybody looked at the RECORD.
@@ -95,8 +95,8 @@ class Records:
             return hashlib.new(algorithm, content).digest()
 
         try:
-            with files.folder_of(self.root, path) as (folder, name):
-                now, _ = files.read(folder, name)
+            with files.directory_of(self.root, path) as (directory, name):
+                now, _ = files.read(directory, name)
             before = [bytecode.rewrite(path, now, back) for back in self._back]
             after = bytecode.rewrite(path, now, self.prefixes)
         except (OSError, bytecode.Unreadable):

@@ -32,7 +32,7 @@ class Reinitialization:
         path: the virtualenv, as it was given.
         python: the executable that it runs on now.
         version: that Python's X.Y.Z.
-        old_python: what `bin/python` led to before; None where it was a copy.
+        old_python: what `bin/python` pointed to before; None where it was a copy.
         files: what was written, relative to the virtualenv; empty where nothing was to be done.
         dry_run: whether it was only looked at.
     """
@@ -69,7 +69,7 @@ def reinitialize(
     and no package is touched. The result is run once before it counts.
 
     Args:
-        path: the virtualenv's folder.
+        path: the virtualenv's directory.
         python: an executable, a command on the PATH or a version `X.Y`; by default the Python that
             pyvenv.cfg names, if it is there and fits, else the first that fits.
         dry_run: look, and change nothing.
@@ -155,14 +155,14 @@ class _Swap:
     def _plan_interpreters(self) -> None:
         """The links and copies in `bin` that are the base Python."""
         base = self.interpreter.executable
-        folder = os.path.join(self.environment.path, "bin")
-        for name in sorted(os.listdir(folder)):
-            path = os.path.join(folder, name)
+        directory = os.path.join(self.environment.path, "bin")
+        for name in sorted(os.listdir(directory)):
+            path = os.path.join(directory, name)
             if not _NAME.match(name):
                 continue
             if os.path.islink(path):
                 target = os.readlink(path)
-                if "/" in target and target != base and not _inside(path, target, folder):
+                if "/" in target and target != base and not _inside(path, target, directory):
                     self.links[f"bin/{name}"] = base
             elif _is_program(path) and not _same_content(path, base):
                 self.copies[f"bin/{name}"] = base
@@ -172,12 +172,12 @@ class _Swap:
         if self.old_base is None or self.old_base == self.interpreter.base_prefix:
             return
         for top in ("bin", "lib", "include"):
-            for folder, folders, names in os.walk(os.path.join(self.environment.path, top)):
-                if os.path.basename(folder) == "site-packages":
-                    folders.clear()
+            for directory, directories, names in os.walk(os.path.join(self.environment.path, top)):
+                if os.path.basename(directory) == "site-packages":
+                    directories.clear()
                     continue
-                for name in (*folders, *names):
-                    path = os.path.join(folder, name)
+                for name in (*directories, *names):
+                    path = os.path.join(directory, name)
                     relative = os.path.relpath(path, self.environment.path)
                     if name.startswith(files.TEMPORARY):
                         continue
@@ -259,22 +259,24 @@ def _rank(item: Staged) -> int:
 
 
 def _final_link(path: str) -> str | None:
-    """Where a chain of links leads out of its own folder; None where `path` is no link."""
-    folder = os.path.dirname(path)
+    """Where a chain of links leads out of its own directory; None where `path` is no link."""
+    directory = os.path.dirname(path)
     target = None
     for _ in range(8):
         if not os.path.islink(path):
             break
         target = os.readlink(path)
-        path = os.path.join(folder, target)
+        path = os.path.join(directory, target)
         if "/" in target:
             break
     return target
 
 
-def _inside(path: str, target: str, folder: str) -> bool:
-    """Whether a link in `folder` stays in it."""
-    return os.path.dirname(os.path.normpath(os.path.join(os.path.dirname(path), target))) == folder
+def _inside(path: str, target: str, directory: str) -> bool:
+    """Whether a link in `directory` stays in it."""
+    return (
+        os.path.dirname(os.path.normpath(os.path.join(os.path.dirname(path), target))) == directory
+    )
 
 
 def _is_program(path: str) -> bool:

@@ -99,15 +99,15 @@ def relocate(
     staged: bool = False,
     as_packed: bool = False,
 ) -> Relocation:
-    """Make the virtualenv at `path` at home under `new_path`.
+    """Relocate the virtualenv at `path` to `new_path`.
 
     Of an unpacked bundle only the files are looked at that its manifest names, unless something was
     installed into it since.
 
     Args:
-        path: the virtualenv's folder, as it stands on this machine.
-        new_path: the absolute path that its files shall name; "auto" is where it stands (where
-            `path` is a link to it, the folder behind the link).
+        path: the virtualenv's directory, as it stands on this machine.
+        new_path: the absolute path that its files should name; "auto" is where it stands (where
+            `path` is a link to it, the directory behind the link).
         old_path: one more path to look for, where the virtualenv itself does not tell.
         dry_run: look, and change nothing.
         progress: called now and then.
@@ -159,8 +159,8 @@ def relocate(
 def _manifest(root: int, environment: Virtualenv, as_packed: bool) -> Head | None:
     """What the manifest of an unpacked bundle says; None where it may not be true any more.
 
-    Whatever is installed or removed changes the folder of programs or that of packages, whose times
-    are those of the bundle as long as nobody but `staging` has worked on them.
+    Whatever is installed or removed changes the directory of programs or that of packages, whose
+    times are those of the bundle as long as nobody but `staging` has worked on them.
     """
     try:
         known = manifest.of_tree(root)
@@ -171,7 +171,8 @@ def _manifest(root: int, environment: Virtualenv, as_packed: bool) -> Head | Non
     with known:
         head = known.head
         untouched = as_packed or not any(
-            _mtime(root, folder) != head.time for folder in ("bin", *environment.site_packages)
+            _mtime(root, directory) != head.time
+            for directory in ("bin", *environment.site_packages)
         )
         there = all(_exists(root, path) for path in head.references)
         return head if untouched and there else None
@@ -190,7 +191,7 @@ def _exists(root: int, path: str) -> bool:
 
 
 def _standing_at(path: str) -> str:
-    """Where the virtualenv stands: a link to it, like `current`, is no place to be at home.
+    """Where the virtualenv stands: a link to it, like `current`, is no place to relocate to.
 
     Programs started from there would find another release behind it after the next switch.
     """
@@ -206,8 +207,8 @@ def has_leftovers(path: str) -> bool:
     """Whether a run was killed while it removed the old contents: the last one is in `bin`."""
     return any(
         name.startswith(files.TEMPORARY)
-        for folder in (path, os.path.join(path, "bin"))
-        for name in os.listdir(folder)
+        for directory in (path, os.path.join(path, "bin"))
+        for name in os.listdir(directory)
     )
 
 
@@ -289,13 +290,13 @@ class _Run:
     def _rewrite_back(self) -> None:
         """Give rewritten bytecode its old prefix again."""
         for which, old in enumerate(self.prefixes.old):
-            folders: dict[str, list[str]] = {}
+            directories: dict[str, list[str]] = {}
             for path, named in self.bytecode.items():
                 if named == which:
-                    folder, _, name = path.rpartition("/")
-                    folders.setdefault(folder, []).append(name)
+                    directory, _, name = path.rpartition("/")
+                    directories.setdefault(directory, []).append(name)
             scanner = Scanner(self.root, Prefixes((self.prefixes.new,), old), write=True)
-            pool.scan(scanner, iter(folders.items()), _require_success)
+            pool.scan(scanner, iter(directories.items()), _require_success)
 
     # --- finding --------------------------------------------------------------------------------
 
@@ -304,13 +305,13 @@ class _Run:
         listed = self.head.references if self.head is not None else ()
         if not self.report.dry_run:
             parents = {path.rpartition("/")[0] for path in listed}
-            files.clear_folders(self.root, {"", manifest.PLACE, *parents})
+            files.clear_directories(self.root, {"", manifest.PLACE, *parents})
         if self.head is not None:
             self._take_listed(self.head)
             return
         account = _exists(self.root, ledger.NAME)
         scanner = Scanner(self.root, self.prefixes, not self.report.dry_run, account)
-        pool.scan(scanner, self.walk.folders(), self._take)
+        pool.scan(scanner, self.walk.directories(), self._take)
         if self.failure is not None:
             raise self.failure
         self.report.problems += [(path, "it is another file system") for path in self.walk.foreign]
@@ -376,9 +377,9 @@ class _Run:
             self.report.files.append(path)
 
     def _stage_link(self, path: str) -> None:
-        with files.folder_of(self.root, path) as (folder, name):
-            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            target = os.fsencode(os.readlink(name, dir_fd=folder))
+        with files.directory_of(self.root, path) as (directory, name):
+            status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            target = os.fsencode(os.readlink(name, dir_fd=directory))
         match = next(self.prefixes.matches(target), None)
         if match is not None and match.start() == 0:
             moved = os.fsdecode(self.prefixes.new + target[match.end() :])
@@ -387,8 +388,8 @@ class _Run:
 
     def _stage_file(self, path: str) -> None:
         """Rewrite one hit beside the old file."""
-        with files.folder_of(self.root, path) as (folder, name):
-            file = files.open_file(folder, name)
+        with files.directory_of(self.root, path) as (directory, name):
+            file = files.open_file(directory, name)
             try:
                 status = os.fstat(file)
                 if status.st_size > WHOLE:
@@ -441,8 +442,8 @@ class _Run:
 
         The source keeps its time, and often its size, so Python would go on using the old one.
         """
-        with files.folder_of(self.root, path) as (folder, name):
-            data, status = files.read(folder, name)
+        with files.directory_of(self.root, path) as (directory, name):
+            data, status = files.read(directory, name)
         mtime = int(status.st_mtime)
         old = bytecode.Source(data, mtime)
         new = bytecode.Source(self.staging.read(path)[0], mtime)
@@ -463,16 +464,16 @@ class _Run:
         """The existing bytecode files of a source `parent/stem.py`."""
         beside = re.compile(re.escape(stem) + r"\.py[co]\Z")
         cached = re.compile(re.escape(stem) + r"\.[^/]*\.pyc\Z")
-        for folder, pattern in ((parent, beside), (f"{parent}/__pycache__".lstrip("/"), cached)):
+        for directory, pattern in ((parent, beside), (f"{parent}/__pycache__".lstrip("/"), cached)):
             try:
-                descriptor = files.open_folder(self.root, folder)
+                descriptor = files.open_directory(self.root, directory)
             except OSError:
                 continue
             try:
                 names = sorted(filter(pattern.match, os.listdir(descriptor)))
             finally:
                 os.close(descriptor)
-            yield from (f"{folder}/{name}".lstrip("/") for name in names)
+            yield from (f"{directory}/{name}".lstrip("/") for name in names)
 
 
 def _require_success(findings: Findings) -> None:

@@ -26,12 +26,12 @@ _BUFFER = 1 << 18
 HIDDEN_FIRST = frozenset(b"P\x1fB\xfd\xff\xfe")
 _INFLATED = 256 << 20
 
-Folder = tuple[str, list[str]]
-"""A folder's path relative to the virtualenv, and the regular files in it to look at."""
+Directory = tuple[str, list[str]]
+"""A directory's path relative to the virtualenv, and the regular files in it to look at."""
 
 
 class Findings(NamedTuple):
-    """What became of a batch of folders. Paths are relative to the virtualenv.
+    """What became of a batch of directories. Paths are relative to the virtualenv.
 
     A plain tuple of plain values, as it travels between processes.
     """
@@ -49,7 +49,7 @@ class Findings(NamedTuple):
 
 
 class Scanner:
-    """Looks through folders below a root.
+    """Looks through directories below a root.
 
     Args:
         root: descriptor of the virtualenv.
@@ -69,8 +69,8 @@ class Scanner:
         self.view = memoryview(self.buffer)
         self.buffers = [self.buffer]
 
-    def scan(self, folders: list[Folder], take: Callable[[Findings], None]) -> None:
-        """Look through the named files of each folder; tell `take`, even where interrupted."""
+    def scan(self, directories: list[Directory], take: Callable[[Findings], None]) -> None:
+        """Look through the named files of each directory; tell `take`, even where interrupted."""
         findings = Findings(0, [], [], [], None)
         failure = None
         seen = 0
@@ -81,19 +81,19 @@ class Scanner:
         buffer, buffers, find = self.buffer, self.buffers, self.buffer.find
         simple = len(self.needles) == 1
         try:
-            for path, names in folders:
+            for path, names in directories:
                 name = ""
-                folder = descent.open(path)
+                directory = descent.open(path)
                 for name in names:
                     seen += 1
-                    file = os.open(name, files.FILE, dir_fd=folder)
+                    file = os.open(name, files.FILE, dir_fd=directory)
                     try:
                         size = os.readv(file, buffers)
                         if simple and 0 < size < _BUFFER and buffer[0] not in HIDDEN_FIRST:
                             if find(first, 0, size) >= 0:
-                                self._hit(folder, file, path, name, size, findings)
+                                self._hit(directory, file, path, name, size, findings)
                         elif size:
-                            self._look(folder, file, path, name, size, findings)
+                            self._look(directory, file, path, name, size, findings)
                     finally:
                         os.close(file)
         except OSError as error:
@@ -106,25 +106,25 @@ class Scanner:
             take(findings._replace(seen=seen, failure=failure))
 
     def _look(
-        self, folder: int, file: int, parent: str, name: str, size: int, findings: Findings
+        self, directory: int, file: int, parent: str, name: str, size: int, findings: Findings
     ) -> None:
         """Look through a file of any size, of which the first `size` bytes are in the buffer."""
         if self._search(file, size):
-            self._hit(folder, file, parent, name, size, findings)
+            self._hit(directory, file, parent, name, size, findings)
         elif self.buffer[0] in HIDDEN_FIRST:
             reason = hidden_reference(bytes(self.buffer[:8]), file, self.needles)
             if reason:
                 findings.hidden.append((_join(parent, name), reason))
 
     def _hit(
-        self, folder: int, file: int, parent: str, name: str, size: int, findings: Findings
+        self, directory: int, file: int, parent: str, name: str, size: int, findings: Findings
     ) -> None:
         path = _join(parent, name)
-        if not self._rewrite(folder, file, name, path, size, findings):
+        if not self._rewrite(directory, file, name, path, size, findings):
             findings.hits.append(path)
 
     def _rewrite(
-        self, folder: int, file: int, name: str, path: str, size: int, findings: Findings
+        self, directory: int, file: int, name: str, path: str, size: int, findings: Findings
     ) -> bool:
         """Rewrite bytecode on the spot; False where the file is left to somebody else."""
         if self.account or not name.endswith((".pyc", ".pyo")):
@@ -152,8 +152,8 @@ class Scanner:
         # Told before it is done: to undo what was not done does no harm.
         findings.rewritten.append((path, which))
         if self.write:
-            temporary = files.write_aside(folder, file, status, (new,))
-            files.put_in_place(folder, temporary, name, status, path=path)
+            temporary = files.write_aside(directory, file, status, (new,))
+            files.put_in_place(directory, temporary, name, status, path=path)
         return True
 
     def _search(self, file: int, size: int) -> bool:
@@ -179,8 +179,8 @@ class Scanner:
         return found
 
 
-def _join(folder: str, name: str) -> str:
-    return f"{folder}/{name}" if folder else name
+def _join(directory: str, name: str) -> str:
+    return f"{directory}/{name}" if directory else name
 
 
 def needles(paths: tuple[bytes, ...]) -> tuple[bytes, ...]:

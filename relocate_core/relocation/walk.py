@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from ..errors import TreeError
 from ..system import files
 from ..virtualenvs.manifest import PLACE
-from .scan import Folder
+from .scan import Directory
 
 _DEEPEST = 200
 
@@ -23,7 +23,7 @@ class Walk:
 
     Attributes:
         links: the symbolic links that were met, relative to the top.
-        foreign: the folders that are another file system, and were not entered.
+        foreign: the directories that are another file system, and were not entered.
         known: how many regular files were met so far.
     """
 
@@ -38,30 +38,30 @@ class Walk:
         self._stopped = False
 
     def stop(self) -> None:
-        """Let `folders` end with the folder that it is at."""
+        """Let `directories` end with the directory that it is at."""
         self._stopped = True
 
-    def folders(self) -> Iterator[Folder]:
-        """Every folder that holds regular files, with their names.
+    def directories(self) -> Iterator[Directory]:
+        """Every directory that holds regular files, with their names.
 
         Raises:
-            TreeError: a folder cannot be entered, or they are nested too deep.
+            TreeError: a directory cannot be entered, or they are nested too deep.
         """
-        folder = os.dup(self.root)
+        directory = os.dup(self.root)
         try:
-            yield from self._below(folder, "", 0)
+            yield from self._below(directory, "", 0)
         finally:
-            os.close(folder)
+            os.close(directory)
 
-    def _below(self, folder: int, path: str, depth: int) -> Iterator[Folder]:
-        names, inner = self._list(folder, path)
+    def _below(self, directory: int, path: str, depth: int) -> Iterator[Directory]:
+        names, inner = self._list(directory, path)
         if names:
             yield path, names
         for name in inner:
             if self._stopped:
                 return
             below = f"{path}/{name}" if path else name
-            descriptor = self._enter(folder, name, below, depth)
+            descriptor = self._enter(directory, name, below, depth)
             try:
                 if os.fstat(descriptor).st_dev == self._device:
                     yield from self._below(descriptor, below, depth + 1)
@@ -70,37 +70,37 @@ class Walk:
             finally:
                 os.close(descriptor)
 
-    def _list(self, folder: int, path: str) -> tuple[list[str], list[str]]:
-        """The regular files and the folders in a folder."""
-        names, folders = [], []
-        with os.scandir(folder) as entries:
+    def _list(self, directory: int, path: str) -> tuple[list[str], list[str]]:
+        """The regular files and the directories in a directory."""
+        names, directories = [], []
+        with os.scandir(directory) as entries:
             for entry in entries:
                 name = entry.name
                 is_file = entry.is_file(follow_symlinks=False)
                 if is_file and name[0] != ".":  # nearly all of them
                     names.append(name)
                 elif entry.is_dir(follow_symlinks=False):
-                    if path or name != PLACE:  # what it says of the past shall stay
-                        folders.append(name)
+                    if path or name != PLACE:  # what it says of the past should stay
+                        directories.append(name)
                 elif name.startswith(files.TEMPORARY):
                     if self.clear:  # under the lock, nobody is using it any more
-                        os.unlink(name, dir_fd=folder)
+                        os.unlink(name, dir_fd=directory)
                 elif is_file:
                     names.append(name)
                 elif entry.is_symlink():
                     self.links.append(f"{path}/{name}" if path else name)
         self.known += len(names)
-        return names, folders
+        return names, directories
 
-    def _enter(self, folder: int, name: str, path: str, depth: int) -> int:
+    def _enter(self, directory: int, name: str, path: str, depth: int) -> int:
         where = os.path.join(self.name, path)
         if depth >= _DEEPEST:
             raise TreeError(
-                f"cannot relocate {where}: folders are nested more than {_DEEPEST} deep; "
+                f"cannot relocate {where}: directories are nested more than {_DEEPEST} deep; "
                 "this is no virtualenv that a tool has made"
             )
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            return os.open(name, flags, dir_fd=folder)
+            return os.open(name, flags, dir_fd=directory)
         except OSError as error:
             raise TreeError.of(where, error) from error

@@ -25,7 +25,7 @@ FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 def open_root(path: str) -> int:
-    """A descriptor of the folder `path`, which itself may be reached through links.
+    """A descriptor of the directory `path`, which itself may be reached through links.
 
     Raises:
         TreeError: it cannot be opened.
@@ -36,20 +36,20 @@ def open_root(path: str) -> int:
         raise TreeError.of(path, error) from error
 
 
-def open_folder(root: int, path: str) -> int:
-    """A descriptor of the folder `path` below `root`; "" is the root itself."""
-    folder = os.dup(root)
+def open_directory(root: int, path: str) -> int:
+    """A descriptor of the directory `path` below `root`; "" is the root itself."""
+    directory = os.dup(root)
     for component in path.split("/") if path else ():
-        parent = folder
+        parent = directory
         try:
-            folder = os.open(component, _DIRECTORY, dir_fd=parent)
+            directory = os.open(component, _DIRECTORY, dir_fd=parent)
         finally:
             os.close(parent)
-    return folder
+    return directory
 
 
 class Descent:
-    """Opens one folder after the other below a root, as `open_folder` does.
+    """Opens one directory after the other below a root, as `open_directory` does.
 
     The descriptors on the way to the last one stay open, so that a neighbour costs one call and
     not one for each component.
@@ -60,7 +60,7 @@ class Descent:
         self._descriptors = [os.dup(root)]
 
     def open(self, path: str) -> int:
-        """A descriptor of the folder `path`, good until the next call."""
+        """A descriptor of the directory `path`, good until the next call."""
         names = path.split("/") if path else []
         same = 0
         for ours, theirs in zip(self._names, names):
@@ -85,19 +85,19 @@ class Descent:
 
 
 @contextmanager
-def folder_of(root: int, path: str) -> Iterator[tuple[int, str]]:
-    """The descriptor of the folder that holds `path`, and the name in it."""
+def directory_of(root: int, path: str) -> Iterator[tuple[int, str]]:
+    """The descriptor of the directory that holds `path`, and the name in it."""
     parent, _, name = path.rpartition("/")
-    folder = open_folder(root, parent)
+    directory = open_directory(root, parent)
     try:
-        yield folder, name
+        yield directory, name
     finally:
-        os.close(folder)
+        os.close(directory)
 
 
-def open_file(folder: int, name: str) -> int:
+def open_file(directory: int, name: str) -> int:
     """A descriptor of a file to read from."""
-    return os.open(name, FILE, dir_fd=folder)
+    return os.open(name, FILE, dir_fd=directory)
 
 
 def read_whole(file: int) -> bytes:
@@ -119,9 +119,9 @@ def sha256(file: int) -> str:
     return digest.hexdigest()
 
 
-def read(folder: int, name: str) -> tuple[bytes, os.stat_result]:
+def read(directory: int, name: str) -> tuple[bytes, os.stat_result]:
     """A regular file's content, and what it was like before it was read."""
-    file = open_file(folder, name)
+    file = open_file(directory, name)
     try:
         status = os.fstat(file)
         if not stat.S_ISREG(status.st_mode):
@@ -136,13 +136,15 @@ def temporary_name() -> str:
     return f"{TEMPORARY}{os.getpid()}-{next(_counter)}"
 
 
-def write_aside(folder: int, original: int, status: os.stat_result, pieces: Iterable[bytes]) -> str:
-    """Write a new file into `folder`, like `original` in all but its content; return its name.
+def write_aside(
+    directory: int, original: int, status: os.stat_result, pieces: Iterable[bytes]
+) -> str:
+    """Write a new file into `directory`, like `original` in all but its content; return its name.
 
     Mode, owner, times and extended attributes (capabilities and access lists among them) are kept.
 
     Args:
-        folder: descriptor of the folder.
+        directory: descriptor of the directory.
         original: descriptor of the file that it is to replace.
         status: what that file was like before it was read.
         pieces: the new content.
@@ -150,7 +152,7 @@ def write_aside(folder: int, original: int, status: os.stat_result, pieces: Iter
     name = temporary_name()
     mode = stat.S_IMODE(status.st_mode)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    file = os.open(name, flags, mode & 0o777, dir_fd=folder)
+    file = os.open(name, flags, mode & 0o777, dir_fd=directory)
     try:
         for piece in pieces:
             write_all(file, piece)
@@ -164,7 +166,7 @@ def write_aside(folder: int, original: int, status: os.stat_result, pieces: Iter
         os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     except BaseException:
         with suppress(OSError):
-            os.unlink(name, dir_fd=folder)
+            os.unlink(name, dir_fd=directory)
         raise
     finally:
         os.close(file)
@@ -186,7 +188,7 @@ def _copy_attributes(original: int, file: int) -> bool:
     try:
         names, ours = os.listxattr(original), os.listxattr(file)
         for name in set(ours).difference(names):
-            if not name.startswith("security."):  # the folder's default access list, say
+            if not name.startswith("security."):  # the directory's default access list, say
                 os.removexattr(file, name)
         for name in names:
             try:
@@ -203,7 +205,7 @@ def _copy_attributes(original: int, file: int) -> bool:
 
 
 def put_in_place(
-    folder: int, temporary: str, name: str, status: os.stat_result, *, path: str
+    directory: int, temporary: str, name: str, status: os.stat_result, *, path: str
 ) -> None:
     """Rename `temporary` over `name`, unless somebody has changed that since `status`.
 
@@ -211,22 +213,22 @@ def put_in_place(
         TreeChanged: the file is not the one that was read any more.
     """
     try:
-        now = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        now = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
         now = None
     if now is None or not same_file(now, status):
         with suppress(OSError):
-            os.unlink(temporary, dir_fd=folder)
+            os.unlink(temporary, dir_fd=directory)
         what = "disappeared" if now is None else "changed"
         raise TreeChanged(
             f"cannot relocate {path}: it {what} meanwhile; "
             "stop what writes into the virtualenv and run again"
         )
     try:
-        os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+        os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
     except OSError:
         with suppress(OSError):
-            os.unlink(temporary, dir_fd=folder)
+            os.unlink(temporary, dir_fd=directory)
         raise
 
 
@@ -239,43 +241,43 @@ def same_file(one: os.stat_result, other: os.stat_result) -> bool:
     )
 
 
-def link_aside(folder: int, status: os.stat_result, target: str) -> str:
+def link_aside(directory: int, status: os.stat_result, target: str) -> str:
     """Make a symbolic link with the owner and times of `status`; return its name."""
     name = temporary_name()
-    os.symlink(target, name, dir_fd=folder)
+    os.symlink(target, name, dir_fd=directory)
     try:
-        now = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        now = os.stat(name, dir_fd=directory, follow_symlinks=False)
         if (now.st_uid, now.st_gid) != (status.st_uid, status.st_gid):
-            os.chown(name, status.st_uid, status.st_gid, dir_fd=folder, follow_symlinks=False)
+            os.chown(name, status.st_uid, status.st_gid, dir_fd=directory, follow_symlinks=False)
         times = (status.st_atime_ns, status.st_mtime_ns)
-        os.utime(name, ns=times, dir_fd=folder, follow_symlinks=False)
+        os.utime(name, ns=times, dir_fd=directory, follow_symlinks=False)
     except BaseException:
         with suppress(OSError):
-            os.unlink(name, dir_fd=folder)
+            os.unlink(name, dir_fd=directory)
         raise
     return name
 
 
-def clear_folders(root: int, folders: Iterable[str]) -> None:
-    """Remove what a killed run has left in some folders."""
-    for path in folders:
+def clear_directories(root: int, directories: Iterable[str]) -> None:
+    """Remove what a killed run has left in some directories."""
+    for path in directories:
         with suppress(OSError):
-            folder = open_folder(root, path)
+            directory = open_directory(root, path)
             try:
-                for name in os.listdir(folder):
+                for name in os.listdir(directory):
                     if name.startswith(TEMPORARY):
-                        os.unlink(name, dir_fd=folder)
+                        os.unlink(name, dir_fd=directory)
             finally:
-                os.close(folder)
+                os.close(directory)
 
 
 def clear_leftovers(root: int) -> None:
     """Remove what a killed run has left anywhere: under the lock, nobody else is using it."""
     with suppress(OSError):  # untidy, not wrong
-        for _, folders, names, folder in os.fwalk(".", dir_fd=root):
-            for name in (*folders, *names):  # a link to a folder counts as one
+        for _, directories, names, directory in os.fwalk(".", dir_fd=root):
+            for name in (*directories, *names):  # a link to a directory counts as one
                 if name.startswith(TEMPORARY):
-                    os.unlink(name, dir_fd=folder)
+                    os.unlink(name, dir_fd=directory)
 
 
 def flush(root: int) -> None:

@@ -1,4 +1,5 @@
-"""One run at a time: a virtualenv is locked by its folder, a root by a file that says by whom."""
+"""One run at a time: a virtualenv is locked by its directory, a root by a file that says by
+whom."""
 
 from __future__ import annotations
 
@@ -16,18 +17,18 @@ LOCK = "lock"
 
 
 @contextmanager
-def locked(folder: int, path: str, wait: float) -> Iterator[None]:
-    """Hold the lock on an open folder.
+def locked(directory: int, path: str, wait: float) -> Iterator[None]:
+    """Hold the lock on an open directory.
 
     Args:
-        folder: the descriptor; processes that inherit it hold the lock as well.
-        path: the folder's path, for the message.
+        directory: the descriptor; processes that inherit it hold the lock as well.
+        path: the directory's path, for the message.
         wait: seconds to wait for another holder.
 
     Raises:
         Busy: somebody else held it all the time.
     """
-    if not _acquired(folder, wait):
+    if not _acquired(directory, wait):
         raise Busy(
             f"cannot relocate {path}: another run has been at work on it for {wait:g} seconds; "
             "wait for it to end and run again"
@@ -35,7 +36,7 @@ def locked(folder: int, path: str, wait: float) -> Iterator[None]:
     try:
         yield
     finally:
-        _release(folder)
+        _release(directory)
 
 
 @contextmanager
@@ -46,7 +47,7 @@ def held(records: int, path: str, doing: str, wait: float) -> Iterator[None]:
     it for as long as it is held.
 
     Args:
-        records: descriptor of the root's folder of records.
+        records: descriptor of the root's directory of records.
         path: the root's path, for the message.
         doing: what the lock is held for.
         wait: seconds to wait for another holder.
@@ -109,7 +110,7 @@ def _holder(file: int) -> str:
 
 
 def _acquired(file: int, wait: float) -> bool:
-    """Lock an open file or folder; False where somebody else held it all the time."""
+    """Lock an open file or directory; False where somebody else held it all the time."""
     until = time.monotonic() + wait
     while True:
         try:

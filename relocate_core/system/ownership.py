@@ -1,24 +1,25 @@
-"""Whether a path leads only through folders that nobody else can swap under root's hands."""
+"""Whether a path leads only through directories that nobody else can swap under root's hands."""
 
 from __future__ import annotations
 
 import os
 import stat
 
-from ..errors import UnsafeFolder
+from ..errors import UnsafeDirectory
 
 
 def require_trusted(path: str) -> None:
-    """Refuse to work as root below a folder that another user may change.
+    """Refuse to work as root below a directory that another user may change.
 
-    Whoever may write to a folder may rename what is in it and put a link in its place, between one
-    call of root's and the next. A folder with the sticky bit is safe for what root has made in it.
+    Whoever may write to a directory may rename what is in it and put a link in its place, between
+    one call of root's and the next. A directory with the sticky bit is safe for what root has made
+    in it.
 
     Args:
-        path: an absolute path to an existing folder.
+        path: an absolute path to an existing directory.
 
     Raises:
-        UnsafeFolder: says which folder it is, and whose.
+        UnsafeDirectory: says which directory it is, and whose.
     """
     if os.geteuid() != 0:
         return
@@ -36,14 +37,14 @@ def require_trusted(path: str) -> None:
         inner = os.path.join(at, part)
         if os.path.islink(inner):
             if os.lstat(inner).st_uid != 0:
-                raise UnsafeFolder(
+                raise UnsafeDirectory(
                     f"cannot work as root in {path}: the link {inner} belongs to "
                     f"{user_name(os.lstat(inner).st_uid)}, who could let it lead elsewhere; "
                     "make it as root"
                 )
             hops += 1
             if hops > 40:
-                raise UnsafeFolder(f"{path} leads in a circle: mend the link {inner}")
+                raise UnsafeDirectory(f"{path} leads in a circle: fix the link {inner}")
             target = os.readlink(inner)
             at = "/" if target.startswith("/") else at
             ahead += [piece for piece in target.split("/") if piece not in ("", ".")][::-1]
@@ -51,21 +52,21 @@ def require_trusted(path: str) -> None:
             at = inner
 
 
-def _require_own(folder: str, path: str) -> None:
-    status = os.stat(folder)
+def _require_own(directory: str, path: str) -> None:
+    status = os.stat(directory)
     if status.st_uid != 0:
         whose = f"belongs to {user_name(status.st_uid)}"
-        remedy = f"chown root {folder}"
+        remedy = f"chown root {directory}"
     elif status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
-        whose, remedy = "is writable by everybody", f"chmod o-w {folder}"
+        whose, remedy = "is writable by everybody", f"chmod o-w {directory}"
     elif status.st_mode & stat.S_IWGRP and status.st_gid and not status.st_mode & stat.S_ISVTX:
         whose = f"is writable by the group {_group(status.st_gid)}"
-        remedy = f"chmod g-w {folder}"
+        remedy = f"chmod g-w {directory}"
     else:
         return
-    raise UnsafeFolder(
-        f"cannot work as root in {path}: {folder} {whose}, who could swap what is in it for a link "
-        f"to elsewhere; {remedy} (the releases themselves may belong to any user)"
+    raise UnsafeDirectory(
+        f"cannot work as root in {path}: {directory} {whose}, who could swap what is in it for a "
+        f"link to elsewhere; {remedy} (the releases themselves may belong to any user)"
     )
 
 

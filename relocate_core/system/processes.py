@@ -7,16 +7,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 
-def using(folders: Iterable[str]) -> dict[str, int]:
-    """The folders that a process runs from, works in, or has a file of open, and one such process.
+def using(directories: Iterable[str]) -> dict[str, int]:
+    """The directories that a process runs from, works in, or has a file of open, and one such
+    process.
 
     A program that was started as `current/bin/python` and has read only modules in pure Python
     leaves no trace of its release: start programs by their scripts, whose first line names it.
 
     Args:
-        folders: absolute paths.
+        directories: absolute paths.
     """
-    wanted = {path.encode("utf-8", "surrogateescape") + b"/": path for path in folders}
+    wanted = {path.encode("utf-8", "surrogateescape") + b"/": path for path in directories}
     for path in list(wanted.values()):
         real = os.fsencode(os.path.realpath(path)) + b"/"
         wanted.setdefault(real, path)

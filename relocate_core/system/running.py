@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ..errors import CannotRun
 from .ownership import user_name
 
-_USUAL_FOLDERS = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
+_USUAL_DIRECTORIES = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Ended:
 
 def run(
     command: Sequence[str],
-    folder: str,
+    directory: str,
     variables: Mapping[str, str],
     *,
     user: Mapping[str, object],
@@ -46,7 +46,7 @@ def run(
 
     Args:
         command: its words.
-        folder: its working folder.
+        directory: its working directory.
         variables: all of its environment.
         user: whom to run it as, as `identity` tells it.
         seconds: how long it may take.
@@ -60,7 +60,7 @@ def run(
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             command,
-            cwd=folder,
+            cwd=directory,
             env=dict(variables),
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -95,13 +95,13 @@ def run_line(
 
     Args:
         line: the command.
-        release: the folder that it is run in, and whose programs are on the PATH.
+        release: the directory that it is run in, and whose programs are on the PATH.
         owner: user and group to run it as; None for whoever runs this.
         seconds: how long it may take.
-        before: folders that come before the release's own on the PATH.
+        before: directories that come before the release's own on the PATH.
 
     Raises:
-        CannotRun: there is no such folder, or that user cannot be run as.
+        CannotRun: there is no such directory, or that user cannot be run as.
     """
     user, home = identity(owner)
     variables = environment(release, home, *before)
@@ -114,14 +114,14 @@ def run_line(
 
 
 def let_through(staged: str) -> None:
-    """Let other users into a staged release, of which nobody can guess the folder's name.
+    """Let other users into a staged release, of which nobody can guess the directory's name.
 
     Args:
-        staged: its path, two folders below one that only root can list.
+        staged: its path, two directories below one that only root can list.
     """
     if os.geteuid() == 0:
-        for folder in (os.path.dirname(os.path.dirname(staged)), os.path.dirname(staged)):
-            os.chmod(folder, 0o711)
+        for directory in (os.path.dirname(os.path.dirname(staged)), os.path.dirname(staged)):
+            os.chmod(directory, 0o711)
         os.chmod(staged, 0o711)
 
 
@@ -129,12 +129,12 @@ def environment(release: str, home: str, *before: str) -> dict[str, str]:
     """The variables for a program of a release.
 
     Args:
-        release: the release's folder.
+        release: the release's directory.
         home: the user's.
-        before: folders that come before all others on the PATH.
+        before: directories that come before all others on the PATH.
     """
     return {
-        "PATH": ":".join((*before, os.path.join(release, "bin"), _USUAL_FOLDERS)),
+        "PATH": ":".join((*before, os.path.join(release, "bin"), _USUAL_DIRECTORIES)),
         "VIRTUAL_ENV": release,
         "HOME": home,
         "LANG": "C.UTF-8",

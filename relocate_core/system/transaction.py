@@ -34,7 +34,7 @@ class Staging:
     """New files and links below a root.
 
     Args:
-        root: descriptor of the folder that all paths are relative to.
+        root: descriptor of the directory that all paths are relative to.
         name: its path, for messages.
         durable: whether what is put in place has to survive a power cut.
     """
@@ -49,8 +49,8 @@ class Staging:
     def read(self, path: str) -> tuple[bytes, os.stat_result]:
         """A file's content as it will be, and what the old one was like when it was read."""
         staged = self.items.get(path)
-        with files.folder_of(self.root, path) as (folder, name):
-            data, status = files.read(folder, staged.temporary if staged else name)
+        with files.directory_of(self.root, path) as (directory, name):
+            data, status = files.read(directory, staged.temporary if staged else name)
         return data, staged.status if staged else status
 
     def write(
@@ -69,29 +69,29 @@ class Staging:
             status: what the old one was like when it was read, if the new one comes of it.
         """
         pieces = (data,) if isinstance(data, bytes) else data
-        with files.folder_of(self.root, path) as (folder, name):
-            self._note_time(path, folder)
-            original = files.open_file(folder, name)
+        with files.directory_of(self.root, path) as (directory, name):
+            self._note_time(path, directory)
+            original = files.open_file(directory, name)
             try:
                 status = status or os.fstat(original)
-                temporary = files.write_aside(folder, original, status, pieces)
+                temporary = files.write_aside(directory, original, status, pieces)
             finally:
                 os.close(original)
         return self._add(path, kind, status, temporary)
 
     def link(self, path: str, target: str, status: os.stat_result | None = None) -> Staged:
-        """Make the link that shall stand at `path`."""
-        with files.folder_of(self.root, path) as (folder, name):
-            self._note_time(path, folder)
-            status = status or os.stat(name, dir_fd=folder, follow_symlinks=False)
-            temporary = files.link_aside(folder, status, target)
+        """Make the link that should stand at `path`."""
+        with files.directory_of(self.root, path) as (directory, name):
+            self._note_time(path, directory)
+            status = status or os.stat(name, dir_fd=directory, follow_symlinks=False)
+            temporary = files.link_aside(directory, status, target)
         return self._add(path, LINK, status, temporary)
 
-    def _note_time(self, path: str, folder: int) -> None:
-        """Remember a folder's times: its names stay, so nobody shall take it for changed."""
+    def _note_time(self, path: str, directory: int) -> None:
+        """Remember a directory's times: its names stay, so nobody should take it for changed."""
         parent = path.rpartition("/")[0]
         if parent not in self._times:
-            status = os.fstat(folder)
+            status = os.fstat(directory)
             self._times[parent] = (status.st_atime_ns, status.st_mtime_ns)
 
     def _add(self, path: str, kind: str, status: os.stat_result, temporary: str) -> Staged:
@@ -110,11 +110,11 @@ class Staging:
         import subprocess
 
         staged = self.items[path]
-        with files.folder_of(self.root, path) as (folder, _):
+        with files.directory_of(self.root, path) as (directory, _):
             try:
                 subprocess.run(
                     [*command, staged.temporary],
-                    cwd=f"/proc/self/fd/{folder}",
+                    cwd=f"/proc/self/fd/{directory}",
                     check=True,
                     capture_output=True,
                     timeout=60,
@@ -122,15 +122,15 @@ class Staging:
             except (OSError, subprocess.SubprocessError):
                 return False
             times = (staged.status.st_atime_ns, staged.status.st_mtime_ns)
-            os.utime(staged.temporary, ns=times, dir_fd=folder)
+            os.utime(staged.temporary, ns=times, dir_fd=directory)
         return True
 
     def digests(self, path: str, algorithm: str) -> tuple[bytes, bytes, int]:
         """The digests of a staged file's old and new content, and the new one's size in bytes."""
         staged = self.items[path]
-        with files.folder_of(self.root, path) as (folder, name):
-            old, _ = _digest(folder, name, algorithm)
-            new, size = _digest(folder, staged.temporary, algorithm)
+        with files.directory_of(self.root, path) as (directory, name):
+            old, _ = _digest(directory, name, algorithm)
+            new, size = _digest(directory, staged.temporary, algorithm)
         return old, new, size
 
     def commit(self, rank: Callable[[Staged], int], last: int, *, keep: bool = False) -> None:
@@ -147,17 +147,17 @@ class Staging:
             if not flushed and rank(item) >= last:
                 files.flush(self.root)
                 flushed = True
-            with files.folder_of(self.root, item.path) as (folder, name):
-                item.backup = _second_link(folder, name)
+            with files.directory_of(self.root, item.path) as (directory, name):
+                item.backup = _second_link(directory, name)
                 where = os.path.join(self.name, item.path)
-                files.put_in_place(folder, item.temporary, name, item.status, path=where)
+                files.put_in_place(directory, item.temporary, name, item.status, path=where)
         if self.durable:
             files.flush(self.root)
         if not keep:
             self.clean()
 
     def clean(self) -> None:
-        """Remove the second links to the old contents; give folders their times again."""
+        """Remove the second links to the old contents; give directories their times again."""
         for item in self.items.values():
             self._remove(item.path, item.backup)
         self._settle()
@@ -169,28 +169,28 @@ class Staging:
         """
         for item in reversed(list(self.items.values())):
             if item.backup is not None:
-                with files.folder_of(self.root, item.path) as (folder, name):
+                with files.directory_of(self.root, item.path) as (directory, name):
                     with suppress(FileNotFoundError):
-                        os.rename(item.backup, name, src_dir_fd=folder, dst_dir_fd=folder)
+                        os.rename(item.backup, name, src_dir_fd=directory, dst_dir_fd=directory)
                     # Renaming one link of a file over another does nothing: it was not replaced.
                     with suppress(FileNotFoundError):
-                        os.unlink(item.backup, dir_fd=folder)
+                        os.unlink(item.backup, dir_fd=directory)
             self._remove(item.path, item.temporary)
         self._settle()
 
     def _settle(self) -> None:
         for parent, times in self._times.items():
-            with suppress(OSError):  # somebody else's folder, where this user may write
-                folder = files.open_folder(self.root, parent)
+            with suppress(OSError):  # somebody else's directory, where this user may write
+                directory = files.open_directory(self.root, parent)
                 try:
-                    os.utime(folder, ns=times)
+                    os.utime(directory, ns=times)
                 finally:
-                    os.close(folder)
+                    os.close(directory)
 
     def _remove(self, path: str, name: str | None) -> None:
         if name is not None:
-            with suppress(FileNotFoundError), files.folder_of(self.root, path) as (folder, _):
-                os.unlink(name, dir_fd=folder)
+            with suppress(FileNotFoundError), files.directory_of(self.root, path) as (directory, _):
+                os.unlink(name, dir_fd=directory)
 
 
 class Rehearsal(Staging):
@@ -222,8 +222,8 @@ class Rehearsal(Staging):
         return self._pretend(path, LINK)
 
     def _pretend(self, path: str, kind: str) -> Staged:
-        with files.folder_of(self.root, path) as (folder, name):
-            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        with files.directory_of(self.root, path) as (directory, name):
+            status = os.stat(name, dir_fd=directory, follow_symlinks=False)
         self.items[path] = Staged(path, kind, status, name)
         return self.items[path]
 
@@ -269,22 +269,22 @@ def reserve(root: int, size: int = 1 << 20) -> Iterator[Callable[[], None]]:
         release()
 
 
-def _second_link(folder: int, name: str) -> str | None:
+def _second_link(directory: int, name: str) -> str | None:
     """Another name for a file's old content; None on a file system without hard links."""
     backup = files.temporary_name()
     try:
-        os.link(name, backup, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+        os.link(name, backup, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
     except OSError:
         return None
     return backup
 
 
-def _digest(folder: int, name: str, algorithm: str) -> tuple[bytes, int]:
+def _digest(directory: int, name: str, algorithm: str) -> tuple[bytes, int]:
     """A file's digest and its size."""
     import hashlib
 
     digest, size = hashlib.new(algorithm), 0
-    file = files.open_file(folder, name)
+    file = files.open_file(directory, name)
     try:
         while True:
             piece = os.read(file, 1 << 20)

@@ -82,11 +82,11 @@ def _walk(result: Survey, environment: Virtualenv) -> None:
 
 def compiled_module(environment: Virtualenv, path: str) -> tuple[str, str] | None:
     """The dotted name and the file name's ending of a compiled module; None for other files."""
-    folder, _, name = path.rpartition("/")
+    directory, _, name = path.rpartition("/")
     match = _TAGGED.match(name)
     if match is None:
         return None
-    return _dotted(environment, f"{folder}/{match[1]}" if folder else match[1]), match[2]
+    return _dotted(environment, f"{directory}/{match[1]}" if directory else match[1]), match[2]
 
 
 def _dotted(environment: Virtualenv, path: str) -> str:
@@ -107,13 +107,13 @@ def _look_at_link(
 
 
 def _look_at_metadata(result: Survey, environment: Virtualenv, site_packages: str) -> None:
-    folder = os.path.join(environment.path, site_packages)
+    directory = os.path.join(environment.path, site_packages)
     homes = (environment.prefix or environment.path, os.path.abspath(environment.path))
-    for name in sorted(os.listdir(folder)):
+    for name in sorted(os.listdir(directory)):
         if name.endswith((".dist-info", ".egg-info", ".egg-link")):
             result.packages += 1
         if name.endswith((".pth", ".egg-link")):
-            with open(os.path.join(folder, name), errors="surrogateescape") as file:
+            with open(os.path.join(directory, name), errors="surrogateescape") as file:
                 lines = [line.strip() for line in file]
             for line in lines:
                 outside = not any(line == home or line.startswith(home + "/") for home in homes)
@@ -125,9 +125,9 @@ def editables(environment: Virtualenv) -> Iterator[tuple[str, str]]:
     """The file and the place of each editable install of a project outside (PEP 610)."""
     homes = (*environment.old_prefixes, os.path.abspath(environment.path))
     for site_packages in environment.site_packages:
-        folder = os.path.join(environment.path, site_packages)
-        for name in sorted(os.listdir(folder)):
-            file = os.path.join(folder, name, "direct_url.json")
+        directory = os.path.join(environment.path, site_packages)
+        for name in sorted(os.listdir(directory)):
+            file = os.path.join(directory, name, "direct_url.json")
             try:
                 with open(file, encoding="utf-8") as stream:
                     known = json.load(stream)

@@ -17,7 +17,7 @@ def describe(path: str) -> dict[str, Any]:
     """Describe the virtualenv at `path`. Nothing in it is run or changed.
 
     Args:
-        path: its folder.
+        path: its directory.
 
     Returns:
         path, prefix (the path that its files name), old_prefixes (all of them), python (X.Y),
@@ -43,7 +43,7 @@ def describe(path: str) -> dict[str, Any]:
     facts["compiled_modules"] = len(surveyed.compiled)
     facts["stays_behind"] = [
         *(f"{file} names {line}" for file, line in surveyed.outside),
-        *(f"{name} leads to {target}" for name, target in surveyed.leading_out),
+        *(f"{name} points to {target}" for name, target in surveyed.leading_out),
     ]
     facts["build"] = _build(path)
     return facts

@@ -32,7 +32,7 @@ def require_fit(head: Head, path: str, python: str | None) -> Interpreter:
 
     Args:
         head: what its manifest says.
-        path: where it shall stand, for messages.
+        path: where it should stand, for messages.
         python: an executable, a command or `X.Y`; by default the first that fits.
 
     Raises:

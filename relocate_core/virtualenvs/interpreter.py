@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ..errors import InterpreterMismatch, InterpreterNotFound, InvalidPath, UnsafeFolder
+from ..errors import InterpreterMismatch, InterpreterNotFound, InvalidPath, UnsafeDirectory
 from ..system.ownership import require_trusted
 from ..system.running import environment as bare_environment
 from ..system.running import identity, run
@@ -55,7 +55,7 @@ print(json.dumps({
 }))
 """
 _NAME = re.compile(r"(?:python|pypy)[\d.]*t?\Z")
-_USUAL_FOLDERS = ("/usr/local/bin", "/usr/bin", "/opt/local/bin")
+_USUAL_DIRECTORIES = ("/usr/local/bin", "/usr/bin", "/opt/local/bin")
 _ASK_SECONDS = 30
 _NOBODY = 65534
 
@@ -113,7 +113,8 @@ def ask(executable: str, user: tuple[int, int] | None = None) -> Interpreter:
     try:
         base = answer["executable"]
         if os.path.exists(os.path.join(os.path.dirname(os.path.dirname(base)), "pyvenv.cfg")):
-            # A virtualenv's: a link leads to the base; a copy does not, but the newer ones know it.
+            # A virtualenv's: a link points to the base; a copy does not, but the newer ones know
+            # it.
             known = answer["base_executable"]
             base = known if known and known != base else os.path.realpath(base)
         major, minor, micro = map(int, answer["version"])
@@ -139,11 +140,12 @@ def ask_own(path: str, base: str | None = None) -> Interpreter:
     """What a virtualenv's own Python says of itself.
 
     Root runs it as the virtualenv's owner; one of root's own as nobody, where more than the base
-    Python would run. Only where these cannot, as with a base Python in a closed folder, root does.
+    Python would run. Only where these cannot, as with a base Python in a closed directory, root
+    does.
 
     Args:
-        path: the virtualenv's folder.
-        base: the folder of its base Python, where it is known.
+        path: the virtualenv's directory.
+        base: the directory of its base Python, where it is known.
 
     Raises:
         InterpreterNotFound: it is not there, does not run, or is no Python.
@@ -161,7 +163,8 @@ def _other_user(path: str, base: str | None) -> tuple[int, int] | None:
         return None
     user = owner.st_uid or _NOBODY, owner.st_gid or _NOBODY
     if base is None and not owner.st_uid:
-        # Not of another owner, who could name a folder that is closed to them, for root to run it.
+        # Not of another owner, who could name a directory that is closed to them, for root to run
+        # it.
         base = read_config(path).get("home")
     places = [path, *([base] if base else [])]
     return user if all(_may_enter(place, user) for place in places) else None
@@ -173,7 +176,7 @@ def _runs_base_alone(path: str) -> bool:
     It is where the executable is a link to the base, and nothing tells that to look into the
     virtualenv for its library. A copy looks there by itself: for a library of C beside it, as
     $ORIGIN in the base's executable may have it, and for that of Python, unless pyvenv.cfg has a
-    home; and a pyvenv.cfg in its own folder comes first (Modules/getpath.py of CPython).
+    home; and a pyvenv.cfg in its own directory comes first (Modules/getpath.py of CPython).
     """
     inside = os.path.realpath(path)
     home = read_config(path).get("home")
@@ -199,7 +202,7 @@ def _homes(path: str) -> set[str]:
 
 
 def _may_enter(path: str, user: tuple[int, int]) -> bool:
-    """Whether a user may pass through all the folders on the way to a path, and through it."""
+    """Whether a user may pass through all the directories on the way to a path, and through it."""
     command = ["/bin/sh", "-c", 'test -x "$1"', "sh", path]
     return run(command, "/", {}, user=identity(user)[0], seconds=_ASK_SECONDS).code == 0
 
@@ -209,8 +212,8 @@ def _answer(executable: str, user: tuple[int, int] | None) -> dict[str, Any]:
     variables = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     if user is not None:  # what is in root's environment is not for everybody
         variables = bare_environment(os.path.dirname(os.path.dirname(executable)), home)
-    # The options that every Python since 2.7 knows: no user's folder, no site-packages, no
-    # environment; and a working folder that nobody but root can put a module into.
+    # The options that every Python since 2.7 knows: no user's directory, no site-packages, no
+    # environment; and a working directory that nobody but root can put a module into.
     command = [executable, "-E", "-s", "-B", "-c", _QUESTION]
     try:
         done = run([executable, "-S", *command[1:]], "/", variables, user=who, seconds=_ASK_SECONDS)
@@ -244,8 +247,8 @@ def named(python: str) -> Interpreter:
         return ask(os.path.abspath(python))
     name = f"python{python}" if re.match(r"\d+\.\d+t?\Z", python) else python
     failure: InterpreterNotFound | None = None
-    for folder in _folders():
-        executable = os.path.join(folder, name)
+    for directory in _directories():
+        executable = os.path.join(directory, name)
         if os.access(executable, os.X_OK) and not os.path.isdir(executable):
             try:
                 return ask(executable)
@@ -258,10 +261,10 @@ def named(python: str) -> Interpreter:
     )
 
 
-def _folders() -> list[str]:
+def _directories() -> list[str]:
     """Where programs are looked for: the PATH, which a service may have without the usual ones."""
-    folders = (*os.get_exec_path(), *_USUAL_FOLDERS)
-    return [folder for folder in dict.fromkeys(folders) if folder.startswith("/")]
+    directories = (*os.get_exec_path(), *_USUAL_DIRECTORIES)
+    return [directory for directory in dict.fromkeys(directories) if directory.startswith("/")]
 
 
 class Wanted(Protocol):
@@ -284,19 +287,19 @@ def _candidates(environment: Wanted) -> Iterator[str]:
     own = os.path.realpath(os.path.join(environment.path, "bin"))
     home = [environment.home] if environment.home and _is_safe(environment.home) else []
     for name in names:
-        for folder in (*home, *_folders()):
-            executable = os.path.join(folder, name)
-            if os.path.realpath(folder) != own and os.access(executable, os.X_OK):
+        for directory in (*home, *_directories()):
+            executable = os.path.join(directory, name)
+            if os.path.realpath(directory) != own and os.access(executable, os.X_OK):
                 yield executable
 
 
-def _is_safe(folder: str) -> bool:
-    """Whether a program may be run out of a folder that an archive names."""
-    if not (folder.startswith("/") and os.path.isdir(folder)):
+def _is_safe(directory: str) -> bool:
+    """Whether a program may be run out of a directory that an archive names."""
+    if not (directory.startswith("/") and os.path.isdir(directory)):
         return False
     try:
-        require_trusted(folder)
-    except UnsafeFolder:
+        require_trusted(directory)
+    except UnsafeDirectory:
         return False
     return True
 

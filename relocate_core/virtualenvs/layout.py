@@ -1,4 +1,4 @@
-"""What a folder is: a virtualenv's layout, its Python, and the prefixes that its files name."""
+"""What a directory is: a virtualenv's layout, its Python, and the prefixes that its files name."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class Virtualenv:
     """A virtualenv as its files describe it; nothing in it is run.
 
     Attributes:
-        path: the folder, as it was given.
+        path: the directory, as it was given.
         prefix: the path that its activation or else its scripts name; None if nothing does.
         old_prefixes: all paths that it was built at as far as its files tell, most trusted first.
         python: `X.Y` of the Python it is for.
         implementation: `cpython` or `pypy`.
         builder: which tool made it: `venv`, `virtualenv` or `uv`.
-        home: the folder of the base Python, as pyvenv.cfg has it; None on virtualenv before 20.
-        site_packages: its site-packages folders, relative to it.
+        home: the directory of the base Python, as pyvenv.cfg has it; None on virtualenv before 20.
+        site_packages: its site-packages directories, relative to it.
         system_site_packages: whether it sees the base Python's packages.
         prompt: the prompt that was chosen by hand, or None.
         copies: whether `bin/python` is a copy of the base Python and no link.
@@ -73,7 +73,7 @@ def absolute_prefix(path: str, what: str) -> str:
     """`path` in its plain form, checked to be one that a virtualenv can live at.
 
     Raises:
-        InvalidPath: it is relative, the root folder, or holds a newline or NUL.
+        InvalidPath: it is relative, the root directory, or holds a newline or NUL.
     """
     if "\0" in path or "\n" in path or "\r" in path:
         raise InvalidPath(f"{what} must not hold a line break or NUL: {path!r}")
@@ -81,7 +81,7 @@ def absolute_prefix(path: str, what: str) -> str:
         raise InvalidPath(f"{what} must be absolute: {path}")
     path = "/" + os.path.normpath(path).lstrip("/")
     if path == "/":
-        raise InvalidPath(f"{what} must be a folder of its own: {path}")
+        raise InvalidPath(f"{what} must be a directory of its own: {path}")
     return path
 
 
@@ -89,7 +89,7 @@ def inspect(path: str) -> Virtualenv:
     """Describe the virtualenv at `path` from its files.
 
     Args:
-        path: its folder, absolute or relative to the working folder.
+        path: its directory, absolute or relative to the working directory.
 
     Returns:
         What was found; see `Virtualenv`.
@@ -136,10 +136,10 @@ def _inspect(path: str) -> Virtualenv:
 
 
 def _library(path: str) -> tuple[str, str, str]:
-    """The folder of the standard library or its stand-in, and what its name says."""
-    for folder in ("bin", "lib"):
-        if not _is_folder(os.path.join(path, folder)):
-            raise NotAVirtualenv(path, "directory", os.path.join(path, folder))
+    """The directory of the standard library or its stand-in, and what its name says."""
+    for directory in ("bin", "lib"):
+        if not _is_directory(os.path.join(path, directory)):
+            raise NotAVirtualenv(path, "directory", os.path.join(path, directory))
     found = []
     for name in sorted(os.listdir(os.path.join(path, "lib"))):
         match = _LIB.match(name)
@@ -152,8 +152,8 @@ def _library(path: str) -> tuple[str, str, str]:
     return best[0], "pypy" if best[1] == "pypy" else "cpython", best[2]
 
 
-def _is_folder(path: str) -> bool:
-    """Whether there is a folder; an error, and no answer, where that must not be looked at."""
+def _is_directory(path: str) -> bool:
+    """Whether there is a directory; an error, and no answer, where that must not be looked at."""
     try:
         return stat.S_ISDIR(os.stat(path).st_mode)
     except (FileNotFoundError, NotADirectoryError):
@@ -161,7 +161,7 @@ def _is_folder(path: str) -> bool:
 
 
 def _site_packages(path: str, library: str) -> Iterator[str]:
-    """The site-packages folders below every library folder; PyPy 2 has one at the top."""
+    """The site-packages directories below every library directory; PyPy 2 has one at the top."""
     lib = os.path.join(path, "lib")
     names = [f"lib/{name}/site-packages" for name in sorted(os.listdir(lib)) if _LIB.match(name)]
     found = [
@@ -202,9 +202,10 @@ def _sees_system(path: str, library: str, config: dict[str, str]) -> bool:
 def _is_copy(path: str) -> bool:
     """Whether the interpreter is a file of the virtualenv, not a link out of it."""
     interpreter = os.path.join(path, "bin", "python")
-    bin_folder = os.path.realpath(os.path.join(path, "bin"))
+    bin_directory = os.path.realpath(os.path.join(path, "bin"))
     return (
-        os.path.isfile(interpreter) and os.path.dirname(os.path.realpath(interpreter)) == bin_folder
+        os.path.isfile(interpreter)
+        and os.path.dirname(os.path.realpath(interpreter)) == bin_directory
     )
 
 
@@ -281,8 +282,8 @@ def _head(path: str) -> bytes:
 def _listed_scripts(path: str, site_packages: tuple[str, ...]) -> set[str]:
     """The names in `bin` that installed packages list as their own."""
     names: set[str] = set()
-    for folder in site_packages:
-        for entry in os.scandir(os.path.join(path, folder)):
+    for directory in site_packages:
+        for entry in os.scandir(os.path.join(path, directory)):
             for record in ("RECORD", "installed-files.txt"):
                 if not entry.name.endswith((".dist-info", ".egg-info")):
                     continue
@@ -321,9 +322,9 @@ def recorded_prefixes(root: int, site_packages: tuple[str, ...]) -> list[str]:
     else. A package that was shipped with its builder's bytecode does not count, hence the two.
     """
     votes: dict[str, set[str]] = {}
-    for folder in site_packages:
-        for package, path in _sample(root, folder):
-            with files.folder_of(root, path) as (parent, name):
+    for directory in site_packages:
+        for package, path in _sample(root, directory):
+            with files.directory_of(root, path) as (parent, name):
                 try:
                     data, _ = files.read(parent, name)
                 except OSError:
@@ -339,17 +340,17 @@ def recorded_prefixes(root: int, site_packages: tuple[str, ...]) -> list[str]:
     ]
 
 
-def _sample(root: int, folder: str, most: int = 64) -> Iterator[tuple[str, str]]:
-    """One bytecode file of each package in a site-packages folder, up to a number."""
-    parent = files.open_folder(root, folder)
+def _sample(root: int, directory: str, most: int = 64) -> Iterator[tuple[str, str]]:
+    """One bytecode file of each package in a site-packages directory, up to a number."""
+    parent = files.open_directory(root, directory)
     try:
         names = sorted(os.listdir(parent))
     finally:
         os.close(parent)
     for name in names:
-        cache = f"{folder}/{name}/__pycache__"
+        cache = f"{directory}/{name}/__pycache__"
         try:
-            inner = files.open_folder(root, cache)
+            inner = files.open_directory(root, cache)
         except OSError:
             continue
         try:

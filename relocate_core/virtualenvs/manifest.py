@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..archives.tar import (
     CONTROL,
     DAMAGED,
+    DIRECTORY,
     FILE,
-    FOLDER,
     LINK,
     Refused,
     members,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 PLACE = ".relocation"
-"""The folder in a virtualenv that the manifest is in, and what belongs to it."""
+"""The directory in a virtualenv that the manifest is in, and what belongs to it."""
 NAME = f"{PLACE}/manifest.json"
 RECORD = ".release.json"
 """What says of a release that it is complete; see `releases`. No bundle has it."""
@@ -74,12 +74,12 @@ _PLAIN = re.compile(r"[ !#-\[\]-~]*\Z")
 
 
 class Row(NamedTuple):
-    """One file, folder or link of a bundle."""
+    """One file, directory or link of a bundle."""
 
     path: str
     """Relative to the virtualenv."""
     kind: str
-    """FILE, FOLDER or LINK."""
+    """FILE, DIRECTORY or LINK."""
     mode: int = 0
     size: int = 0
     sha256: str = ""
@@ -90,7 +90,7 @@ class Row(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What rows are ordered by: a folder, then all that is in it."""
+        """What rows are ordered by: a directory, then all that is in it."""
         return order(self.path)
 
     def mtime(self, time: int) -> int:
@@ -101,8 +101,8 @@ class Row(NamedTuple):
         """It as it stands in the manifest."""
         if self.kind == FILE and not self.source and _PLAIN.match(self.path):
             return f'["{self.path}", "file", {self.mode}, {self.size}, "{self.sha256}"]'
-        if self.kind == FOLDER:
-            return json.dumps([self.path, FOLDER, self.mode])
+        if self.kind == DIRECTORY:
+            return json.dumps([self.path, DIRECTORY, self.mode])
         if self.kind == LINK:
             return json.dumps([self.path, LINK, self.target])
         source = [self.source] if self.source else []
@@ -110,7 +110,7 @@ class Row(NamedTuple):
 
 
 def order(path: str) -> str:
-    """A key by which a folder comes before what is in it, and nothing else in between."""
+    """A key by which a directory comes before what is in it, and nothing else in between."""
     return path.replace("/", "\0")
 
 
@@ -139,7 +139,7 @@ class Head:
         python: X.Y of the Python that it is for.
         version: X.Y.Z of the one that it was built with.
         implementation: `cpython` or `pypy`.
-        home: the folder of that one; "" where pyvenv.cfg does not tell.
+        home: the directory of that one; "" where pyvenv.cfg does not tell.
         compiled: the file name endings that compiled modules come with, and one such module.
         machine: the processor's architecture that its compiled files are for; "" without any.
         libc: `glibc`, `musl` or "".
@@ -216,7 +216,7 @@ class Manifest:
     def __init__(self, file: int) -> None:
         try:
             self._stream = open(file, "rb", buffering=1 << 18)  # noqa: SIM115 - see `close`
-        except OSError:  # a folder, say
+        except OSError:  # a directory, say
             os.close(file)
             raise
         try:
@@ -381,9 +381,9 @@ def _row(line: bytes, trusted: bool = False) -> Row:
 
 def _parsed(values: Any) -> Row:
     path, kind, *rest = values
-    if kind == FOLDER:
-        row = Row(_string(path), FOLDER, _number(rest[0]))
-        right = row.mode == folder_mode(row.mode)
+    if kind == DIRECTORY:
+        row = Row(_string(path), DIRECTORY, _number(rest[0]))
+        right = row.mode == directory_mode(row.mode)
     elif kind == LINK:
         row = Row(_string(path), LINK, target=_string(rest[0]))
         right = bool(row.target)
@@ -403,15 +403,15 @@ def file_mode(mode: int) -> int:
     return mode & 0o755 | 0o400
 
 
-def folder_mode(mode: int) -> int:
-    """A folder's."""
+def directory_mode(mode: int) -> int:
+    """A directory's."""
     return mode & 0o755 | 0o700
 
 
 def _require_plain(path: str) -> None:
     """Refuse a path that leads out, or into what belongs to the manifest or to the release."""
     try:
-        possible = bool(path) and plain_name(path, folder=False) == path
+        possible = bool(path) and plain_name(path, directory=False) == path
     except Refused:
         possible = False
     if not possible:
@@ -454,11 +454,11 @@ def of_tree(root: int) -> Manifest | None:
         Refused: it is damaged, or of a format that is not known.
     """
     try:
-        with files.folder_of(root, NAME) as (folder, name):
-            return Manifest(files.open_file(folder, name))
+        with files.directory_of(root, NAME) as (directory, name):
+            return Manifest(files.open_file(directory, name))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except OSError:  # a folder or a link, say
+    except OSError:  # a directory or a link, say
         raise _damaged("cannot be read") from None
 
 
@@ -466,24 +466,24 @@ def consistent(head: Head, rows: Iterable[Row]) -> Iterator[Row]:
     """The rows of a whole, once they are found to be what its head says.
 
     Raises:
-        Refused: a row is in a folder without one, a file of the head has none, or they are more or
-            less than it says.
+        Refused: a row is in a directory without one, a file of the head has none, or they are more
+            or less than it says.
     """
     named = {*head.references, *(path for path, _ in head.uneditable)}
-    folders, folder = {""}, ""
+    directories, directory = {""}, ""
     count = size = 0
     for row in rows:
         count += 1
         size += row.size
-        if row.kind == FOLDER:
-            folders.add(row.path)
+        if row.kind == DIRECTORY:
+            directories.add(row.path)
         elif row.path in named:
             named.remove(row.path)
         parent = row.path.rpartition("/")[0]
-        if parent != folder:
-            if parent not in folders:
-                raise _damaged(f"has {printable(row.path)} in a folder that it has not")
-            folder = parent
+        if parent != directory:
+            if parent not in directories:
+                raise _damaged(f"has {printable(row.path)} in a directory that it has not")
+            directory = parent
         yield row
     for path in sorted(named):
         raise _damaged(f"tells of {printable(path)}, which is none of its files")
@@ -629,22 +629,22 @@ def whole(head: Head) -> Head:
 
 
 def write(
-    folder: int, digest: str, head: Head, rows: Iterable[Row], owner: tuple[int, int] | None
+    directory: int, digest: str, head: Head, rows: Iterable[Row], owner: tuple[int, int] | None
 ) -> Iterator[Row]:
     """Write a whole manifest row by row as they are asked for.
 
     Args:
-        folder: descriptor of the virtualenv, which has the folder PLACE.
+        directory: descriptor of the virtualenv, which has the directory PLACE.
         digest: what the manifest has to come to.
         head: the whole's.
         rows: the whole's; each is given on, once it is written.
-        owner: user and group that it shall belong to; by default whoever runs this.
+        owner: user and group that it should belong to; by default whoever runs this.
 
     Raises:
         Refused: the rows come to another digest.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with files.folder_of(folder, NAME) as (place, name):
+    with files.directory_of(directory, NAME) as (place, name):
         file = os.open(name, flags, 0o644, dir_fd=place)
     found = hashlib.sha256()
     with open(file, "wb", buffering=1 << 18) as stream:

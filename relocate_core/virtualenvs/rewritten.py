@@ -1,6 +1,6 @@
 """What of an unpacked bundle was rewritten since it was packed, so that the rest can be proved.
 
-Relocation and `reinitialize` write some files anew, which then are no longer what the manifest
+Relocation and `reinitialize` write some files again, which then are no longer what the manifest
 says. `.relocation/ledger.json` has what they are instead, and `.relocation/originals` their old
 content by its digest, which a later release may want. Both are brought up to date before the files
 are, as a RECORD is: a killed run leaves nothing that is not accounted for.
@@ -39,10 +39,10 @@ def read(root: int) -> dict[str, str]:
         no ledger.
     """
     try:
-        with files.folder_of(root, NAME) as (folder, name):
-            if os.stat(name, dir_fd=folder, follow_symlinks=False).st_size > _LONGEST:
+        with files.directory_of(root, NAME) as (directory, name):
+            if os.stat(name, dir_fd=directory, follow_symlinks=False).st_size > _LONGEST:
                 return {}
-            data, _ = files.read(folder, name)
+            data, _ = files.read(directory, name)
         known = json.loads(data)
     except (OSError, ValueError, RecursionError):
         return {}
@@ -97,21 +97,24 @@ def _document(known: Mapping[str, str]) -> bytes:
 
 
 def _status(root: int) -> Any:
-    with files.folder_of(root, NAME) as (folder, name):
-        return os.stat(name, dir_fd=folder, follow_symlinks=False)
+    with files.directory_of(root, NAME) as (directory, name):
+        return os.stat(name, dir_fd=directory, follow_symlinks=False)
 
 
 def _target(root: int, path: str, temporary: str) -> str:
-    with files.folder_of(root, path) as (folder, _):
-        return os.readlink(temporary, dir_fd=folder)
+    with files.directory_of(root, path) as (directory, _):
+        return os.readlink(temporary, dir_fd=directory)
 
 
 def keep(root: int, path: str, digest: str) -> None:
     """Give a file's old content a second name, by its digest in hexadecimal."""
-    made = files.folder_of(root, ORIGINALS)
-    with suppress(FileExistsError, FileNotFoundError), made as (folder, name):
-        os.mkdir(name, 0o755, dir_fd=folder)
-    place, parent = files.folder_of(root, f"{ORIGINALS}/{digest}"), files.folder_of(root, path)
-    with suppress(OSError), place as (folder, name), parent as (old_folder, old):
+    made = files.directory_of(root, ORIGINALS)
+    with suppress(FileExistsError, FileNotFoundError), made as (directory, name):
+        os.mkdir(name, 0o755, dir_fd=directory)
+    place, parent = (
+        files.directory_of(root, f"{ORIGINALS}/{digest}"),
+        files.directory_of(root, path),
+    )
+    with suppress(OSError), place as (directory, name), parent as (old_directory, old):
         # A file system without hard links does without: the release then gives that file to none.
-        os.link(old, name, src_dir_fd=old_folder, dst_dir_fd=folder, follow_symlinks=False)
+        os.link(old, name, src_dir_fd=old_directory, dst_dir_fd=directory, follow_symlinks=False)

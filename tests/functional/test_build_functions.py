@@ -22,10 +22,10 @@ from salt.exceptions import CommandExecutionError
 @pytest.fixture(scope="module")
 def minion(tmp_path_factory: pytest.TempPathFactory) -> Masterless:
     """A minion that has synced, with packages, and requirements in its file root."""
-    folder = tmp_path_factory.mktemp("minion")
-    made = Masterless(folder)
-    packages.wheel(folder / "index", "alpha", requires=["beta"], scripts=["alpha"])
-    packages.wheel(folder / "index", "beta")
+    directory = tmp_path_factory.mktemp("minion")
+    made = Masterless(directory)
+    packages.wheel(directory / "index", "alpha", requires=["beta"], scripts=["alpha"])
+    packages.wheel(directory / "index", "beta")
     (made.root / "shop").mkdir()
     (made.root / "shop" / "requirements.txt").write_text("alpha\n")
     return made
@@ -123,13 +123,13 @@ def test_what_is_wrong_is_one_sentence(
 
 def test_packed(minion: Masterless, archive: str, options: dict[str, Any]) -> None:
     options["packages"] = ["alpha"]
-    folder = os.path.dirname(os.path.dirname(archive))
-    before = environments.digest(folder)
+    directory = os.path.dirname(os.path.dirname(archive))
+    before = environments.digest(directory)
     answer = minion.single("packed", archive, test=True, **options)
     assert answer["result"] is None
     assert answer["comment"] == f"{archive} would be built, as there is no bundle yet."
     assert answer["changes"] == {"bundle": {"old": None, "new": archive}}
-    assert environments.digest(folder) == before
+    assert environments.digest(directory) == before
     answer = minion.single("packed", archive, **options)
     first = packages.digest(Path(archive))
     assert answer["result"] is True

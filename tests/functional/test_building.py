@@ -46,29 +46,29 @@ def _calm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of wheels: alpha needs beta, and gamma needs nothing."""
-    folder = tmp_path_factory.mktemp("index")
-    packages.wheel(folder, "alpha", requires=["beta"], scripts=["alpha"])
-    packages.wheel(folder, "beta")
-    packages.wheel(folder, "gamma")
-    return folder
+    """A directory of wheels: alpha needs beta, and gamma needs nothing."""
+    directory = tmp_path_factory.mktemp("index")
+    packages.wheel(directory, "alpha", requires=["beta"], scripts=["alpha"])
+    packages.wheel(directory, "beta")
+    packages.wheel(directory, "gamma")
+    return directory
 
 
 @pytest.fixture(scope="module")
 def pips(tmp_path_factory: pytest.TempPathFactory, index: Path) -> Path:
     """pip's own environment, which takes a few seconds to make."""
-    folder = tmp_path_factory.mktemp("pips")
+    directory = tmp_path_factory.mktemp("pips")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PIP_CONFIG_FILE", os.devnull)
         build(
-            str(folder / "a.tar.gz"),
-            cache=str(folder / "cache"),
+            str(directory / "a.tar.gz"),
+            cache=str(directory / "cache"),
             packages=["gamma"],
             no_index=True,
             find_links=[str(index)],
             python=sys.executable,
         )
-    (made,) = (folder / "cache").glob("*/pip")
+    (made,) = (directory / "cache").glob("*/pip")
     return made
 
 
@@ -77,13 +77,13 @@ class Shop:
     """A build machine.
 
     Attributes:
-        folder: all that it has.
+        directory: all that it has.
         index: its packages.
         pips: pip's own environment, made before.
         options: what each build has.
     """
 
-    folder: Path
+    directory: Path
     index: Path
     pips: Path
     options: dict[str, Any] = field(default_factory=dict)
@@ -91,12 +91,12 @@ class Shop:
     @property
     def archive(self) -> Path:
         """The bundle."""
-        return self.folder / "shop.tar.gz"
+        return self.directory / "shop.tar.gz"
 
     @property
     def kept(self) -> Path:
         """The environment that is kept."""
-        (found,) = self.folder.glob("cache/*/environment")
+        (found,) = self.directory.glob("cache/*/environment")
         return found
 
     @property
@@ -108,7 +108,7 @@ class Shop:
     def build(self, *wanted: str, **options: Any) -> Building:
         """Build a bundle of some packages; what it says of itself can be carried."""
         given = {
-            "cache": str(self.folder / "cache"),
+            "cache": str(self.directory / "cache"),
             "packages": wanted,
             "find_links": [str(self.index)],
             "no_index": True,
@@ -147,8 +147,8 @@ class Shop:
         }
 
     def deployed(self, name: str = "1", **options: Any) -> Path:
-        """Deploy the bundle; the release's folder."""
-        path = self.folder / "srv" / name
+        """Deploy the bundle; the release's directory."""
+        path = self.directory / "srv" / name
         publish(str(options.pop("archive", self.archive)), str(path), **options)
         return path
 
@@ -177,18 +177,20 @@ def each(request: pytest.FixtureRequest, shop: Shop) -> Shop:
     return shop
 
 
-def names(folder: Path) -> set[str]:
+def names(directory: Path) -> set[str]:
     """The names of what is installed in site-packages."""
-    found = {path.name.split("-")[0] for path in folder.glob("*.dist-info")}
-    assert all((folder / name).is_dir() or (folder / f"{name}.py").is_file() for name in found)
+    found = {path.name.split("-")[0] for path in directory.glob("*.dist-info")}
+    assert all(
+        (directory / name).is_dir() or (directory / f"{name}.py").is_file() for name in found
+    )
     return found
 
 
-def git(folder: Path, *words: str) -> str:
+def git(directory: Path, *words: str) -> str:
     """Run git; what it prints."""
     identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
     done = subprocess.run(
-        ["git", *identity, "-C", str(folder), *words], check=True, capture_output=True, text=True
+        ["git", *identity, "-C", str(directory), *words], check=True, capture_output=True, text=True
     )
     return done.stdout.strip()
 
@@ -196,13 +198,13 @@ def git(folder: Path, *words: str) -> str:
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A project in a checkout, with one commit."""
-    folder = packages.project(tmp_path / "src" / "shop")
-    (folder / ".gitignore").write_text("*.log\nbuild/\n")
-    (folder / "src" / "more.py").write_text("VALUE = 1\n")
-    git(folder, "init", "-q")
-    git(folder, "add", ".")
-    git(folder, "commit", "-q", "-m", "first")
-    return folder
+    directory = packages.project(tmp_path / "src" / "shop")
+    (directory / ".gitignore").write_text("*.log\nbuild/\n")
+    (directory / "src" / "more.py").write_text("VALUE = 1\n")
+    git(directory, "init", "-q")
+    git(directory, "add", ".")
+    git(directory, "commit", "-q", "-m", "first")
+    return directory
 
 
 # --- what is built --------------------------------------------------------------------------------
@@ -358,7 +360,7 @@ def test_a_new_cache_gives_the_same_bytes(
     each.options.update(tool=tool, project=str(checkout))
     each.build("alpha", "gamma")
     before = each.bundle()
-    shutil.rmtree(each.folder / "cache")
+    shutil.rmtree(each.directory / "cache")
     time.sleep(1.1)  # files get another time
     each.build("alpha", "gamma", force=True)
     assert each.bundle() == before
@@ -418,11 +420,11 @@ def test_a_lock_with_hashes_is_kept_to(both: Shop, tmp_path: Path) -> None:
 
 
 def test_a_project_goes_with_a_lock(each: Shop, tmp_path: Path) -> None:
-    folder = packages.project(tmp_path / "src")
+    directory = packages.project(tmp_path / "src")
     lock = tmp_path / "lock.txt"
     one = packages.digest(each.index / "beta-1.0-py3-none-any.whl")
     lock.write_text(f"beta==1.0 --hash=sha256:{one}\n")
-    made = each.build(project=str(folder), requirements=[str(lock)], require_hashes=True)
+    made = each.build(project=str(directory), requirements=[str(lock)], require_hashes=True)
     assert made.installed == {"shop": "1.0", "beta": "1.0"}
 
 
@@ -443,7 +445,7 @@ def test_an_editable_is_no_trap(each: Shop, tmp_path: Path) -> None:
     each.refused("as editable", **options)
     (tmp_path / "requirements.txt").write_text("./src\n")
     if each.options["installer"] == "uv":  # it looks at the times of a few files only
-        each.refused("names the folder", **options)
+        each.refused("names the directory", **options)
         return
     each.build(**options)
     (tmp_path / "src" / "src" / "shop.py").write_text("VALUE = 2\n")
@@ -455,13 +457,13 @@ def test_an_editable_is_no_trap(each: Shop, tmp_path: Path) -> None:
 
 
 def test_a_project_is_built_apart_from_its_tree(each: Shop, tmp_path: Path) -> None:
-    folder = packages.project(tmp_path / "src")
-    (folder / "src" / "old.py").write_text("")
-    before = sorted(folder.rglob("*"))
-    assert sorted(each.build(project=str(folder)).installed) == ["beta", "shop"]
-    assert sorted(folder.rglob("*")) == before
-    (folder / "src" / "old.py").unlink()
-    made = each.build(project=str(folder))
+    directory = packages.project(tmp_path / "src")
+    (directory / "src" / "old.py").write_text("")
+    before = sorted(directory.rglob("*"))
+    assert sorted(each.build(project=str(directory)).installed) == ["beta", "shop"]
+    assert sorted(directory.rglob("*")) == before
+    (directory / "src" / "old.py").unlink()
+    made = each.build(project=str(directory))
     assert (made.installed, made.kept) == ({"shop": "1.0"}, 1)
     assert not (each.site_packages / "old.py").exists()
     assert not list(each.site_packages.glob("*/direct_url.json"))
@@ -469,33 +471,33 @@ def test_a_project_is_built_apart_from_its_tree(each: Shop, tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_a_project_with_the_same_wheel_is_not_installed_again(each: Shop, tmp_path: Path) -> None:
-    folder = packages.project(tmp_path / "src")
-    each.build(project=str(folder))
+    directory = packages.project(tmp_path / "src")
+    each.build(project=str(directory))
     before = each.state()
-    (folder / "README").write_text("new\n")
+    (directory / "README").write_text("new\n")
     time.sleep(2.1)  # the backend writes the time into the wheel, in steps of two seconds
-    made = each.build(project=str(folder))
+    made = each.build(project=str(directory))
     assert made.changed
     assert (made.installed, each.state()) == ({}, before)
 
 
 def test_extras_of_a_project(each: Shop, tmp_path: Path) -> None:
-    folder = packages.project(tmp_path / "src")
-    made = each.build(project=f"{folder}[more]")
+    directory = packages.project(tmp_path / "src")
+    made = each.build(project=f"{directory}[more]")
     assert sorted(made.installed) == ["beta", "gamma", "shop"]
-    assert each.build(project=str(folder)).removed == ["gamma"]
+    assert each.build(project=str(directory)).removed == ["gamma"]
 
 
 def test_products_of_a_build_do_not_count(each: Shop, tmp_path: Path) -> None:
-    folder = packages.project(tmp_path / "src")
-    each.build(project=str(folder))
+    directory = packages.project(tmp_path / "src")
+    each.build(project=str(directory))
     for product in ("build/lib/x.py", "src/__pycache__/x.pyc", "shop.egg-info/PKG-INFO"):
-        path = folder / product
+        path = directory / product
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
-    (folder / ".venv").mkdir()
-    (folder / ".venv" / "pyvenv.cfg").write_text("")
-    assert not each.build(project=str(folder)).changed
+    (directory / ".venv").mkdir()
+    (directory / ".venv" / "pyvenv.cfg").write_text("")
+    assert not each.build(project=str(directory)).changed
 
 
 # --- the commit -----------------------------------------------------------------------------------
@@ -503,7 +505,7 @@ def test_products_of_a_build_do_not_count(each: Shop, tmp_path: Path) -> None:
 
 def test_a_bundle_is_named_by_its_commit(shop: Shop, checkout: Path) -> None:
     shop.options["installer"] = "uv"
-    archive = shop.folder / "shop-{commit}.tar.gz"
+    archive = shop.directory / "shop-{commit}.tar.gz"
     made = shop.build(project=str(checkout), archive=archive)
     commit = git(checkout, "rev-parse", "HEAD")
     assert made.archive == str(archive).replace("{commit}", commit)
@@ -522,7 +524,7 @@ def test_a_dirty_tree_is_not_named_by_its_commit(shop: Shop, checkout: Path, cha
         file.write_text("VALUE = 2\n")
     if change == "staged":
         git(checkout, "add", ".")
-    archive = shop.folder / "shop-{commit}.tar.gz"
+    archive = shop.directory / "shop-{commit}.tar.gz"
     said = shop.refused("differs from its commit", project=str(checkout), archive=archive)
     assert file.name in said
     made = shop.build(project=str(checkout), installer="uv")
@@ -556,19 +558,19 @@ def test_another_commit_is_another_bundle(shop: Shop, checkout: Path) -> None:
 
 
 def test_a_failure_leaves_the_bundle_and_a_cache_that_is_good(each: Shop, tmp_path: Path) -> None:
-    folder = packages.project(tmp_path / "src")
-    each.build(project=str(folder))
+    directory = packages.project(tmp_path / "src")
+    each.build(project=str(directory))
     bundle, state = each.bundle(), each.state()
-    said = each.refused("nowhere", "nowhere", project=str(folder))
+    said = each.refused("nowhere", "nowhere", project=str(directory))
     log = Path(said.rpartition(" ")[2])
     assert "nowhere" in log.read_text()
     assert log.stat().st_mode & 0o077 == 0
-    (folder / "broken").write_text("gears missing")
-    assert "gears missing" in each.refused("building the project failed", project=str(folder))
+    (directory / "broken").write_text("gears missing")
+    assert "gears missing" in each.refused("building the project failed", project=str(directory))
     assert each.bundle() == bundle
-    (folder / "broken").unlink()
-    (folder / "src" / "shop.py").write_text("VALUE = 2\n")
-    made = each.build(project=str(folder))
+    (directory / "broken").unlink()
+    (directory / "src" / "shop.py").write_text("VALUE = 2\n")
+    made = each.build(project=str(directory))
     assert (made.installed, made.kept) == ({"shop": "1.0"}, 1)
     beta = {path: known for path, known in each.state().items() if path.startswith("beta")}
     assert beta == {path: known for path, known in state.items() if path.startswith("beta")}
@@ -588,14 +590,14 @@ def test_an_index_that_is_gone_is_told(each: Shop, monkeypatch: pytest.MonkeyPat
         ("nothing to build", {}),
         ("ends in none of", {"packages": ["a"], "archive": "/tmp/a.zip"}),
         ("must be absolute", {"packages": ["a"], "archive": "a.tar"}),
-        ("no folder /nowhere", {"packages": ["a"], "archive": "/nowhere/a.tar"}),
+        ("no directory /nowhere", {"packages": ["a"], "archive": "/nowhere/a.tar"}),
         ("cache must be absolute", {"packages": ["a"], "cache": "cache"}),
         ("tool must be one of", {"packages": ["a"], "tool": "conda"}),
         ("installer must be one of", {"packages": ["a"], "installer": "easy_install"}),
         ("bytecode must be one of", {"packages": ["a"], "bytecode": "none"}),
         ("cannot read the requirement file", {"requirements": ["/nowhere.txt"]}),
         ("cannot read the constraint file", {"packages": ["a"], "constraints": ["/nowhere.txt"]}),
-        ("there is no folder /nowhere", {"project": "/nowhere"}),
+        ("there is no directory /nowhere", {"project": "/nowhere"}),
         ("is no Python project", {"project": "/etc"}),
         ("not named as a wheel", {"wheels": ["/etc/passwd"]}),
         ("cannot read the wheel", {"wheels": ["/nowhere-1.0-py3-none-any.whl"]}),
@@ -620,7 +622,7 @@ def test_an_index_that_is_gone_is_told(each: Shop, monkeypatch: pytest.MonkeyPat
 def test_bad_arguments_are_refused(shop: Shop, words: str, options: dict[str, Any]) -> None:
     shop.refused(words, **{"packages": (), "installer": "uv", **options})
     assert not shop.archive.exists()
-    assert not (shop.folder / "cache").exists()
+    assert not (shop.directory / "cache").exists()
 
 
 @pytest.mark.parametrize(
@@ -646,13 +648,13 @@ def test_a_tool_that_is_not_there_is_told(
 def test_a_dry_run_does_nothing(each: Shop) -> None:
     made = each.build("alpha", dry_run=True)
     assert (made.changed, made.dry_run, made.sha256) == (True, True, None)
-    assert not list(each.folder.iterdir())
+    assert not list(each.directory.iterdir())
     each.build("alpha")
-    before = sorted(each.folder.rglob("*")), each.bundle()
+    before = sorted(each.directory.rglob("*")), each.bundle()
     assert not each.build("alpha", dry_run=True).changed
     made = each.build("gamma", dry_run=True)
     assert (made.changed, made.reason) == (True, "what it is made of has changed")
-    assert (sorted(each.folder.rglob("*")), each.bundle()) == before
+    assert (sorted(each.directory.rglob("*")), each.bundle()) == before
 
 
 def test_what_stands_there_and_is_no_bundle_is_replaced(shop: Shop) -> None:
@@ -667,7 +669,7 @@ def test_what_stands_there_and_is_no_bundle_is_replaced(shop: Shop) -> None:
 
 
 def test_misleading_variables_do_not_mislead(both: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    elsewhere = both.folder / "elsewhere"
+    elsewhere = both.directory / "elsewhere"
     for name in ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "UV_TARGET", "PYTHONPATH", "PYTHONHOME"):
         monkeypatch.setenv(name, str(elsewhere))
     for name in ("PIP_USER", "PIP_REQUIRE_VIRTUALENV", "PIP_NO_DEPS", "UV_SYSTEM_PYTHON"):
@@ -692,13 +694,13 @@ def test_files_are_for_everybody_whatever_the_umask(each: Shop) -> None:
 class _Index(BaseHTTPRequestHandler):
     """A package index that wants a password."""
 
-    folder: Path
+    directory: Path
 
     def do_GET(self) -> None:
         wanted = "Basic " + base64.b64encode(f"user:{SECRET}".encode()).decode()
         name = self.path.rstrip("/").rpartition("/")[2]
-        file = self.folder / name
-        files = sorted(one.name for one in self.folder.glob(f"{name}-*.whl"))
+        file = self.directory / name
+        files = sorted(one.name for one in self.directory.glob(f"{name}-*.whl"))
         if self.headers.get("Authorization") != wanted:
             code, kind, page = 401, "text/html", b"no"
         elif file.is_file():
@@ -725,7 +727,7 @@ class _Index(BaseHTTPRequestHandler):
 @pytest.fixture
 def private_index(index: Path) -> Iterator[str]:
     """Where a package index is that wants a password."""
-    handler = type("Handler", (_Index,), {"folder": index})
+    handler = type("Handler", (_Index,), {"directory": index})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
@@ -752,11 +754,11 @@ def test_credentials_are_used_and_told_to_nobody(
         each.options["environ"] = {name: url}
     elif way == "direct":
         each.options["index"] = url
-        file = each.folder / "requirements.txt"
+        file = each.directory / "requirements.txt"
         file.write_text(f"gamma @ {url}/gamma-1.0-py3-none-any.whl\n")
         each.options["requirements"] = [str(file)]
     else:
-        file = each.folder / "requirements.txt"
+        file = each.directory / "requirements.txt"
         file.write_text(f"--index-url {url}\ngamma\n")
         each.options["requirements"] = [str(file)]
     made = each.build("alpha")
@@ -771,13 +773,13 @@ def test_credentials_are_used_and_told_to_nobody(
 
 
 def test_what_changes_while_it_is_built_is_told(shop: Shop, tmp_path: Path) -> None:
-    folder = packages.project(tmp_path / "src")
+    directory = packages.project(tmp_path / "src")
 
     def change(step: str, facts: dict[str, Any]) -> None:
         if step == "installed":
-            (folder / "src" / "shop.py").write_text("VALUE = 2\n")
+            (directory / "src" / "shop.py").write_text("VALUE = 2\n")
 
-    options = {"project": str(folder), "installer": "uv"}
+    options = {"project": str(directory), "installer": "uv"}
     shop.refused("have changed since this build began", tell=change, **options)
     assert not shop.archive.exists()
     assert shop.build(**options).kept == 1
@@ -802,7 +804,7 @@ def start(shop: Shop, *wanted: str, **options: Any) -> multiprocessing.Process:
 def test_builds_of_one_cache_take_turns(shop: Shop) -> None:
     shop.options["installer"] = "uv"
     wanted = (["alpha"], ["gamma"], ["alpha", "gamma"], ["beta"])
-    archives = [shop.folder / f"{number}.tar.gz" for number in range(len(wanted))]
+    archives = [shop.directory / f"{number}.tar.gz" for number in range(len(wanted))]
     with ThreadPoolExecutor() as pool:
         made = list(
             pool.map(lambda one: shop.build(*one[0], archive=one[1]), zip(wanted, archives))
@@ -822,12 +824,12 @@ def test_the_same_build_twice_at_once_is_done_once(shop: Shop) -> None:
 
 
 def test_a_build_that_waits_too_long_says_for_whom(shop: Shop, tmp_path: Path) -> None:
-    folder = packages.project(tmp_path / "src")
-    (folder / "slow").write_text("2")
+    directory = packages.project(tmp_path / "src")
+    (directory / "slow").write_text("2")
     shop.options["installer"] = "uv"
-    process = start(shop, project=str(folder))
+    process = start(shop, project=str(directory))
     try:
-        _until(lambda: list(shop.folder.glob("cache/*/source/*/slow")))
+        _until(lambda: list(shop.directory.glob("cache/*/source/*/slow")))
         with pytest.raises(Busy, match=r"building shop\.tar\.gz") as caught:
             shop.build("alpha", wait=0.2)
         assert sentence(str(caught.value))
@@ -929,18 +931,18 @@ def test_the_telling_words_of_a_tool(output: str, expected: str) -> None:
 
 def test_the_latest_bundles_are_packed_against(shop: Shop, tmp_path: Path) -> None:
     for commit, wanted in (("a", ["gamma"]), ("b", ["gamma"]), ("c", ["alpha", "gamma"])):
-        template = str(shop.folder / "shop-{commit}.tar.gz")
+        template = str(shop.directory / "shop-{commit}.tar.gz")
         made = shop.build(*wanted, archive=template, commit=commit, against=1)
         os.utime(made.archive, ns=(time.time_ns(), time.time_ns() + ord(commit) * 10**9))
-    shutil.copy(made.archive, shop.folder / "other-z.tar.gz")
+    shutil.copy(made.archive, shop.directory / "other-z.tar.gz")
     made = shop.build("alpha", archive=template, commit="d", against=2)
     names = ["shop-d.from-shop-b.tar.gz", "shop-d.from-shop-c.tar.gz"]
     assert sorted(os.path.basename(one) for one in made.against) == names
     for name in (*names, "shop-d.tar.gz"):
-        assert (shop.folder / f"{name}.sha256").exists()
+        assert (shop.directory / f"{name}.sha256").exists()
     root = tmp_path / "srv"
-    publish(str(shop.folder / "shop-c.tar.gz"), str(root / "c"))
-    done = publish(str(shop.folder / names[1]), str(root / "d"))
+    publish(str(shop.directory / "shop-c.tar.gz"), str(root / "c"))
+    done = publish(str(shop.directory / names[1]), str(root / "d"))
     assert done.reused
     publish(made.archive, str(root / "e"))
     kept = [(root / name / manifest.NAME).read_bytes() for name in ("d", "e")]
@@ -950,9 +952,9 @@ def test_the_latest_bundles_are_packed_against(shop: Shop, tmp_path: Path) -> No
 
 
 def test_bundles_to_pack_against_may_be_named(shop: Shop) -> None:
-    first = shop.build("gamma", archive=shop.folder / "1.tar.gz")
-    made = shop.build("alpha", archive=shop.folder / "2.tar.gz", against=[first.archive])
-    against = str(shop.folder / "2.from-1.tar.gz")
+    first = shop.build("gamma", archive=shop.directory / "1.tar.gz")
+    made = shop.build("alpha", archive=shop.directory / "2.tar.gz", against=[first.archive])
+    against = str(shop.directory / "2.from-1.tar.gz")
     assert list(made.against) == [against]
-    shop.refused("name a full one", "beta", archive=shop.folder / "3.tar.gz", against=[against])
-    assert not (shop.folder / "3.tar.gz").exists()
+    shop.refused("name a full one", "beta", archive=shop.directory / "3.tar.gz", against=[against])
+    assert not (shop.directory / "3.tar.gz").exists()

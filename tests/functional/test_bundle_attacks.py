@@ -157,13 +157,13 @@ class World:
     """A root in which the first build stands, and the bundles of two builds.
 
     Attributes:
-        folder: what is watched: the root is in it, and victims beside it.
+        directory: what is watched: the root is in it, and victims beside it.
         bundles: the parts of `A`, the first build, of `B`, the second, and of `B-A`, the second
             one against the first.
         trees: what undisturbed deploys make of `A` and `B`.
     """
 
-    folder: Path
+    directory: Path
     bundles: dict[str, Parts]
     archives: dict[str, str]
     trees: dict[str, dict[str, Fingerprint]]
@@ -171,18 +171,18 @@ class World:
 
     @property
     def root(self) -> str:
-        """The folder of the releases."""
-        return str(self.folder / self.name)
+        """The directory of the releases."""
+        return str(self.directory / self.name)
 
     def put(self, data: bytes | Parts, name: str = "evil.tar") -> str:
         """Write an archive; its path."""
-        path = self.folder.parent / name
+        path = self.directory.parent / name
         path.write_bytes(data.tar() if isinstance(data, Parts) else data)
         return str(path)
 
     def state(self) -> dict[str, Fingerprint]:
         """Everything but what taking the lock touches."""
-        seen = digest(str(self.folder))
+        seen = digest(str(self.directory))
         records = f"{self.name}/.releases"
         touched = (records, *(f"{records}/{name}" for name in ("lock", "staging", history.NAME)))
         return {path: facts for path, facts in seen.items() if path not in touched}
@@ -204,10 +204,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         pack(build.path, archives["B"])
         pack(build.path, archives["B-A"], against=archives["A"])
         remove(build.path)
-        folder = memory / "watched"
-        (folder / "victims").mkdir(parents=True)
-        (folder / "victims" / "file").write_text("a victim\n")
-        made = World(folder, {n: Parts.of(path) for n, path in archives.items()}, archives, {})
+        directory = memory / "watched"
+        (directory / "victims").mkdir(parents=True)
+        (directory / "victims" / "file").write_text("a victim\n")
+        made = World(directory, {n: Parts.of(path) for n, path in archives.items()}, archives, {})
         for name in ("A", "B"):
             publish(archives[name], f"{made.root}/{name}")
             made.trees[name] = roots.tree(f"{made.root}/{name}")
@@ -378,7 +378,7 @@ LNK, HARD, DIR = tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE
 MEMBERS: dict[str, tuple[Change, str]] = {
     "missing": (drop("bin/beta"), "bin/beta is in its manifest, and not in the archive"),
     "missing-link": (drop("bin/python3"), "bin/python3 is in its manifest, and not"),
-    "missing-folder": (drop("etc"), "etc is in its manifest, and not"),
+    "missing-directory": (drop("etc"), "etc is in its manifest, and not"),
     "missing-last": (lambda p: p.members.pop() and None, "is in its manifest, and not"),
     "missing-row": (drop_row("bin/beta"), "bin/beta is not in its manifest"),
     "missing-row-of-a-link": (drop_row("bin/python3"), "bin/python3 is not in its manifest"),
@@ -400,7 +400,7 @@ MEMBERS: dict[str, tuple[Change, str]] = {
     ),
     "swapped": (swap("bin/beta", "bin/omega"), "bin/(beta|omega|deactivate.bat)"),
     "mode": (fields("bin/beta", mode=0o700), "bin/beta is not what its manifest says"),
-    "mode-of-a-folder": (fields("etc", mode=0o700), "etc is not what its manifest says"),
+    "mode-of-a-directory": (fields("etc", mode=0o700), "etc is not what its manifest says"),
     "mtime": (fields("bin/beta", mtime=1_600_000_000), "bin/beta is not what its manifest"),
     "mtime-of-a-source": (fields("bin/activate_this.py", mtime=1), "bin/activate_this.py is not"),
     "kind-link": (
@@ -411,7 +411,7 @@ MEMBERS: dict[str, tuple[Change, str]] = {
         fields("etc/twin2.txt", type=HARD, linkname="etc/twin.txt", size=0),
         "etc/twin2.txt is not what its manifest says",
     ),
-    "kind-folder": (fields("etc/twin.txt", type=DIR, size=0), "etc/twin.txt is not what"),
+    "kind-directory": (fields("etc/twin.txt", type=DIR, size=0), "etc/twin.txt is not what"),
     "kind-fifo": (fields("etc/twin.txt", type=tarfile.FIFOTYPE, size=0), "twin.txt.* pipe"),
     "kind-device": (fields("etc/twin.txt", type=tarfile.CHRTYPE, size=0), "twin.txt.*device"),
     "setuid": (fields("bin/beta", mode=0o4755), "bin/beta has a setuid"),
@@ -434,9 +434,9 @@ MEMBERS: dict[str, tuple[Change, str]] = {
         manifest_is((MANIFEST, {"type": LNK, "linkname": "../etc/twin.txt"})),
         r"\.relocation/manifest\.json is a link",
     ),
-    "manifest-folder": (
+    "manifest-directory": (
         manifest_is((MANIFEST, {"type": DIR, "mode": 0o755})),
-        r"\.relocation/manifest\.json is a folder",
+        r"\.relocation/manifest\.json is a directory",
     ),
     "manifest-hard-link": (
         manifest_is((MANIFEST, {"type": HARD, "linkname": "bin/beta"})),
@@ -450,7 +450,7 @@ MEMBERS: dict[str, tuple[Change, str]] = {
     ),
     "ledger-link": (ledger_is(b"", type=LNK, linkname="../etc/twin.txt"), "ledger"),
     "ledger-hard-link": (ledger_is(b"", type=HARD, linkname=MANIFEST), "ledger"),
-    "ledger-folder": (ledger_is(b"", type=DIR, mode=0o755), "ledger"),
+    "ledger-directory": (ledger_is(b"", type=DIR, mode=0o755), "ledger"),
     "ledger-lies": (
         ledger_is(json.dumps({ALONE: f"sha256:{SHA256}", "bin/activate": "link:/x"}).encode()),
         "ledger",
@@ -463,8 +463,8 @@ MEMBERS: dict[str, tuple[Change, str]] = {
     "names-a-file-in-the-record": (with_file(f"{RECORD}/x"), r"\.release\.json"),
     "mode-world-writable": (everywhere(ALONE, mode=0o666), "etc/alone.txt"),
     "mode-none": (everywhere(ALONE, mode=0), "etc/alone.txt"),
-    "mode-of-a-folder-world-writable": (everywhere("etc", mode=0o777), "etc "),
-    "folder-without-a-row": (with_file("evil/file"), "evil"),
+    "mode-of-a-directory-world-writable": (everywhere("etc", mode=0o777), "etc "),
+    "directory-without-a-row": (with_file("evil/file"), "evil"),
 }
 
 
@@ -568,7 +568,7 @@ HEADS: dict[str, tuple[Change, str]] = {
     "size-less": (head_is(size=1), "manifest"),
     "size-huge": (head_is(size=HUGE), "manifest"),
     "references-missing": (lambda p: p.head["references"].append("zzz"), "manifest|zzz"),
-    "references-folder": (lambda p: p.head["references"].append("etc"), "manifest|etc"),
+    "references-directory": (lambda p: p.head["references"].append("etc"), "manifest|etc"),
     "references-through-a-file": (
         lambda p: p.head["references"].append("pyvenv.cfg/zzz"),
         "manifest|pyvenv.cfg/zzz",
@@ -661,12 +661,12 @@ def test_a_flipped_bit(every: int, packed: bool, world: World, tmp_path: Path) -
         place = tmp_path / "place"
         place.mkdir()
         (tmp_path / "evil.tar").write_bytes(archived)
-        folder = os.open(place, os.O_RDONLY)
+        directory = os.open(place, os.O_RDONLY)
         try:
-            error = roots.tried(lambda: unpack(str(tmp_path / "evil.tar"), folder))
+            error = roots.tried(lambda: unpack(str(tmp_path / "evil.tar"), directory))
             return digest(str(place)) if error is None else None
         finally:
-            os.close(folder)
+            os.close(directory)
             remove(str(place))
 
     same = _without_times(result(data))
@@ -691,7 +691,7 @@ def test_a_flipped_bit_in_the_ledger(world: World, tmp_path: Path) -> None:
 
 
 def _without_times(found: object) -> object:
-    """All but the times of what has none in a bundle: links, and folders without a row."""
+    """All but the times of what has none in a bundle: links, and directories without a row."""
     if not isinstance(found, dict):
         return found
     return {
@@ -718,7 +718,7 @@ def reseal(world: World, parts: Parts) -> None:
 
 
 def given(path: str, source: str, content: bytes = b"one\n", **values: Any) -> Change:
-    """A file that the earlier release shall give, from wherever."""
+    """A file that the earlier release should give, from wherever."""
 
     def change(parts: Parts) -> None:
         row = text_row(path, content, values.get("mode", 0o644))
@@ -763,7 +763,7 @@ UNSEALED: dict[str, tuple[Change, str]] = {
 
 SEALED: dict[str, tuple[Change, str]] = {
     "missing": (given("etc/evil", "etc/missing"), "etc/missing"),
-    "missing-folder": (given("etc/evil", "missing/x"), "missing/x"),
+    "missing-directory": (given("etc/evil", "missing/x"), "missing/x"),
     "other-hash": (given("etc/evil", TWIN, b"two\n"), "etc/(twin.txt|evil)"),
     "other-hash-in-place": (given("etc/zzz", TWIN, b"six\n"), "etc/(twin.txt|zzz)"),
     "size": (given("etc/evil", TWIN, size=5), "etc/(twin.txt|evil)"),
@@ -779,7 +779,7 @@ SEALED: dict[str, tuple[Change, str]] = {
     ),
     "a-link": (given("etc/evil", "bin/python3"), "bin/python3"),
     "the-interpreter": (given("etc/evil", "bin/python"), "bin/python"),
-    "a-folder": (given("etc/evil", "etc"), "etc"),
+    "a-directory": (given("etc/evil", "etc"), "etc"),
     "empty-source": (given("etc/evil", ""), "evil"),
     "below-a-link": (given("lib64/evil", TWIN), "lib64"),
     "below-a-file": (given(f"{TWIN}/evil", TWIN), "twin.txt"),
@@ -794,7 +794,7 @@ SEALED: dict[str, tuple[Change, str]] = {
         lambda p: (p.head.update(time=HUGE), p.members.__delitem__(slice(1, None))),
         "time|manifest|archive",
     ),
-    "folder-gone": (removes("etc"), "etc"),
+    "directory-gone": (removes("etc"), "etc"),
     "files": (head_is(files=1), "manifest"),
     "size-of-the-whole": (head_is(size=1), "manifest"),
 }
@@ -852,7 +852,8 @@ LIMITED = """
 import resource, sys
 from relocate_core import publish
 from relocate_core.errors import RelocateError
-import relocate_core.publishing, relocate_core.checking, relocate_core.reinitialization
+import relocate_core.releases.publish, relocate_core.relocation.check
+import relocate_core.relocation.reinitialize
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
 try:
     print("deployed", publish(sys.argv[2], sys.argv[3], hard_links=bool(sys.argv[4])).reused)
@@ -931,23 +932,23 @@ TAMPERED: dict[str, tuple[str, Callable[[str], object]]] = {
     "shadow": (TWIN, lambda path: os.symlink("/etc/shadow", path)),
     "link-inside": (TWIN, lambda path: os.symlink("alone.txt", path)),
     "fifo": (TWIN, os.mkfifo),
-    "folder": (TWIN, os.mkdir),
+    "directory": (TWIN, os.mkdir),
     "hard-link": (TWIN, lambda path: os.link(f"{Path(path).parents[3]}/victims/file", path)),
     "larger": (TWIN, text(b"one\nmore\n")),
-    "folder-link": ("etc", lambda path: os.symlink("/etc", path)),
-    "folder-file": ("etc", text(b"x")),
+    "directory-link": ("etc", lambda path: os.symlink("/etc", path)),
+    "directory-file": ("etc", text(b"x")),
     "manifest-gone": (MANIFEST, text(b"")),
     "manifest-link": (MANIFEST, lambda path: os.symlink("/etc/shadow", path)),
     "manifest-fifo": (MANIFEST, os.mkfifo),
-    "manifest-folder": (MANIFEST, os.mkdir),
+    "manifest-directory": (MANIFEST, os.mkdir),
     "manifest-nested": (
         MANIFEST,
         text(b'{"format": 1, "sha256": "%s",\n"head": ' % (b"0" * 64) + b"[" * 99_999),
     ),
-    "own-folder-link": (".relocation", lambda path: os.symlink("/etc", path)),
+    "own-directory-link": (".relocation", lambda path: os.symlink("/etc", path)),
     "ledger-nested": (LEDGER, text(b"[" * 200_000)),
     "ledger-fifo": (LEDGER, os.mkfifo),
-    "ledger-folder": (LEDGER, os.mkdir),
+    "ledger-directory": (LEDGER, os.mkdir),
     "ledger-lies": (LEDGER, text(json.dumps({TWIN: "sha256:x"}).encode())),
     "record-nested": (RECORD, text(b"[" * 200_000)),
     "record-fifo": (RECORD, os.mkfifo),
@@ -1048,7 +1049,7 @@ def test_their_file_grows_while_it_is_copied(world: World, monkeypatch: pytest.M
 def test_a_file_is_swapped_between_its_hash_and_its_link(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the folder is somebody else's, what is linked may not be what was looked at."""
+    """Where the directory is somebody else's, what is linked may not be what was looked at."""
     real = os.link
     with theirs(world) as other:
         path = f"{other.root}/A/{TWIN}"
@@ -1068,11 +1069,11 @@ def test_a_file_is_swapped_between_its_hash_and_its_link(
 
 @needs_root
 def test_a_release_of_their_own_making(world: World) -> None:
-    """A folder of somebody else's may say that it is any release: what it gives is hashed."""
+    """A directory of somebody else's may say that it is any release: what it gives is hashed."""
     with theirs(world) as other:
         changed_in_place(f"{other.root}/A/{TWIN}")
         record = f"{other.root}/A/{RECORD}"
-        replaced(record, text(Path(record).read_bytes()))  # sealed anew, after the change
+        replaced(record, text(Path(record).read_bytes()))  # sealed again, after the change
         assert TWIN in refusal(other, world.archives["B-A"])
 
 
@@ -1097,7 +1098,7 @@ def _restored(record: str) -> None:
 
 
 def _sealed_by_the_group(record: str) -> None:
-    """Whose members may write into the folder."""
+    """Whose members may write into the directory."""
     os.chmod(os.path.dirname(record), 0o775)
     data = Path(record).read_bytes()
     replaced(record, text(data))
@@ -1135,9 +1136,9 @@ def test_our_release_was_changed(afterwards: str, hard_links: bool, world: World
 
 
 @needs_root
-def test_the_ledgers_folder_is_swapped(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ledgers_directory_is_swapped(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """While root relocates somebody else's release, no link of theirs leads root out of it."""
-    victims = str(world.folder / "victims")
+    victims = str(world.directory / "victims")
     real = os.mkdir
     swapped = []
     with theirs(world) as other:
@@ -1173,7 +1174,7 @@ def test_a_ledger_that_hides_a_change(world: World) -> None:
         assert known.keys() >= {"bin/beta", "bin/activate"}
 
 
-def test_what_deep_says_of_what_is_added_to_its_own_folder(world: World) -> None:
+def test_what_deep_says_of_what_is_added_to_its_own_directory(world: World) -> None:
     """Nothing is hidden in `.relocation`."""
     with deployed(world, world.archives["B"], "B") as path:
         Path(path, ".relocation/evil.py").write_text("evil\n")
@@ -1184,8 +1185,8 @@ def test_what_deep_says_of_what_is_added_to_its_own_folder(world: World) -> None
 
 MEASURED = """
 import os, re, sys
-from relocate_core.unpacking import unpack
-import relocate_core.earlier, relocate_core.ledger
+from relocate_core.bundles.unpack import unpack
+import relocate_core.bundles.reuse, relocate_core.virtualenvs.rewritten
 def peak():
     return int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1]) >> 10
 before = peak()
@@ -1199,12 +1200,12 @@ def many(world: World, files: int) -> bytes:
     """A bundle with so many tiny files more."""
     parts = world.bundles["A"].copy()
     for number in range(files // 200):
-        folder = f"zzz/folder{number:05}"
-        for path in ("zzz",) * (not number) + (folder,):
-            parts.rows.append([path, "folder", 0o755])
+        directory = f"zzz/directory{number:05}"
+        for path in ("zzz",) * (not number) + (directory,):
+            parts.rows.append([path, "directory", 0o755])
             parts.members.append(parts.new(path, type=DIR, mode=0o755))
         for name in range(200):
-            path = f"{folder}/module{name:05}"
+            path = f"{directory}/module{name:05}"
             parts.rows.append(text_row(path, b"x"))
             parts.members.append(parts.new(path, b"x", mode=0o644))
     parts.head["files"] = len(parts.rows)
@@ -1216,7 +1217,7 @@ def many(world: World, files: int) -> bytes:
 def test_a_bundle_of_many_files(files: int, world: World, tmp_path: Path) -> None:
     """Neither much memory nor, with ten times the files, much more than ten times the time."""
     archive = world.put(many(world, files), "many.tar")
-    place = str(world.folder.parent / "many")
+    place = str(world.directory.parent / "many")
     done = subprocess.run(
         [sys.executable, "-B", "-c", MEASURED, archive, place],
         cwd=ROOT,

@@ -41,27 +41,27 @@ slow = pytest.mark.slow
 class World:
     """A build, its bundles, and a root in which the first of them stands as `A`."""
 
-    folder: Path
+    directory: Path
 
     @property
     def root(self) -> str:
-        return str(self.folder / "root")
+        return str(self.directory / "root")
 
     @property
     def packed(self) -> Path:
-        """The folder that is packed into."""
-        return self.folder / "packed"
+        """The directory that is packed into."""
+        return self.directory / "packed"
 
     def archive(self, name: str) -> str:
-        return str(self.folder / f"{name}.tar.gz")
+        return str(self.directory / f"{name}.tar.gz")
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """Packed and deployed once."""
-    with roots.in_memory(tmp_path_factory) as folder:
-        made = World(folder)
-        build = small(folder / "build")
+    with roots.in_memory(tmp_path_factory) as directory:
+        made = World(directory)
+        build = small(directory / "build")
         Path(build.path, "etc/which").write_text("A\n" * 1000)
         pack(build.path, made.archive("A"))
         Path(build.path, "etc/which").write_text("B\n" * 1000)
@@ -118,7 +118,7 @@ def _sha256(path: Path) -> str:
 
 
 def _pack(world: World) -> None:
-    pack(str(world.folder / "build"), str(_pair(world)[0]))
+    pack(str(world.directory / "build"), str(_pair(world)[0]))
 
 
 def _pack_faults(world: World) -> list[str]:
@@ -175,7 +175,7 @@ def _in_place(call: Callable[[str], object], prepare: Callable[[World, str], obj
     """A call on a virtualenv that stands alone."""
 
     def place(world: World) -> str:
-        return str(world.folder / "place")
+        return str(world.directory / "place")
 
     def prepared(world: World) -> None:
         remove(place(world))
@@ -296,7 +296,7 @@ def test_packing_killed_at_random_times(times: int, world: World) -> None:
     wanted = CASES["pack"].result(world)
     for number in range(times):
         CASES["pack"].prepare(world)
-        build, archive = str(world.folder / "build"), str(_pair(world)[0])
+        build, archive = str(world.directory / "build"), str(_pair(world)[0])
         process = roots.python(PACK, build, archive)
         assert process.stdout is not None
         with process, process.stdout:
@@ -310,7 +310,7 @@ def test_packing_killed_at_random_times(times: int, world: World) -> None:
 
 def test_a_killed_pack_of_another_prefix_leaves_nothing(world: World, tmp_path: Path) -> None:
     """The copy beside the virtualenv is gone after the next run."""
-    shutil.copytree(world.folder / "build", tmp_path / "build", symlinks=True)
+    shutil.copytree(world.directory / "build", tmp_path / "build", symlinks=True)
     archive = str(tmp_path / "x.tar.gz")
 
     def call() -> None:
@@ -376,7 +376,7 @@ def test_packing_to_one_archive_at_once(rounds: int, world: World) -> None:
     CASES["pack"].prepare(world)
     _pack(world)
     wanted = CASES["pack"].result(world)
-    build, archive = str(world.folder / "build"), str(_pair(world)[0])
+    build, archive = str(world.directory / "build"), str(_pair(world)[0])
     for _ in range(rounds):
         running = [
             subprocess.Popen(
@@ -421,14 +421,14 @@ def test_a_lock_that_is_taken_too_late(world: World, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("ending", ["packing", "packing.sha256"])
 def test_a_link_in_place_of_the_temporary_file(ending: str, world: World, tmp_path: Path) -> None:
-    """In a folder that others may write to, root must not write through it."""
+    """In a directory that others may write to, root must not write through it."""
     victim = tmp_path / "victim"
     victim.write_text("a victim\n")
-    folder = tmp_path / "shared"
-    folder.mkdir()
-    (folder / f".x.tar.gz.{ending}").symlink_to(victim)
+    directory = tmp_path / "shared"
+    directory.mkdir()
+    (directory / f".x.tar.gz.{ending}").symlink_to(victim)
     with suppress(RelocateError):
-        pack(str(world.folder / "build"), str(folder / "x.tar.gz"))
+        pack(str(world.directory / "build"), str(directory / "x.tar.gz"))
     assert victim.read_text() == "a victim\n"
 
 

@@ -28,13 +28,13 @@ class Shop:
 
     Attributes:
         minion: the minion.
-        folder: where the bundles are.
-        root: the folder of the releases.
+        directory: where the bundles are.
+        root: the directory of the releases.
     """
 
     def __init__(self, minion: Masterless, root: Path) -> None:
         self.minion = minion
-        self.folder = minion.root / "shop"
+        self.directory = minion.root / "shop"
         self.root = root
 
     def path(self, name: str) -> str:
@@ -70,14 +70,14 @@ class Shop:
 def minion(tmp_path_factory: pytest.TempPathFactory) -> Masterless:
     """A minion with two bundles of one app in its file root, one also against the other."""
     made = Masterless(tmp_path_factory.mktemp("minion"))
-    folder = made.root / "shop"
-    folder.mkdir()
+    directory = made.root / "shop"
+    directory.mkdir()
     build = steps.small(tmp_path_factory.mktemp("build") / "shop").path
     for name in (FULL, NEXT):
         Path(build, WHICH).write_text(f"{name}\n")
-        pack(build, str(folder / f"{name}{ENDING}"))
-    first = str(folder / f"{FULL}{ENDING}")
-    pack(build, str(folder / f"{NEXT}.from-{FULL}{ENDING}"), against=first)
+        pack(build, str(directory / f"{name}{ENDING}"))
+    first = str(directory / f"{FULL}{ENDING}")
+    pack(build, str(directory / f"{NEXT}.from-{FULL}{ENDING}"), against=first)
     return made
 
 
@@ -120,15 +120,15 @@ def test_the_bundle_against_the_standing_release_is_found_by_its_name(shop: Shop
 
 
 def test_so_it_is_of_a_path(shop: Shop) -> None:
-    done = shop.managed(NEXT, str(shop.folder / f"{NEXT}{ENDING}"))
-    assert source_of(done) == str(shop.folder / f"{NEXT}.from-{FULL}{ENDING}")
+    done = shop.managed(NEXT, str(shop.directory / f"{NEXT}{ENDING}"))
+    assert source_of(done) == str(shop.directory / f"{NEXT}.from-{FULL}{ENDING}")
     shop.require(NEXT)
-    assert (shop.folder / f"{NEXT}.from-{FULL}{ENDING}").exists()
+    assert (shop.directory / f"{NEXT}.from-{FULL}{ENDING}").exists()
 
 
 def test_there_is_nothing_to_do_afterwards_whatever_hash_the_full_one_has(shop: Shop) -> None:
     shop.managed(NEXT)
-    digest = hashlib.sha256((shop.folder / f"{NEXT}{ENDING}").read_bytes()).hexdigest()
+    digest = hashlib.sha256((shop.directory / f"{NEXT}{ENDING}").read_bytes()).hexdigest()
     for source_hash in (None, digest):
         again = shop.managed(NEXT, source_hash=source_hash)
         assert (again["result"], again["changes"]) == (True, {}), again
@@ -151,7 +151,7 @@ def test_where_the_earlier_release_was_changed_the_full_one_is_taken_and_told(sh
 
 
 def test_a_damaged_bundle_against_the_release_is_told_and_not_used(shop: Shop) -> None:
-    good = shop.folder / f"{NEXT}.from-{FULL}{ENDING}"
+    good = shop.directory / f"{NEXT}.from-{FULL}{ENDING}"
     kept = good.read_bytes()
     good.write_bytes(kept[: len(kept) // 2])
     try:
@@ -164,7 +164,7 @@ def test_a_damaged_bundle_against_the_release_is_told_and_not_used(shop: Shop) -
 
 
 def test_a_hash_of_the_full_one_vouches_for_no_other(shop: Shop) -> None:
-    digest = hashlib.sha256((shop.folder / f"{NEXT}{ENDING}").read_bytes()).hexdigest()
+    digest = hashlib.sha256((shop.directory / f"{NEXT}{ENDING}").read_bytes()).hexdigest()
     done = shop.managed(NEXT, source_hash=f"sha256={digest}")
     assert source_of(done) == f"salt://shop/{NEXT}{ENDING}"
 
@@ -175,7 +175,7 @@ def test_a_file_of_hashes_beside_each_vouches_for_each(shop: Shop) -> None:
 
 
 def test_one_that_its_file_of_hashes_does_not_vouch_for_is_not_used(shop: Shop) -> None:
-    beside = shop.folder / f"{NEXT}.from-{FULL}{ENDING}.sha256"
+    beside = shop.directory / f"{NEXT}.from-{FULL}{ENDING}.sha256"
     kept = beside.read_text()
     beside.write_text(f"{'0' * 64}  {NEXT}.from-{FULL}{ENDING}\n")
     try:
@@ -246,8 +246,8 @@ def test_second_links_are_made_where_they_are_asked_for(shop: Shop) -> None:
 def test_a_full_bundle_shares_with_the_release_that_stands_too(
     shop: Shop, minion: Masterless
 ) -> None:
-    alone = shop.folder / f"3{ENDING}"
-    shutil.copy(shop.folder / f"{NEXT}{ENDING}", alone)
+    alone = shop.directory / f"3{ENDING}"
+    shutil.copy(shop.directory / f"{NEXT}{ENDING}", alone)
     try:
         done = shop.managed("3", hard_links=True)
     finally:
@@ -271,14 +271,14 @@ def test_a_release_that_was_repaired_still_gives_its_files(shop: Shop) -> None:
 def test_the_active_release_is_asked_first(shop: Shop) -> None:
     shop.managed(NEXT)
     shop.minion.functions["virtualenv_tools.activate"](shop.path(NEXT))
-    against = shop.folder / f"3.from-{NEXT}{ENDING}"
+    against = shop.directory / f"3.from-{NEXT}{ENDING}"
     # The first one has no bundle of this name at all, so only the right order finds it.
-    shutil.copy(shop.folder / f"{NEXT}{ENDING}", shop.folder / f"3{ENDING}")
-    shutil.copy(shop.folder / f"{NEXT}{ENDING}", against)
+    shutil.copy(shop.directory / f"{NEXT}{ENDING}", shop.directory / f"3{ENDING}")
+    shutil.copy(shop.directory / f"{NEXT}{ENDING}", against)
     try:
         done = shop.managed("3")
     finally:
-        for file in (against, shop.folder / f"3{ENDING}"):
+        for file in (against, shop.directory / f"3{ENDING}"):
             file.unlink()
     assert source_of(done) == f"salt://shop/3.from-{NEXT}{ENDING}"
 

@@ -102,8 +102,8 @@ class Built:
 class Shop:
     """Builds, packs and deploys each kind once."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
         self._built: dict[str, Built] = {}
         self._deployed: dict[str, str] = {}
 
@@ -115,13 +115,13 @@ class Shop:
             numbers = tuple(map(int, version.split(".")))
             made = make(
                 kind,
-                self.folder / "built" / name,
+                self.directory / "built" / name,
                 packages=PACKAGES_36 if numbers < (3, 7) else PACKAGES,
                 projects=OLD if numbers < (3, 9) else MODERN,
                 commands=[["{prefix}/bin/python", "-c", bundles.SPICE, "{prefix}"]],
                 python=python,
             )
-            archive = str(self.folder / f"{name}.tar.gz")
+            archive = str(self.directory / f"{name}.tar.gz")
             self._built[name] = Built(made, archive, packed(made, archive))
         return self._built[name]
 
@@ -129,46 +129,46 @@ class Shop:
         """The release that is made of it; not to be written to."""
         if name not in self._deployed:
             built = self.built(name)
-            path = str(self.folder / "srv" / name / "4f2a9c1")
+            path = str(self.directory / "srv" / name / "4f2a9c1")
             assert publish(built.archive, path, python=built.made.python).problems == []
             self._deployed[name] = path
         return self._deployed[name]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder in memory for the whole module."""
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory in memory for the whole module."""
     with in_memory(tmp_path_factory) as place:
         yield place
 
 
 @pytest.fixture(scope="module")
-def shop(folder: Path) -> Shop:
+def shop(directory: Path) -> Shop:
     """The virtualenvs of this module."""
-    return Shop(folder)
+    return Shop(directory)
 
 
 @pytest.fixture
-def place(folder: Path) -> Iterator[Path]:
-    """A folder in memory for one test."""
-    own = folder / "own"
+def place(directory: Path) -> Iterator[Path]:
+    """A directory in memory for one test."""
+    own = directory / "own"
     own.mkdir()
     yield own
     subprocess.run(["rm", "-rf", "--", str(own)], check=True)
 
 
 @pytest.fixture(scope="module")
-def tiny(folder: Path) -> Built:
+def tiny(directory: Path) -> Built:
     """A virtualenv of some sixty files, without pip, on the first of two Pythons if there are."""
     found = two_patch_versions()
     made = make(
         "uv",
-        folder / "tiny",
+        directory / "tiny",
         projects=(Project("omega", entry_points=("omega",), mode="regular"),),
         commands=[["{prefix}/bin/python", "-c", bundles.SPICE, "{prefix}", "bare"]],
         python=found[0] if found else None,
     )
-    archive = str(folder / "tiny.tar.gz")
+    archive = str(directory / "tiny.tar.gz")
     return Built(made, archive, packed(made, archive))
 
 
@@ -223,18 +223,20 @@ def unlisted(path: str) -> list[str]:
 
 def shuffled(source: str, target: Path) -> str:
     """A copy whose files were made in another order, with all their times."""
-    paths = [(folder, [*folders, *names]) for folder, folders, names in os.walk(source)]
+    paths = [
+        (directory, [*directories, *names]) for directory, directories, names in os.walk(source)
+    ]
     target.mkdir()
-    for folder, _ in paths:
-        (target / os.path.relpath(folder, source)).mkdir(exist_ok=True)
-    for folder, names in reversed(paths):
+    for directory, _ in paths:
+        (target / os.path.relpath(directory, source)).mkdir(exist_ok=True)
+    for directory, names in reversed(paths):
         for name in sorted(names, reverse=True):
-            path = os.path.join(folder, name)
+            path = os.path.join(directory, name)
             if os.path.islink(path) or not os.path.isdir(path):
                 new = target / os.path.relpath(path, source)
                 shutil.copy2(path, new, follow_symlinks=False)
-    for folder, _ in reversed(paths):
-        shutil.copystat(folder, target / os.path.relpath(folder, source))
+    for directory, _ in reversed(paths):
+        shutil.copystat(directory, target / os.path.relpath(directory, source))
     return str(target)
 
 
@@ -367,7 +369,7 @@ def test_members_and_rows(name: str, shop: Shop) -> None:
     assert others == [row.path for row in known.rows]
     for row in known.rows:
         member, data = there[row.path]
-        kind = {tarfile.REGTYPE: "file", tarfile.DIRTYPE: "folder", tarfile.SYMTYPE: "link"}
+        kind = {tarfile.REGTYPE: "file", tarfile.DIRTYPE: "directory", tarfile.SYMTYPE: "link"}
         assert kind[member.type] == row.kind
         assert (member.uid, member.gid, member.uname, member.gname) == (0, 0, "", "")
         if row.kind == "link":
@@ -442,7 +444,7 @@ def test_unpacked_by_tar_it_is_what_the_manifest_says(name: str, shop: Shop, pla
         found = there[row.path]
         if row.kind == "link":
             assert (found.type, found.content) == ("link", row.target)
-        elif row.kind == "folder":
+        elif row.kind == "directory":
             assert (found.type, found.mode) == ("directory", row.mode)
         else:
             assert found[:2] == ("file", row.mode)
@@ -478,10 +480,10 @@ def judged(built: Built, release: str, python: str) -> list[str]:
 def written(tree: str) -> dict[str, tuple[int, int]]:
     """All bytecode, by which file it is and when it was written."""
     return {
-        os.path.relpath(os.path.join(folder, name), tree): (status.st_ino, status.st_mtime_ns)
-        for folder, _, names in os.walk(tree)
+        os.path.relpath(os.path.join(directory, name), tree): (status.st_ino, status.st_mtime_ns)
+        for directory, _, names in os.walk(tree)
         for name in names
-        if name.endswith(".pyc") and (status := os.lstat(os.path.join(folder, name)))
+        if name.endswith(".pyc") and (status := os.lstat(os.path.join(directory, name)))
     }
 
 
@@ -535,10 +537,10 @@ def test_deployed_it_is_at_home(name: str, mode: str, shop: Shop, place: Path) -
     assert judged(built, path, built.made.python) == []
     assert deviations(path) == []
     flags = {
-        int.from_bytes(Path(folder, name).read_bytes()[4:8], "little")
-        for folder, _, names in os.walk(f"{path}/{site(built)}")
+        int.from_bytes(Path(directory, name).read_bytes()[4:8], "little")
+        for directory, _, names in os.walk(f"{path}/{site(built)}")
         for name in names
-        if name.endswith(".pyc") and "__pycache__" in folder and ".opt-" not in name
+        if name.endswith(".pyc") and "__pycache__" in directory and ".opt-" not in name
     }
     if built.version >= (3, 7):
         assert flags == {{"timestamp": 0, "checked-hash": 3, "unchecked-hash": 1}[mode]}
@@ -676,7 +678,7 @@ def test_another_patch_version(way: str, place: Path) -> None:
     assert_at_home(built, release)
 
 
-# --- unpacked by tar, then made at home by hand ---------------------------------------------------
+# --- unpacked by tar, then relocated by hand ---------------------------------------------------
 
 STEPS = {
     "path first": [["--update-path", "auto"], ["--reinitialize"]],
@@ -812,21 +814,21 @@ def test_what_is_removed_later_is_no_obstacle(shop: Shop, place: Path) -> None:
     assert ("bin/omega", "it is in the manifest, but not on disk") in deviations(tree)
 
 
-def kill_in_between(built: Built, folder: Path, every: int) -> int:
+def kill_in_between(built: Built, directory: Path, every: int) -> int:
     """Kill the two runs after each step, let them run again; return how many steps there were."""
     other = another_python(built)
-    source = unpack_by_tar(built.archive, folder / "source")
+    source = unpack_by_tar(built.archive, directory / "source")
 
     def work(tree: str) -> None:
         reinitialize(tree, other)
         relocate(tree, "/srv/app/4f2a9c1")
 
-    whole = cp(source, folder / "whole")
+    whole = cp(source, directory / "whole")
     work(whole)
     assert unlisted(whole) == []
     expected = digest(whole, times="files")
     for step in range(1, 10_000, every):
-        tree = cp(source, folder / "tree")
+        tree = cp(source, directory / "tree")
         code = in_child(lambda tree=tree: work(tree), Steps(step))  # type: ignore[misc]
         work(tree)
         assert temporaries(tree) == [], f"after step {step}"
@@ -840,7 +842,7 @@ def kill_in_between(built: Built, folder: Path, every: int) -> int:
 
 
 def cp(source: str, target: Path) -> str:
-    """A copy with all times, those of folders too."""
+    """A copy with all times, those of directories too."""
     subprocess.run(["cp", "-a", "--", source, str(target)], check=True)
     return str(target)
 
@@ -891,23 +893,23 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
         *("bin/omega", lambda path: path.chmod(0o4755)),
         "its mode is 4755, and not 0755",
     ),
-    "the mode of a folder": (
+    "the mode of a directory": (
         *("etc", lambda path: path.chmod(0o777)),
         "its mode is 0777, and not 0755",
     ),
     "removed": (TXT, lambda path: path.unlink(), "it is in the manifest, but not on disk"),
     "added": ("etc/new", lambda path: path.touch(), "it is not in the manifest: added after"),
-    "an added folder": ("new", lambda path: path.mkdir(), "it is not in the manifest: added"),
+    "an added directory": ("new", lambda path: path.mkdir(), "it is not in the manifest: added"),
     "an added link": (
         *("lib/new", lambda path: path.symlink_to("/etc")),
         "it is not in the manifest: added after it was packed",
     ),
-    "a link": ("lib/etc", lambda path: retarget(path, "../bin"), "it leads to ../bin, and not to"),
+    "a link": ("lib/etc", lambda path: retarget(path, "../bin"), "it points to ../bin, and not to"),
     "a file as a link": (
         *(TXT, lambda path: swap(path, lambda path: path.symlink_to("omega.conf"))),
         "it is no file any more",
     ),
-    "a file as a folder": (
+    "a file as a directory": (
         *(TXT, lambda path: swap(path, Path.mkdir)),
         "it is no file any more",
     ),
@@ -941,12 +943,12 @@ def test_a_deep_check_finds(what: str, standing: str) -> None:
     assert done.stdout.splitlines()[-1].startswith(f"Cannot run: {standing} (")
 
 
-def test_a_deep_check_finds_a_folder_swapped_for_a_link(standing: str) -> None:
+def test_a_deep_check_finds_a_directory_swapped_for_a_link(standing: str) -> None:
     """Even where all that is behind the link is as it should be."""
     os.rename(f"{standing}/etc", f"{standing}/../elsewhere")
     os.symlink("../elsewhere", f"{standing}/etc")
     known = dict(deviations(standing))
-    assert known["etc"] == "it is no folder any more"
+    assert known["etc"] == "it is no directory any more"
     assert known[TXT] == "it is in the manifest, but not on disk"
 
 
@@ -1027,12 +1029,12 @@ def not_packed(
 ) -> None:
     """It is refused in one sentence, and nothing is written or changed anywhere."""
     path = tree.path if isinstance(tree, Environment) else tree
-    folder = os.path.realpath(archive.parent)
-    before = digest(folder) if os.path.isdir(folder) else {}
+    directory = os.path.realpath(archive.parent)
+    before = digest(directory) if os.path.isdir(directory) else {}
     with pytest.raises(error, match=text) as caught:
         packed(path, archive, **options)
     assert one_sentence(caught.value), caught.value
-    after = digest(folder) if os.path.isdir(folder) else {}
+    after = digest(directory) if os.path.isdir(directory) else {}
     changed = {p: c for p, c in differences(before, after).items() if c != ("mtime_ns",)}
     assert changed == {}
 
@@ -1081,19 +1083,19 @@ def line_outside(tree: Path, sites: Path) -> str:
 def absolute_link(tree: Path, sites: Path) -> str:
     """A link to somewhere else on this machine."""
     (tree / "etc" / "paths.pth").symlink_to("/etc/hosts")
-    return "etc/paths.pth leads to /etc/hosts, out of the virtualenv; remove the link"
+    return "etc/paths.pth points to /etc/hosts, out of the virtualenv; remove the link"
 
 
 def relative_link(tree: Path, sites: Path) -> str:
     """A link to beside the virtualenv."""
     (tree / "etc" / "paths.pth").symlink_to("../../beside")
-    return r"etc/paths.pth leads to \.\./\.\./beside, out of the virtualenv; remove the link"
+    return r"etc/paths.pth points to \.\./\.\./beside, out of the virtualenv; remove the link"
 
 
 def link_by_a_link(tree: Path, sites: Path) -> str:
     """A link that leads out by way of another one."""
     (tree / "etc" / "paths.pth").symlink_to("../lib/etc/../../beside")
-    return r"etc/paths.pth leads to \.\./lib/etc/\.\./\.\./beside, out of the virtualenv"
+    return r"etc/paths.pth points to \.\./lib/etc/\.\./\.\./beside, out of the virtualenv"
 
 
 def link_in_a_circle(tree: Path, sites: Path) -> str:
@@ -1164,7 +1166,7 @@ def test_warnings(tiny: Built, place: Path) -> None:
     assert "sees the base Python's packages" in known.pop("pyvenv.cfg")
     assert "names the place where it was built" in known.pop("etc/data.zip")
     if tiny.made.python.startswith(("/home/", os.path.dirname(target) + "/")):
-        assert "in a home folder: reinitialize it there" in known.pop("bin/python")
+        assert "in a home directory: reinitialize it there" in known.pop("bin/python")
     assert known == {}
     assert [path for path, _ in manifest_of(place / "one.tar.gz").head["uneditable"]] == [
         "etc/data.zip"
@@ -1197,7 +1199,7 @@ def test_a_prefix_of_ones_own(tiny: Built, place: Path) -> None:
 
 
 def test_patterns_that_are_left_out(tiny: Built, place: Path) -> None:
-    """Of a path, or of a name; a folder goes with all that is in it."""
+    """Of a path, or of a name; a directory goes with all that is in it."""
     packed(tiny.made, place / "one.tar.gz", exclude=["etc/*.txt", "extra", "omega-*.dist-info"])
     left = set(members_of(tiny.archive)) - set(members_of(place / "one.tar.gz"))
     assert {path for path in left if not path.startswith(f"{site(tiny)}/")} == {TXT}
@@ -1232,8 +1234,13 @@ REFUSED: dict[str, tuple[str, dict[str, Any], type[RelocateError], str]] = {
         "facts must be at most 100 names",
     ),
     "ending": ("one.zip", {}, InvalidPath, "the name of an archive tells its form: .* ends in"),
-    "no folder": ("no/one.tar.gz", {}, InvalidPath, "there is no folder .*/no to write"),
-    "a folder": ("out.tar.gz", {}, InvalidPath, "out.tar.gz is a folder: name a file to write"),
+    "no directory": ("no/one.tar.gz", {}, InvalidPath, "there is no directory .*/no to write"),
+    "a directory": (
+        "out.tar.gz",
+        {},
+        InvalidPath,
+        "out.tar.gz is a directory: name a file to write",
+    ),
     "inside": ("tree/one.tar.gz", {}, InvalidPath, "is inside of what it would pack"),
     "inside, by a link": ("link/one.tar.gz", {}, InvalidPath, "is inside of what it would pack"),
     "nothing to be against": (
@@ -1268,7 +1275,7 @@ def test_no_virtualenv(place: Path) -> None:
 
 
 @needs_root
-def test_a_folder_that_cannot_be_written_to(tiny: Built, place: Path) -> None:
+def test_a_directory_that_cannot_be_written_to(tiny: Built, place: Path) -> None:
     """By another user, as root may write anywhere."""
     os.chmod(place.parent, 0o755)
     archive = str(place / "one.tar.gz")
@@ -1282,7 +1289,8 @@ def test_a_folder_that_cannot_be_written_to(tiny: Built, place: Path) -> None:
     if not made.python.startswith("/usr/"):
         pytest.skip("no interpreter here may be run by everybody")
     done = subprocess.run(
-        [sys.executable, "-c", f"import relocate_core.packing, relocate_core.locking\n{code}",
+        [sys.executable, "-c",
+         f"import relocate_core.bundles.pack, relocate_core.system.locks\n{code}",
          made.path, archive],
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
@@ -1321,17 +1329,17 @@ def test_a_failure_leaves_the_archive_before(tiny: Built, place: Path) -> None:
 
 
 def write(tree: Path, path: str, text: str) -> None:
-    """Write a file of a virtualenv anew."""
+    """Write a file of a virtualenv again."""
     (tree / path).parent.mkdir(parents=True, exist_ok=True)
     (tree / path).write_text(text)
 
 
-def folder_and_back(tree: Path) -> None:
-    """A file becomes a folder, and a folder a file."""
+def directory_and_back(tree: Path) -> None:
+    """A file becomes a directory, and a directory a file."""
     (tree / TXT).unlink()
     write(tree, f"{TXT}/inner/{'x' * 120}", "deep\n")
-    shutil.rmtree(tree / "lib/folder")
-    write(tree, "lib/folder", "a file now\n")
+    shutil.rmtree(tree / "lib/directory")
+    write(tree, "lib/directory", "a file now\n")
 
 
 def links(tree: Path) -> None:
@@ -1355,14 +1363,14 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     ),
     "changed reference": lambda tree: write(tree, "etc/omega.conf", "[omega]\nnothing = 1\n"),
     "added": lambda tree: write(tree, "etc/a/b/c.txt", "new\n"),
-    "removed": lambda tree: shutil.rmtree(tree / "lib/folder"),
+    "removed": lambda tree: shutil.rmtree(tree / "lib/directory"),
     "removed reference": lambda tree: (tree / "bin/omega").unlink(),
-    "moved": lambda tree: os.rename(tree / TXT, tree / "lib/folder/moved.txt"),
+    "moved": lambda tree: os.rename(tree / TXT, tree / "lib/directory/moved.txt"),
     "moved reference": moved_reference,
     "mode": lambda tree: (tree / TXT).chmod(0o755),
-    "mode of a folder": lambda tree: (tree / "lib/folder").chmod(0o700),
+    "mode of a directory": lambda tree: (tree / "lib/directory").chmod(0o700),
     "mode of a reference": lambda tree: (tree / "bin/omega").chmod(0o700),
-    "folder and back": folder_and_back,
+    "directory and back": directory_and_back,
     "links": links,
 }
 
@@ -1372,7 +1380,7 @@ def everything_at_once(tree: Path) -> None:
     CHANGES["changed source"](tree)
     CHANGES["added"](tree)
     moved_reference(tree)
-    folder_and_back(tree)
+    directory_and_back(tree)
     retarget(tree / "lib/other", "../bin")
     write(tree, "etc/omega.conf", "[omega]\nnothing = 1\n")
 
@@ -1384,7 +1392,7 @@ CHANGES["all"] = everything_at_once
 class Chain:
     """Versions of one virtualenv, and a root for them."""
 
-    folder: Path
+    directory: Path
     python: str
     trees: list[str]
     archives: list[str]
@@ -1392,7 +1400,7 @@ class Chain:
     @property
     def root(self) -> str:
         """Where the releases are."""
-        return str(self.folder / "srv")
+        return str(self.directory / "srv")
 
     def path(self, name: str) -> str:
         """A release's path."""
@@ -1400,10 +1408,10 @@ class Chain:
 
     def next(self, change: Callable[[Path], object]) -> str:
         """Change the newest tree, pack it in full and against the one before; the latter's path."""
-        tree = Path(copy(self.trees[-1], self.folder / f"tree{len(self.trees)}"))
+        tree = Path(copy(self.trees[-1], self.directory / f"tree{len(self.trees)}"))
         change(tree)
-        full = str(self.folder / f"{len(self.trees)}.tar.gz")
-        part = str(self.folder / f"{len(self.trees)}.part.tar.gz")
+        full = str(self.directory / f"{len(self.trees)}.tar.gz")
+        part = str(self.directory / f"{len(self.trees)}.part.tar.gz")
         self.packing = packed(str(tree), full)
         self.part = packed(str(tree), part, against=self.archives[-1])
         self.trees.append(str(tree))
@@ -1436,7 +1444,7 @@ def facts(release: str) -> dict[str, environments.Fingerprint]:
 
 
 def assert_same(expected: dict[str, environments.Fingerprint], release: str, links: bool) -> None:
-    """A release is as it shall be, file by file.
+    """A release is as it should be, file by file.
 
     A second link has the time of the first one; only that of a source matters.
     """
@@ -1451,8 +1459,8 @@ def chain(tiny: Built, place: Path) -> Chain:
     """The first version."""
     tree = copy(tiny.made.path, place / "tree0")
     for number in range(40):
-        write(Path(tree), f"lib/folder/{number:02}.txt", f"{number}\n" * 1000)
-    os.symlink("folder", f"{tree}/lib/other")
+        write(Path(tree), f"lib/directory/{number:02}.txt", f"{number}\n" * 1000)
+    os.symlink("directory", f"{tree}/lib/other")
     archive = str(place / "0.tar.gz")
     packed(tree, archive)
     return Chain(place, tiny.made.python, [tree], [archive])
@@ -1488,7 +1496,7 @@ def test_what_a_part_holds(chain: Chain) -> None:
     carried = [p for p, (m, _) in members_of(part).items() if m.isreg() and p[0] != "."]
     assert packing.carried == len(carried)
     assert {path.rpartition("/")[2] for path in carried} == {
-        *("never.py", f"never.{tag_of(chain.python)}.pyc", "c.txt", "x" * 120, "folder"),
+        *("never.py", f"never.{tag_of(chain.python)}.pyc", "c.txt", "x" * 120, "directory"),
         "omega.conf",
     }
     assert packing.packed_size < chain.packing.packed_size / 4
@@ -1496,7 +1504,7 @@ def test_what_a_part_holds(chain: Chain) -> None:
     assert packing.base == delta.head["base"]["manifest"] == base.sha256
     assert packing.manifest == delta.head["base"]["result"] == full.sha256
     assert set(delta.head["base"]["removed"]) == {*base.by_path} - {*full.by_path}
-    again = packed(chain.trees[-1], chain.folder / "again.tar.gz", against=chain.archives[0])
+    again = packed(chain.trees[-1], chain.directory / "again.tar.gz", against=chain.archives[0])
     assert again.sha256 == packing.sha256
 
 
@@ -1527,9 +1535,9 @@ def inodes(release: str) -> dict[str, int]:
     """The files of a release by path."""
     return {
         os.path.relpath(path, release): os.lstat(path).st_ino
-        for folder, folders, names in os.walk(release)
+        for directory, directories, names in os.walk(release)
         for name in names
-        if not os.path.islink(path := os.path.join(folder, name)) and ".relocation" not in path
+        if not os.path.islink(path := os.path.join(directory, name)) and ".relocation" not in path
     }
 
 
@@ -1583,7 +1591,7 @@ def test_owners_that_differ(chain: Chain) -> None:
     assert not set(one.values()) & set(two.values())
 
 
-KEPT = "lib/folder/07.txt"
+KEPT = "lib/directory/07.txt"
 TAMPERED: dict[str, tuple[Callable[[Path], object], str]] = {
     "content": (lambda tree: flip(tree / KEPT), f"{KEPT} was changed"),
     "size": (lambda tree: write(tree, KEPT, "x"), f"{KEPT} has another size"),
@@ -1592,16 +1600,19 @@ TAMPERED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda tree: (os.rename(tree / KEPT, tree / "etc/x"), (tree / KEPT).symlink_to("/etc/x")),
         f"{KEPT} is a link now",
     ),
-    "its folder a link": (
+    "its directory a link": (
         lambda tree: (
-            os.rename(tree / "lib/folder", tree / "lib/folder2"),
-            (tree / "lib/folder").symlink_to("folder2"),
+            os.rename(tree / "lib/directory", tree / "lib/directory2"),
+            (tree / "lib/directory").symlink_to("directory2"),
         ),
-        "lib/folder/00.txt is",
+        "lib/directory/00.txt is",
     ),
-    "a folder": (lambda tree: swap(tree / KEPT, Path.mkdir), f"{KEPT} "),
+    "a directory": (lambda tree: swap(tree / KEPT, Path.mkdir), f"{KEPT} "),
     "a pipe": (lambda tree: swap(tree / KEPT, os.mkfifo), f"{KEPT} "),
-    "its folder gone": (lambda tree: shutil.rmtree(tree / "lib/folder"), "is not there any more"),
+    "its directory gone": (
+        lambda tree: shutil.rmtree(tree / "lib/directory"),
+        "is not there any more",
+    ),
     "an original": (
         lambda tree: shutil.rmtree(tree / ".relocation/originals"),
         "is not there any more",
@@ -1683,7 +1694,7 @@ def test_touched_but_not_changed(chain: Chain) -> None:
     expected = chain.expected("two")
     chain.publish(chain.archives[0], "one")
     Path(chain.path("one"), KEPT).touch()
-    Path(chain.path("one"), "lib/folder/08.txt").chmod(0o600)
+    Path(chain.path("one"), "lib/directory/08.txt").chmod(0o600)
     chain.publish(part, "two")
     assert differences(expected, facts(chain.path("two"))) == {}
 
@@ -1715,7 +1726,7 @@ def test_without_the_earlier_one(chain: Chain) -> None:
 
 def test_against_what_is_no_base(chain: Chain) -> None:
     part = chain.next(CHANGES["changed"])
-    out = chain.folder / "out"
+    out = chain.directory / "out"
     out.mkdir()
     not_packed(
         *(
@@ -1803,7 +1814,7 @@ def test_a_changed_head_that_fits(tiny: Built, place: Path) -> None:
 
 
 def test_the_command(chain: Chain) -> None:
-    tree, out = chain.trees[0], chain.folder / "out"
+    tree, out = chain.trees[0], chain.directory / "out"
     out.mkdir()
     done = command("--pack", str(out / "one.tar.gz"), tree)
     assert (done.returncode, done.stderr) in ((0, ""), (0, home_warning(tree)))
@@ -1824,16 +1835,16 @@ def test_the_command(chain: Chain) -> None:
 
 
 def home_warning(tree: str) -> str:
-    """What is told of an interpreter in a home folder."""
+    """What is told of an interpreter in a home directory."""
     target = os.readlink(f"{tree}/bin/python")
     return (
-        f"warning: {tree}/bin/python: it leads to {target}, in a home folder: reinitialize it "
+        f"warning: {tree}/bin/python: it points to {target}, in a home directory: reinitialize it "
         "there\n"
     )
 
 
 def test_the_command_dry_and_in_json(chain: Chain) -> None:
-    tree, archive = chain.trees[0], chain.folder / "out.tar.gz"
+    tree, archive = chain.trees[0], chain.directory / "out.tar.gz"
     done = command("--pack", str(archive), "--dry-run", tree)
     assert (done.returncode, done.stdout[: len(f"Would pack: {tree} (")]) == (
         *(0, f"Would pack: {tree} ("),
@@ -1855,7 +1866,7 @@ def test_the_command_dry_and_in_json(chain: Chain) -> None:
     assert answer["base"] is None
     for key in ("files", "size", "carried", "references", "warnings"):
         assert key in foretold
-    failed = command("--pack", str(chain.folder / "one.zip"), "--json", tree)
+    failed = command("--pack", str(chain.directory / "one.zip"), "--json", tree)
     assert failed.returncode == 1
     assert set(json.loads(failed.stdout)) == {"path", "error"}
 
@@ -1941,9 +1952,9 @@ def functions(tmp_path_factory: pytest.TempPathFactory) -> Any:
     import salt.config
     import salt.loader
 
-    folder = tmp_path_factory.mktemp("minion")
+    directory = tmp_path_factory.mktemp("minion")
     opts = salt.config.minion_config(None)
-    opts.update(minions.masterless(folder, minions.file_root(folder / "root")))
+    opts.update(minions.masterless(directory, minions.file_root(directory / "root")))
     opts["grains"] = salt.loader.grains(opts)
     salt.loader.minion_mods(opts)["saltutil.sync_all"]()
     return salt.loader.minion_mods(opts)
@@ -1951,7 +1962,7 @@ def functions(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def test_the_function(functions: Any, chain: Chain) -> None:
     call = functions["virtualenv_tools.pack"]
-    archive = chain.folder / "out.tar.gz"
+    archive = chain.directory / "out.tar.gz"
     foretold = call(chain.trees[0], str(archive), test=True)
     assert (foretold["dry_run"], foretold["changed"]) == (True, True)
     assert not archive.exists()
@@ -1965,7 +1976,7 @@ def test_the_function(functions: Any, chain: Chain) -> None:
     assert answer["manifest"] == known.sha256
     assert answer["sha256"] == hashlib.sha256(archive.read_bytes()).hexdigest()
     chain.next(CHANGES["changed"])
-    part = call(chain.trees[1], str(chain.folder / "part.tar.gz"), against=chain.archives[0])
+    part = call(chain.trees[1], str(chain.directory / "part.tar.gz"), against=chain.archives[0])
     assert (part["carried"], part["base"]) == (1, manifest_of(chain.archives[0]).sha256)
     path = f"{chain.root}/one"
     functions["virtualenv_tools.unpack"](str(archive), path, python=chain.python)

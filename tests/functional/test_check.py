@@ -18,7 +18,7 @@ from tests.support.environments import Environment, Project, digest, make
 
 @pytest.fixture
 def venv(tmp_path: Path) -> Environment:
-    """A virtualenv that is at home."""
+    """A relocated virtualenv."""
     made = make("venv-3.11", tmp_path / "venv", packages=("chardet", "markupsafe"))
     relocate(made.path)
     return made
@@ -166,7 +166,7 @@ def test_what_stays_behind(tmp_path: Path) -> None:
     os.symlink("/etc/hostname", f"{made.path}/lib/hostname")
     facts = describe(made.path)
     assert facts["compiled_modules"] == 1
-    assert "lib/hostname leads to /etc/hostname" in facts["stays_behind"]
+    assert "lib/hostname points to /etc/hostname" in facts["stays_behind"]
     assert [row for row in facts["stays_behind"] if f"names {made.outside}/away/src" in row]
     assert [p for p in check(made.path).problems if p.kind == "path" and made.outside in p.reason]
     shutil.rmtree(made.path)

@@ -58,7 +58,7 @@ def theirs(*arguments: str, cwd: str | None = None) -> subprocess.CompletedProce
         text=True,
         cwd=cwd,
         stdin=subprocess.DEVNULL,
-        env=environ(PYTHONPATH=tool.folder),
+        env=environ(PYTHONPATH=tool.directory),
     )
 
 
@@ -226,7 +226,8 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Environment:
 def test_a_progress_bar_on_a_terminal_only(big: Environment, tmp_path: Path) -> None:
     tree = copy(big.path, tmp_path / "tree")
     slow = (
-        "import time, sys; from relocate_core import cli, scanning, pool; pool.ALONE = 1 << 30\n"
+        "import time, sys; from relocate_core import cli\n"
+        "from relocate_core.relocation import scan as scanning, pool; pool.ALONE = 1 << 30\n"
         "real = scanning.Scanner.scan\n"
         "def scan(*arguments): time.sleep(0.2); real(*arguments)\n"
         "scanning.Scanner.scan = scan; sys.exit(cli.main())"
@@ -273,7 +274,7 @@ def test_control_c(alone: bool, big: Environment, tmp_path: Path) -> None:
     """In the middle of a large tree, as a terminal sends it: to all processes of the group."""
     tree = copy(big.path, tmp_path / "tree")
     before = digest(tree, times="files")
-    code = "import sys; from relocate_core import cli, pool\n"
+    code = "import sys; from relocate_core import cli; from relocate_core.relocation import pool\n"
     code += f"pool.ALONE = {(1 << 30) if alone else pool_alone()}; sys.exit(cli.main())"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "--update-path", NEW, tree],

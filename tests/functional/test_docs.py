@@ -45,7 +45,7 @@ def by_page(values: list[Path]) -> Any:
 
 
 def anchors(page: Path) -> set[str]:
-    """What a link may lead to in a page: its headings, as GitHub spells them."""
+    """What a link may point to in a page: its headings, as GitHub spells them."""
     headings = re.findall(r"^#+ +(.*)$", FENCED.sub("", page.read_text()), re.M)
     return {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings}
 

@@ -45,9 +45,9 @@ CASES = [  # every kind with every shape of path; the quick ones are a sample
 ]
 
 
-def stand(stack: ExitStack, folder: Path, shape: str, kind: str, **options: Any) -> Environment:
+def stand(stack: ExitStack, directory: Path, shape: str, kind: str, **options: Any) -> Environment:
     """Build a virtualenv and move it to a new path of some shape."""
-    made = make(kind, folder / "carried", **options)
+    made = make(kind, directory / "carried", **options)
     path = stack.enter_context(checks.place(shape, made.old_prefix))
     shutil.move(made.path, path)
     return replace(made, path=path)
@@ -113,7 +113,7 @@ def projects_of(kind: str) -> tuple[Project, ...]:
     """What can be installed editable there."""
     if kind == "virtualenv-16":
         return DEVELOP
-    # There, pip still installs by `setup.py develop`, which knows of no mapped folders.
+    # There, pip still installs by `setup.py develop`, which knows of no mapped directories.
     modern = [each for each in MODERN if kind != "venv-3.8" or each.layout != "mapped"]
     return (*modern, *DEVELOP)
 
@@ -160,7 +160,7 @@ def test_variants(options: dict[str, Any], stack: ExitStack, tmp_path: Path) -> 
 
 
 def test_the_prompt(stack: ExitStack, tmp_path: Path) -> None:
-    """The default one is the folder's name and follows it; a chosen one stays."""
+    """The default one is the directory's name and follows it; a chosen one stays."""
     followed = stand(stack, tmp_path / "a", "space", "venv-3.11")
     relocate(followed.path)
     assert "(my virtual env) " in Path(followed.bin("activate")).read_text()

@@ -24,8 +24,8 @@ from salt.exceptions import CommandExecutionError
 @pytest.fixture(scope="module")
 def functions(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The functions of a minion that has synced."""
-    folder = tmp_path_factory.mktemp("minion")
-    return _synced(folder, minions.file_root(folder / "root"))
+    directory = tmp_path_factory.mktemp("minion")
+    return _synced(directory, minions.file_root(directory / "root"))
 
 
 @pytest.fixture
@@ -40,9 +40,9 @@ def own_functions(tmp_path: Path, root: Path) -> Any:
     return _synced(tmp_path / "minion", root)
 
 
-def _synced(folder: Path, root: Path) -> Any:
+def _synced(directory: Path, root: Path) -> Any:
     opts = salt.config.minion_config(None)
-    opts.update(minions.masterless(folder, root))
+    opts.update(minions.masterless(directory, root))
     opts["grains"] = salt.loader.grains(opts)
     synced = salt.loader.minion_mods(opts)["saltutil.sync_all"]()
     assert "modules.virtualenv_tools" in synced["modules"]
@@ -185,7 +185,7 @@ def test_a_core_that_does_not_load_is_not_half_loaded(own_functions: Any, root: 
 
 
 def _said(*arguments: str, cwd: Path) -> str:
-    """What a command says of a folder that is no virtualenv."""
+    """What a command says of a directory that is no virtualenv."""
     done = subprocess.run(arguments, cwd=cwd, capture_output=True, text=True)
     assert done.returncode != 0
     assert "Traceback" not in done.stdout + done.stderr
@@ -213,14 +213,14 @@ def test_each_route_runs_its_newest_core(tmp_path: Path, route: str) -> None:
     assert expected in _said(*command, "virtualenv_tools.info", "/nowhere", cwd=tmp_path)
 
 
-def _installed(folder: Path) -> Path:
+def _installed(directory: Path) -> Path:
     """A Python that has Salt from this one and the extension installed by pip, not editable."""
-    venv = folder / "installed"
+    venv = directory / "installed"
     subprocess.run(
         [sys.executable, "-m", "venv", str(venv)], check=True, env=environments.environ()
     )
     python = venv / "bin" / "python"
-    checkout = folder / "checkout"
+    checkout = directory / "checkout"
     for name in ("_modules", "relocate_core", "saltext_virtualenv_tools"):
         shutil.copytree(minions.CHECKOUT / name, checkout / name)
     for name in ("setup.py", "pyproject.toml", "LICENSE"):

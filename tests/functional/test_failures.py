@@ -72,7 +72,7 @@ def assert_one_sentence(done: subprocess.CompletedProcess[str], *parts: str) -> 
 
 
 def refuses(tree: str, expected: type[RelocateError], text: str, new: str = NEW) -> None:
-    """A relocation fails with this text, and changes nothing but folders' times."""
+    """A relocation fails with this text, and changes nothing but directories' times."""
     before = digest(tree, times="files")
     with pytest.raises(expected, match=text) as caught:
         relocate(tree, new)
@@ -134,8 +134,8 @@ def test_nothing_tells_the_old_path(venv: Environment) -> None:
     [
         ("srv/app", "--update-path must be absolute: srv/app"),
         ("", "nothing to do"),
-        ("/", "--update-path must be a folder of its own: /"),
-        ("/srv/../", "--update-path must be a folder of its own: /"),
+        ("/", "--update-path must be a directory of its own: /"),
+        ("/srv/../", "--update-path must be a directory of its own: /"),
         ("/srv/a\nb", r"--update-path must not hold a line break or NUL: '/srv/a\nb'"),
         ("/srv/a\rb", r"--update-path must not hold a line break or NUL: '/srv/a\rb'"),
     ],
@@ -162,9 +162,9 @@ def test_nul_in_a_path(venv: Environment) -> None:
 @needs_root
 @pytest.mark.parametrize("closed", [False, True])
 def test_somebody_elses_virtualenv(closed: bool, venv: Environment) -> None:
-    for folder in Path(venv.path).parents[:3]:
-        if str(folder).startswith("/tmp/pytest"):
-            os.chmod(folder, 0o755)
+    for directory in Path(venv.path).parents[:3]:
+        if str(directory).startswith("/tmp/pytest"):
+            os.chmod(directory, 0o755)
     if closed:
         os.chmod(venv.path, 0o700)
     before = digest(venv.path)
@@ -184,23 +184,24 @@ def test_somebody_elses_virtualenv(closed: bool, venv: Environment) -> None:
 
 
 @needs_root
-def test_a_folder_that_must_not_be_read(venv: Environment) -> None:
-    """As somebody else, with a folder in the middle that belongs to root."""
-    for folder, _, names in os.walk(venv.path):
+def test_a_directory_that_must_not_be_read(venv: Environment) -> None:
+    """As somebody else, with a directory in the middle that belongs to root."""
+    for directory, _, names in os.walk(venv.path):
         for name in (".", *names):
-            os.chown(os.path.join(folder, name), NOBODY, NOBODY, follow_symlinks=False)
+            os.chown(os.path.join(directory, name), NOBODY, NOBODY, follow_symlinks=False)
     secret = f"{venv.path}/lib/zzz"
     os.mkdir(secret, 0o700)
     os.chmod(os.path.dirname(venv.path), 0o777)
     before = digest(venv.path, times="files")
     code = (
-        "import os, sys; sys.path.insert(0, sys.argv[1]); from relocate_core import relocation;"
+        "import os, sys; sys.path.insert(0, sys.argv[1]);"
+        "from relocate_core.relocation import relocate as relocation;"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534);"
         "relocation.relocate(sys.argv[2], sys.argv[3])"
     )
     open_to_all = [p for p in Path(venv.path).parents if p.stat().st_mode & 0o777 == 0o700]
-    for folder in open_to_all:
-        os.chmod(folder, 0o711)
+    for directory in open_to_all:
+        os.chmod(directory, 0o711)
     done = subprocess.run(
         [sys.executable, "-c", code, ROOT, venv.path, NEW], capture_output=True, text=True, cwd="/"
     )
@@ -216,26 +217,26 @@ def tmpfs(tmp_path: Path) -> Iterator[Callable[..., str]]:
     mounted = []
 
     def mount(size: str, name: str = "mounted") -> str:
-        folder = str(tmp_path / name)
-        os.mkdir(folder)
+        directory = str(tmp_path / name)
+        os.mkdir(directory)
         done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", directory], capture_output=True
         )
         if done.returncode:
             pytest.skip(f"cannot mount here: {done.stderr.decode().strip()}")
-        mounted.append(folder)
-        return folder
+        mounted.append(directory)
+        return directory
 
     yield mount
-    for folder in mounted:
-        subprocess.run(["umount", "-l", folder], check=False)
+    for directory in mounted:
+        subprocess.run(["umount", "-l", directory], check=False)
 
 
 def test_a_read_only_file_system(tmpfs: Callable[..., str], venv: Environment) -> None:
-    folder = tmpfs("64m")
-    tree = copy(venv.path, f"{folder}/venv")
+    directory = tmpfs("64m")
+    tree = copy(venv.path, f"{directory}/venv")
     before = digest(tree)
-    subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+    subprocess.run(["mount", "-o", "remount,ro", directory], check=True)
     done = command("--update-path", NEW, tree)
     assert_one_sentence(done, f"cannot relocate {tree}: read-only file system; remount")
     assert relocate(tree, NEW, dry_run=True).changed
@@ -245,26 +246,26 @@ def test_a_read_only_file_system(tmpfs: Callable[..., str], venv: Environment) -
 @pytest.mark.parametrize("room", [0, 900, 1020, 1030, 1040, 1050, 1060])
 def test_a_full_disk(room: int, tmpfs: Callable[..., str], venv: Environment) -> None:
     """It fails at another step each time: `room` is what is free, in KiB; a run keeps 1024."""
-    folder = tmpfs("64m")
-    tree = copy(venv.path, f"{folder}/venv")
+    directory = tmpfs("64m")
+    tree = copy(venv.path, f"{directory}/venv")
     before = digest(tree, times="files")
-    with open(f"{folder}/filler", "wb") as file:
-        free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+    with open(f"{directory}/filler", "wb") as file:
+        free = os.statvfs(directory).f_bavail * os.statvfs(directory).f_frsize
         os.posix_fallocate(file.fileno(), 0, free - room * 1024)
     done = command("--update-path", NEW, tree)
     assert_one_sentence(done, "cannot relocate", "no space left on device; free some space")
     assert differences(before, digest(tree, times="files")) == {}
-    os.unlink(f"{folder}/filler")
+    os.unlink(f"{directory}/filler")
     assert relocate(tree, NEW).changed
 
 
 def test_no_inode_left(tmpfs: Callable[..., str], venv: Environment) -> None:
-    folder = tmpfs("64m,nr_inodes=2000")
-    tree = copy(venv.path, f"{folder}/venv")
+    directory = tmpfs("64m,nr_inodes=2000")
+    tree = copy(venv.path, f"{directory}/venv")
     before = digest(tree, times="files")
     count = 0
-    while os.statvfs(folder).f_favail > 3:
-        Path(folder, f"filler{count}").touch()
+    while os.statvfs(directory).f_favail > 3:
+        Path(directory, f"filler{count}").touch()
         count += 1
     refuses(tree, TreeError, "no space left on device; free some space")
     assert differences(before, digest(tree, times="files")) == {}
@@ -370,7 +371,7 @@ def test_a_file_that_changes_meanwhile(
 
 
 def test_two_runs_at_once(venv: Environment) -> None:
-    folder = files.open_root(venv.path)
+    directory = files.open_root(venv.path)
     released = []
 
     def release() -> None:
@@ -378,7 +379,7 @@ def test_two_runs_at_once(venv: Environment) -> None:
         released.append(time.monotonic())
         lock.__exit__(None, None, None)
 
-    lock = locked(folder, venv.path, 0)
+    lock = locked(directory, venv.path, 0)
     lock.__enter__()
     with pytest.raises(Busy, match=r"another run has been at work on it for 0\.1 seconds; wait"):
         relocate(venv.path, NEW, wait=0.1)
@@ -387,17 +388,17 @@ def test_two_runs_at_once(venv: Environment) -> None:
     assert relocate(venv.path, NEW, wait=20).changed
     assert released
     thread.join()
-    os.close(folder)
+    os.close(directory)
 
 
 def test_the_lock_is_not_kept_by_a_child_of_another_thread(venv: Environment) -> None:
-    folder = files.open_root(venv.path)
-    with locked(folder, venv.path, 0):
+    directory = files.open_root(venv.path)
+    with locked(directory, venv.path, 0):
         child = os.fork()
         if not child:
             time.sleep(20)
             os._exit(0)
-    os.close(folder)
+    os.close(directory)
     try:
         assert relocate(venv.path, NEW, wait=0.1).changed
     finally:
@@ -436,22 +437,22 @@ def test_pipes_sockets_and_devices(venv: Environment) -> None:
 def test_hard_links_and_links_out_of_the_tree(venv: Environment, tmp_path: Path) -> None:
     text = f"prefix = {venv.old_prefix}\n"
     outside = tmp_path / "outside"
-    (outside / "folder").mkdir(parents=True)
-    for name in ("one", "two", "folder/three"):
+    (outside / "directory").mkdir(parents=True)
+    for name in ("one", "two", "directory/three"):
         (outside / name).write_text(text)
     os.link(outside / "one", f"{venv.path}/etc/one")
     os.symlink(outside / "two", f"{venv.path}/etc/two")
-    os.symlink(outside / "folder", f"{venv.path}/etc/folder")
+    os.symlink(outside / "directory", f"{venv.path}/etc/directory")
     before, inode = digest(outside), os.stat(outside / "one").st_ino
     report = relocate(venv.path, NEW)
     assert differences(before, digest(outside)) == {}
     assert os.stat(outside / "one").st_ino == inode
     assert Path(venv.path, "etc/one").read_text() == f"prefix = {NEW}\n"
-    assert os.readlink(f"{venv.path}/etc/folder") == str(outside / "folder")
-    assert not {"etc/two", "etc/folder", "etc/folder/three"} & set(report.files)
+    assert os.readlink(f"{venv.path}/etc/directory") == str(outside / "directory")
+    assert not {"etc/two", "etc/directory", "etc/directory/three"} & set(report.files)
 
 
-def test_folders_replaced_by_links(venv: Environment, tmp_path: Path) -> None:
+def test_directories_replaced_by_links(venv: Environment, tmp_path: Path) -> None:
     """`lib64`, or a whole package, may be a link to somewhere else."""
     shutil.move(f"{venv.site_packages}/omega", tmp_path / "omega")
     os.symlink(tmp_path / "omega", f"{venv.site_packages}/omega")
@@ -684,7 +685,7 @@ def test_a_daemonic_process(big: Environment, tmp_path: Path) -> None:
     tree = copy(big.path, tmp_path / "tree")
     code = (
         "import multiprocessing, sys\n"
-        "from relocate_core.relocation import relocate\n"
+        "from relocate_core import relocate\n"
         "def job(path, new):\n"
         "    print(relocate(path, new).changed)\n"
         "if __name__ == '__main__':\n"
@@ -704,7 +705,7 @@ def test_a_failure_while_workers_are_at_work_is_put_back(big: Environment, tmp_p
     tree = copy(big.path, tmp_path / "tree")
     deep = os.path.join(tree, "zzz", *["d"] * 210)
     os.makedirs(deep)
-    refuses(tree, TreeError, "folders are nested more than 200 deep")
+    refuses(tree, TreeError, "directories are nested more than 200 deep")
     shutil.rmtree(os.path.join(tree, "zzz"))
     assert relocate(tree, NEW).changed
     assert temporaries(tree) == []

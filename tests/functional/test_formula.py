@@ -39,26 +39,26 @@ def minion(tmp_path_factory: pytest.TempPathFactory) -> Masterless:
 
 @dataclass
 class Shop:
-    """An app in a scratch folder, and its process manager.
+    """An app in a scratch directory, and its process manager.
 
     Attributes:
         minion: the minion.
-        folder: where all of it is.
+        directory: where all of it is.
         manager: the process manager.
         app: what stands in the pillar of the app.
         more: what stands there beside the apps.
     """
 
     minion: Masterless
-    folder: Path
+    directory: Path
     manager: Manager
     app: dict[str, Any] = field(default_factory=dict)
     more: dict[str, Any] = field(default_factory=dict)
 
     @property
     def root(self) -> Path:
-        """The folder of the releases."""
-        return self.folder / "srv" / "shop"
+        """The directory of the releases."""
+        return self.directory / "srv" / "shop"
 
     def pillar(self, **changes: Any) -> dict[str, Any]:
         """The pillar, with changes to the app; None takes a key away."""
@@ -118,7 +118,7 @@ both_managers = pytest.mark.parametrize("shop", ["supervisor", "systemd"], indir
 
 def world(shop: Shop) -> Any:
     """All that a test must not touch."""
-    return environments.digest(str(shop.folder)), shop.manager.known()
+    return environments.digest(str(shop.directory)), shop.manager.known()
 
 
 # --- all of it ------------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ def world(shop: Shop) -> Any:
 def test_from_bare_to_running(shop: Shop, sls: str) -> None:
     before = [path.name for path in shop.root.parent.parent.rglob("*")]
     said = shop.apply(sls, test=True)
-    wanted = {"shop has a folder", "shop is deployed", "shop runs", "shop answers"}
+    wanted = {"shop has a directory", "shop is deployed", "shop runs", "shop answers"}
     assert wanted <= {key for key, one in said.items() if one["result"] is None}
     assert {one["result"] for one in said.values()} == {True, None}
     left = {path.name for path in shop.root.parent.parent.rglob("*")} - set(before)
@@ -174,24 +174,26 @@ def test_old_releases_go(shop: Shop) -> None:
 
 def test_nobody_who_is_there_is_changed(shop: Shop) -> None:
     before = Path("/etc/passwd").read_bytes(), Path("/etc/group").read_bytes()
-    shop.done("releases.bootstrap", root=str(shop.folder / "home"))
+    shop.done("releases.bootstrap", root=str(shop.directory / "home"))
     assert (Path("/etc/passwd").read_bytes(), Path("/etc/group").read_bytes()) == before
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes folders of other users")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes directories of other users")
 def test_what_is_shared_is_the_programs_and_nothing_above_it(shop: Shop) -> None:
-    """Else the program could put a link in its place, for root to give away what that leads to."""
-    folder = shop.root / "shared" / "deep" / "media"
+    """Else the program could put a link in its place, for root to give away what that points to."""
+    directory = shop.root / "shared" / "deep" / "media"
     changes: dict[str, Any] = {"shared": ["deep/media/"], "user": "nobody", "group": None}
     shop.done("releases.bootstrap", **changes)
-    assert folder.owner() == "nobody"
-    assert {path.owner() for path in folder.parents if path.is_relative_to(shop.root)} == {"root"}
+    assert directory.owner() == "nobody"
+    assert {path.owner() for path in directory.parents if path.is_relative_to(shop.root)} == {
+        "root"
+    }
     assert shop.done("releases.bootstrap", **changes) == {}
-    folder.rmdir()
-    folder.symlink_to(shop.folder)
+    directory.rmdir()
+    directory.symlink_to(shop.directory)
     answers = shop.apply("releases.bootstrap", **changes)
-    assert answers[f"shop shares {folder}"]["result"] is False
-    assert shop.folder.owner() == "root"
+    assert answers[f"shop shares {directory}"]["result"] is False
+    assert shop.directory.owner() == "root"
 
 
 def test_who_is_not_there_would_be_made(shop: Shop) -> None:
@@ -314,7 +316,7 @@ def test_clean(shop: Shop) -> None:
 
 
 def test_a_build_machine_packs(shop: Shop) -> None:
-    bundle = str(shop.folder / "shop.tar.gz")
+    bundle = str(shop.directory / "shop.tar.gz")
     pillar = {"releases": {"builds": {bundle: {"packages": ["nothing-of-that-name"]}}}}
     said = shop.given(pillar, "releases.build", test=True)
     assert said[bundle]["result"] is None
@@ -336,7 +338,7 @@ def test_two_apps(shop: Shop) -> None:
     other = {
         "release": "2",
         "source": "salt://shop/{release}.tar.gz",
-        "root": str(shop.folder / "srv" / "blog"),
+        "root": str(shop.directory / "srv" / "blog"),
         "user": ME,
         "group": shop.app["group"],
         "programs": {"web": {"command": SLEEPS}},
@@ -360,7 +362,7 @@ def test_two_apps(shop: Shop) -> None:
 @pytest.mark.parametrize("part", ["", *PARTS, "reload", "rollback", "clean"])
 def test_only_one_of_two_apps(shop: Shop, part: str) -> None:
     """Whatever is to be done; and what is wrong with the other one in the pillar does not count."""
-    blog = {**shop.app, "root": str(shop.folder / "srv" / "blog")}
+    blog = {**shop.app, "root": str(shop.directory / "srv" / "blog")}
     shop.more.update(apps={"blog": blog}, only="blog")
     shown = shop.minion.functions["state.show_sls"](
         f"releases.{part}".rstrip("."), pillar=shop.pillar(relase="1")
@@ -437,11 +439,11 @@ WRONG: dict[str, tuple[Any, str]] = {
     "no upstream": ({"web": {"nginx": {"listen": 80}}}, f"{APP}:web:nginx:upstream is missing"),
     "a URL without a slash": (
         {"web": {"nginx": {"upstream": "http://a:1", "static": {"/static": "static/"}}}},
-        f"{APP}:web:nginx:static:/static must be a URL such as /static/ and a folder",
+        f"{APP}:web:nginx:static:/static must be a URL such as /static/ and a directory",
     ),
     "a way out": (
         {"web": {"apache": {"wsgi": "a", "static": {"/static/": "../x/"}}}},
-        f"{APP}:web:apache:static:/static/ must be a URL such as /static/ and a folder",
+        f"{APP}:web:apache:static:/static/ must be a URL such as /static/ and a directory",
     ),
     "a size": (
         {"web": {"nginx": {"upstream": "http://a:1", "body": "1; }"}}},
@@ -498,7 +500,7 @@ def test_a_wrong_top(shop: Shop) -> None:
 def test_programs_that_would_be_called_the_same(shop: Shop) -> None:
     other = {
         **shop.app,
-        "root": str(shop.folder / "other"),
+        "root": str(shop.directory / "other"),
         "programs": {"web": {"command": "bin/b"}},
     }
     shop.more["apps"] = {"shop-blog": other}
@@ -563,19 +565,19 @@ def test_units_are_right_for_systemd(shop: Shop) -> None:
 @pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not on this machine")
 @pytest.mark.parametrize("upstream", ["http://127.0.0.1:8000", "uwsgi://127.0.0.1:8000"])
 def test_the_configuration_is_right_for_nginx(shop: Shop, upstream: str) -> None:
-    folder = shop.folder / "nginx"
-    (folder / "conf.d").mkdir(parents=True)
-    Path(folder, "nginx.conf").write_text(
-        f"pid {folder}/pid; error_log stderr; events {{}}\n"
-        f"http {{ access_log off; include {folder}/conf.d/*.conf; }}\n"
+    directory = shop.directory / "nginx"
+    (directory / "conf.d").mkdir(parents=True)
+    Path(directory, "nginx.conf").write_text(
+        f"pid {directory}/pid; error_log stderr; events {{}}\n"
+        f"http {{ access_log off; include {directory}/conf.d/*.conf; }}\n"
     )
     params = Path("/etc/nginx/uwsgi_params")
     if params.exists():
-        shutil.copy(params, folder)
-    told = folder / "told"
+        shutil.copy(params, directory)
+    told = directory / "told"
     shop.more["nginx"] = {
-        "configs": str(folder / "conf.d"),
-        "reload": f"nginx -t -c {folder}/nginx.conf && touch {told}",
+        "configs": str(directory / "conf.d"),
+        "reload": f"nginx -t -c {directory}/nginx.conf && touch {told}",
     }
     web = {"nginx": {**WEB["nginx"], "upstream": upstream}}
     answers = shop.apply("releases.enable", web=web)
@@ -585,9 +587,9 @@ def test_the_configuration_is_right_for_nginx(shop: Shop, upstream: str) -> None
 
 
 def test_a_web_server_that_did_not_take_its_files_is_told_again(shop: Shop) -> None:
-    told, broken = shop.folder / "told", shop.folder / "broken"
+    told, broken = shop.directory / "told", shop.directory / "broken"
     shop.more["nginx"] = {
-        "configs": str(shop.folder / "nginx"),
+        "configs": str(shop.directory / "nginx"),
         "reload": f"if [ -e {broken} ]; then echo it is broken; exit 1; fi; echo >> {told}",
     }
     broken.touch()
@@ -605,7 +607,7 @@ def test_a_web_server_that_did_not_take_its_files_is_told_again(shop: Shop) -> N
 
 
 def test_mod_wsgi_is_told_of_a_switch(shop: Shop) -> None:
-    shop.more["apache"] = {"configs": str(shop.folder / "apache"), "reload": "true"}
+    shop.more["apache"] = {"configs": str(shop.directory / "apache"), "reload": "true"}
     web = {"apache": {"listen": "127.0.0.1:8001", "wsgi": "omega"}}
     shop.app["programs"] = None
     shop.done(web=web)

@@ -27,39 +27,39 @@ FIRST, SECOND, THIRD = RELEASES
 # One that any user may run: that of the tests may be in somebody's home.
 PYTHON = "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.executable
 MODULES = Path("/usr/lib/apache2/modules")
-# What its master does at a TERM is to start anew, and with `--die-on-term` to drop what it does.
+# What its master does at a TERM is to start again, and with `--die-on-term` to drop what it does.
 UWSGI = (
     "bin/uwsgi --master --processes 2 --module shop.wsgi "
     "--hook-master-start 'unix_signal:15 gracefully_kill_them_all'"
 )
 SUPERVISORD = """
 [supervisord]
-pidfile={folder}/supervisord.pid
-logfile={folder}/supervisord.log
-childlogdir={folder}
+pidfile={directory}/supervisord.pid
+logfile={directory}/supervisord.log
+childlogdir={directory}
 [unix_http_server]
-file={folder}/supervisor.sock
+file={directory}/supervisor.sock
 [rpcinterface:supervisor]
 supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
 [supervisorctl]
-serverurl=unix://{folder}/supervisor.sock
+serverurl=unix://{directory}/supervisor.sock
 [include]
-files={folder}/conf.d/*.conf
+files={directory}/conf.d/*.conf
 """
 APACHE = """
-ServerRoot {folder}
+ServerRoot {directory}
 ServerName localhost
-PidFile {folder}/pid
-DefaultRuntimeDir {folder}
-Mutex file:{folder}
-ErrorLog {folder}/log
+PidFile {directory}/pid
+DefaultRuntimeDir {directory}
+Mutex file:{directory}
+ErrorLog {directory}/log
 User www-data
 Group www-data
 {modules}
 <Directory />
     Require all denied
 </Directory>
-IncludeOptional {folder}/conf.d/*.conf
+IncludeOptional {directory}/conf.d/*.conf
 """
 
 pytestmark = pytest.mark.slow
@@ -69,10 +69,10 @@ needs_nginx = pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the site's archives are."""
-    folder = tmp_path_factory.mktemp("site")
+    directory = tmp_path_factory.mktemp("site")
     uwsgi = "pyuwsgi; sys_platform == 'linux' and platform_machine in 'x86_64 aarch64'"
-    sites.packed(folder, PYTHON, folder / "archives", "gunicorn", uwsgi)
-    return folder / "archives"
+    sites.packed(directory, PYTHON, directory / "archives", "gunicorn", uwsgi)
+    return directory / "archives"
 
 
 @pytest.fixture(scope="module")
@@ -113,32 +113,32 @@ def example(port: int, root: Path | None = None, **app: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def supervisor(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where supervisor's commands are."""
-    folder = tmp_path_factory.mktemp("supervisor")
-    environments.run(sys.executable, "-m", "venv", str(folder))
-    environments.run(str(folder / "bin" / "pip"), "install", "--quiet", "supervisor")
-    return folder / "bin"
+    directory = tmp_path_factory.mktemp("supervisor")
+    environments.run(sys.executable, "-m", "venv", str(directory))
+    environments.run(str(directory / "bin" / "pip"), "install", "--quiet", "supervisor")
+    return directory / "bin"
 
 
 @pytest.fixture
 def supervised(minion: Masterless, supervisor: Path, tmp_path: Path) -> Iterator[Site]:
     """The app under supervisor, not deployed yet."""
-    folder, port = tmp_path, free_port()
-    (folder / "conf.d").mkdir()
-    (folder / "supervisord.conf").write_text(SUPERVISORD.format(folder=folder))
-    environments.run(str(supervisor / "supervisord"), "-c", str(folder / "supervisord.conf"))
-    pillar = example(port, folder / "srv" / "shop")
-    pillar["releases"]["apps"]["shop"]["programs"]["web"]["environment"]["HOME"] = str(folder)
+    directory, port = tmp_path, free_port()
+    (directory / "conf.d").mkdir()
+    (directory / "supervisord.conf").write_text(SUPERVISORD.format(directory=directory))
+    environments.run(str(supervisor / "supervisord"), "-c", str(directory / "supervisord.conf"))
+    pillar = example(port, directory / "srv" / "shop")
+    pillar["releases"]["apps"]["shop"]["programs"]["web"]["environment"]["HOME"] = str(directory)
     pillar["releases"]["supervisor"] = {
-        "command": f"{supervisor}/supervisorctl -c {folder}/supervisord.conf",
-        "configs": str(folder / "conf.d"),
-        "logs": str(folder),
+        "command": f"{supervisor}/supervisorctl -c {directory}/supervisord.conf",
+        "configs": str(directory / "conf.d"),
+        "logs": str(directory),
     }
 
     def apply(sls: str, pillar: Any) -> dict[str, Any]:
         return sites.applied(minion, sls, pillar)
 
-    yield Site(apply, folder, f"http://127.0.0.1:{port}/", pillar)
-    ended(int((folder / "supervisord.pid").read_text()))
+    yield Site(apply, directory, f"http://127.0.0.1:{port}/", pillar)
+    ended(int((directory / "supervisord.pid").read_text()))
 
 
 def test_the_example_deploys_and_a_switch_loses_no_request(
@@ -196,23 +196,23 @@ def test_a_program_that_does_not_start_is_told_of(supervised: Site, release: str
 @contextmanager
 def nginx(site: Site, upstream: str, **more: Any) -> Iterator[None]:
     """Put nginx in front of an app: it is asked there from now on."""
-    port, folder = free_port(), site.folder / "nginx"
-    (folder / "conf.d").mkdir(parents=True)
+    port, directory = free_port(), site.directory / "nginx"
+    (directory / "conf.d").mkdir(parents=True)
     user = f"user {ME};" if ME == "root" else ""
     temporary = "".join(
-        f"{kind}_temp_path {folder}/{kind};"
+        f"{kind}_temp_path {directory}/{kind};"
         for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
-    (folder / "nginx.conf").write_text(
-        f"{user} pid {folder}/pid; error_log {folder}/log; events {{}}\n"
-        f"http {{ access_log off; {temporary} include {folder}/conf.d/*.conf; }}\n"
+    (directory / "nginx.conf").write_text(
+        f"{user} pid {directory}/pid; error_log {directory}/log; events {{}}\n"
+        f"http {{ access_log off; {temporary} include {directory}/conf.d/*.conf; }}\n"
     )
     with suppress(FileNotFoundError):
-        shutil.copy("/etc/nginx/uwsgi_params", folder)
-    command = f"nginx -c {folder}/nginx.conf"
-    start = f"if [ -s {folder}/pid ]; then {command} -s reload; else {command}; fi"
+        shutil.copy("/etc/nginx/uwsgi_params", directory)
+    command = f"nginx -c {directory}/nginx.conf"
+    start = f"if [ -s {directory}/pid ]; then {command} -s reload; else {command}; fi"
     site.pillar["releases"]["nginx"] = {
-        "configs": str(folder / "conf.d"),
+        "configs": str(directory / "conf.d"),
         "reload": f"{command} -t && {start}",
     }
     site.app["web"] = {"nginx": {"listen": f"127.0.0.1:{port}", "upstream": upstream, **more}}
@@ -221,8 +221,8 @@ def nginx(site: Site, upstream: str, **more: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        if (folder / "pid").exists():
-            ended(int((folder / "pid").read_text()))
+        if (directory / "pid").exists():
+            ended(int((directory / "pid").read_text()))
 
 
 @needs_nginx
@@ -244,7 +244,7 @@ def test_uwsgi_behind_nginx(supervised: Site, how: str, told: Callable[[str, Loa
     if how != "a socket":
         address = web.pop("socket")
         if how == "a unix socket of its own":
-            address = f"{supervised.folder}/uwsgi.sock"
+            address = f"{supervised.directory}/uwsgi.sock"
             upstream = f"uwsgi://unix:{address}"
         web["command"] = f"{UWSGI} --socket {address}"
     with nginx(supervised, upstream):
@@ -264,18 +264,18 @@ def test_uwsgi_behind_nginx(supervised: Site, how: str, told: Callable[[str, Loa
 
 @pytest.fixture
 def apache(minion: Masterless) -> Iterator[Site]:
-    """The app in an Apache that is not started yet, in a folder that its user can look into."""
+    """The app in an Apache that is not started yet, in a directory that its user can look into."""
     if shutil.which("apache2") is None or not (MODULES / "mod_wsgi.so").exists():
         pytest.skip("Apache with mod_wsgi, as Debian has them, is not here")
     if os.geteuid() != 0:
         pytest.skip("Apache is started by root only")
-    folder, port = Path(tempfile.mkdtemp(prefix="apache-")), free_port()
-    folder.chmod(0o755)
-    server = folder / "apache"
+    directory, port = Path(tempfile.mkdtemp(prefix="apache-")), free_port()
+    directory.chmod(0o755)
+    server = directory / "apache"
     (server / "conf.d").mkdir(parents=True)
     load_modules(server, "mpm_event", "authz_core", "alias", "wsgi")
     web = {"listen": f"127.0.0.1:{port}", "wsgi": "shop.wsgi", "static": {"/static/": "static/"}}
-    pillar = example(port, folder / "srv" / "shop", user="www-data", group="www-data")
+    pillar = example(port, directory / "srv" / "shop", user="www-data", group="www-data")
     pillar["releases"]["apps"]["shop"].update(programs={}, web={"apache": web})
     command = f"apache2 -f {server}/apache.conf"
     pillar["releases"]["apache"] = {
@@ -286,17 +286,17 @@ def apache(minion: Masterless) -> Iterator[Site]:
     def apply(sls: str, pillar: Any) -> dict[str, Any]:
         return sites.applied(minion, sls, pillar)
 
-    yield Site(apply, folder, f"http://127.0.0.1:{port}/", pillar)
+    yield Site(apply, directory, f"http://127.0.0.1:{port}/", pillar)
     if (server / "pid").exists():
         ended(int((server / "pid").read_text()))
-    shutil.rmtree(folder)
+    shutil.rmtree(directory)
 
 
 def load_modules(server: Path, *names: str) -> None:
     """Write the configuration of an Apache with these modules."""
     lines = [f"LoadModule {name}_module {MODULES}/mod_{name}.so" for name in names]
     (server / "apache.conf").write_text(
-        APACHE.format(folder=server, modules="\n".join(lines)).lstrip()
+        APACHE.format(directory=server, modules="\n".join(lines)).lstrip()
     )
 
 
@@ -316,7 +316,7 @@ def test_apache(apache: Site, told: Callable[[str, Load], None]) -> None:
     assert apache.deploy(SECOND, "releases.rollback")["shop runs"].keys() == {"touched"}
     assert apache.page()["release"] == FIRST
     apache.deploy(FIRST, "releases.clean")
-    assert not list((apache.folder / "apache" / "conf.d").iterdir())
+    assert not list((apache.directory / "apache" / "conf.d").iterdir())
 
 
 def test_apache_answers_what_it_was_asked_before_a_switch(apache: Site) -> None:
@@ -331,7 +331,7 @@ def test_apache_answers_what_it_was_asked_before_a_switch(apache: Site) -> None:
 
 
 def test_apache_is_told_again_of_what_it_did_not_take(apache: Site) -> None:
-    server = apache.folder / "apache"
+    server = apache.directory / "apache"
     load_modules(server, "mpm_event", "authz_core", "alias")
     for _ in range(2):
         refused = apache.answers(FIRST, "releases.enable")["shop is told to apache"]
@@ -347,7 +347,7 @@ def test_apache_is_told_again_of_what_it_did_not_take(apache: Site) -> None:
 def test_two_apps_on_one_address_of_apache(apache: Site) -> None:
     apache.app["web"]["apache"]["names"] = ["shop.localhost"]
     apache.app.update(migrations=None, checks=[])
-    other = {**apache.app, "release": SECOND, "root": str(apache.folder / "srv" / "blog")}
+    other = {**apache.app, "release": SECOND, "root": str(apache.directory / "srv" / "blog")}
     other["web"] = {"apache": {**apache.app["web"]["apache"], "names": ["blog.localhost"]}}
     apache.pillar["releases"]["apps"]["blog"] = other
     apache.deploy(FIRST)
@@ -368,17 +368,17 @@ def machine(
         pytest.skip(why_not)
     if sys.executable == PYTHON:
         pytest.skip("a user without rights needs a Python of the system's")
-    folder = tmp_path_factory.mktemp("machine")
-    (folder / "salt").mkdir()
-    root = minions.file_root(folder / "salt" / "root")
+    directory = tmp_path_factory.mktemp("machine")
+    (directory / "salt").mkdir()
+    root = minions.file_root(directory / "salt" / "root")
     shutil.copytree(archives, root / "shop")
-    made = systemd.Machine(folder / "box", [folder / "salt", CHECKOUT])
+    made = systemd.Machine(directory / "box", [directory / "salt", CHECKOUT])
     try:
         made.boot()
-        yield made, systemd.Salted(made, folder / "salt", root, CHECKOUT / "formula")
+        yield made, systemd.Salted(made, directory / "salt", root, CHECKOUT / "formula")
     finally:
         made.shut_down()
-        shutil.rmtree(folder / "box")
+        shutil.rmtree(directory / "box")
 
 
 @pytest.fixture

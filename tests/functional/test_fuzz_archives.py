@@ -1,7 +1,7 @@
 """Archives that nobody thought of: good and hostile ones, mutated at random.
 
 Each of them is refused in a sentence, or unpacked to just what Python's tarfile finds in it; and
-whatever happens, nothing outside the folder is touched, no link leaves, and nothing hangs.
+whatever happens, nothing outside the directory is touched, no link leaves, and nothing hangs.
 
 Variables: `RELOCATE_FUZZ_SECONDS` is how long the slow test runs (default 180), and
 `RELOCATE_FUZZ_SEED` the seed that a failure has told.
@@ -122,7 +122,7 @@ def edit_field(random: Random, blocks: Blocks) -> None:
 
 
 def copy_field(random: Random, blocks: Blocks) -> None:
-    """Call one member as another, or let a link lead to it."""
+    """Call one member as another, or let a link point to it."""
     places = headers(blocks)
     if places:
         start, length = FIELDS["name"]
@@ -307,20 +307,20 @@ def unpacked(sandbox: Sandbox, data: bytes, where: str) -> bool:
     theirs = in_tarfile(data)
     if theirs is not None:
         ours = {path: kind for path, (kind, _) in entries.items()}
-        for path in list(theirs):  # folders that are only implied
+        for path in list(theirs):  # directories that are only implied
             while (path := posixpath.dirname(path)) not in ("", "/"):
-                theirs.setdefault(path, "folder")
+                theirs.setdefault(path, "directory")
         assert ours == theirs, where
     return True
 
 
 def on_disk(tree: str) -> Iterator[tuple[str, tuple[str, int]]]:
     """Each path in a tree with its kind and mode."""
-    for path, folders, names in os.walk(tree):
-        for name in (*folders, *names):
+    for path, directories, names in os.walk(tree):
+        for name in (*directories, *names):
             full = os.path.join(path, name)
             mode = os.lstat(full).st_mode
-            kind = "link" if stat.S_ISLNK(mode) else "folder" if stat.S_ISDIR(mode) else "file"
+            kind = "link" if stat.S_ISLNK(mode) else "directory" if stat.S_ISDIR(mode) else "file"
             yield os.path.relpath(full, tree), (kind, stat.S_IMODE(mode))
 
 
@@ -338,7 +338,7 @@ def in_tarfile(data: bytes) -> dict[str, str] | None:
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
             for member in archive:
-                kind = "folder" if member.isdir() else "link" if member.issym() else "file"
+                kind = "directory" if member.isdir() else "link" if member.issym() else "file"
                 found[posixpath.normpath(member.name)] = kind
     except (tarfile.TarError, ValueError):  # it fails at text that is no UTF-8
         return None

@@ -33,9 +33,9 @@ from tests.support.archives import (
     CHARACTER,
     COMPRESSORS,
     DEVICE,
+    DIRECTORY,
     END,
     FIFO,
-    FOLDER,
     GNU_MAGIC,
     HARD_LINK,
     INTERPRETER,
@@ -46,7 +46,7 @@ from tests.support.archives import (
     archive,
     base256,
     checksum,
-    folder,
+    directory,
     gnu_long,
     hard_link,
     header,
@@ -138,7 +138,7 @@ NAMES: dict[str, Attack] = {
     "absolute": (outside(lambda s: member(s.victim, b"x")), "victim.* absolute"),
     "absolute-new": (outside(lambda s: member(f"{s.root}/evil", b"x")), "evil.* absolute"),
     "absolute-twice": (outside(lambda s: member(f"/{s.victim}", b"x")), "victim.* absolute"),
-    "absolute-folder": (outside(lambda s: folder(f"{s.root}/evil/")), "evil.* absolute"),
+    "absolute-directory": (outside(lambda s: directory(f"{s.root}/evil/")), "evil.* absolute"),
     "absolute-in-the-prefix-field": (
         lambda s: virtualenv(header(b"evil", prefix=s.root.encode()[:155])),
         "absolute",
@@ -151,23 +151,23 @@ NAMES: dict[str, Attack] = {
     "parent-inside": (behind(member("bin/../evil", b"x")), r"evil.* \.\."),
     "parent-behind-dot": (behind(member("./../evil", b"x")), r"evil.* \.\."),
     "parent-behind-slashes": (behind(member("bin//..//..//victim", b"x")), r"victim.* \.\."),
-    "parent-at-the-end": (behind(folder("evil/..")), r"evil/\.\."),
-    "parent-folder": (behind(folder("../")), r"\.\."),
+    "parent-at-the-end": (behind(directory("evil/..")), r"evil/\.\."),
+    "parent-directory": (behind(directory("../")), r"\.\."),
     "parent-across-the-prefix-field": (behind(header("victim", prefix="..")), r"victim.* \.\."),
     "parent-deep": (behind(member(f"{'a/' * 9}{'../' * 12}victim")), r"victim.* \.\."),
     "empty": (behind(member("")), "name"),
-    "empty-folder": (behind(member("", kind=FOLDER)), "name"),
+    "empty-directory": (behind(member("", kind=DIRECTORY)), "name"),
     "dot-file": (behind(member(".", b"x")), "name"),
     "dot-link": (behind(link("./", "bin")), "name|twice"),
-    "slash": (behind(folder("/")), "absolute|name"),
+    "slash": (behind(directory("/")), "absolute|name"),
     "newline": (behind(member("evil\nroot::0:0", b"x")), r"evil\\n"),
     "escape": (behind(member("evil\x1b[2J", b"x")), r"evil\\x1b"),
     "delete": (behind(member("evil\x7f", b"x")), r"evil\\x7f"),
     "long-path-in-bytes": (behind(member("/".join(["ü" * 100] * 30), b"x")), "long|ü|xfc"),
     "c1-control": (behind(member("evil\u009b2J", b"x")), r"evil\\x9b"),
-    "control-in-a-folder": (behind(folder("evil\r/")), r"evil\\r"),
+    "control-in-a-directory": (behind(directory("evil\r/")), r"evil\\r"),
     "long-component": (behind(member(f"evil{'e' * 252}", b"x")), "evil.* (long|255)"),
-    "long-component-folder": (behind(member(f"evil{'e' * 252}/x", b"x")), "evil.* (long|255)"),
+    "long-component-directory": (behind(member(f"evil{'e' * 252}/x", b"x")), "evil.* (long|255)"),
     "long-component-in-bytes": (behind(member(f"evil{'ü' * 126}", b"x")), "evil.* (long|255)"),
     "long-path": (behind(member("/".join(["evil" * 60] * 20), b"x")), "evil"),
     "long-path-by-the-target": (
@@ -176,14 +176,14 @@ NAMES: dict[str, Attack] = {
         "evil",
     ),
     "deep": (behind(member("evil/" * 800 + "x", b"x")), "evil.* (deep|nested)"),
-    "deep-folders": (behind(folder("e/" * 1500)), "e/.* (deep|nested)"),
+    "deep-directories": (behind(directory("e/" * 1500)), "e/.* (deep|nested)"),
 }
 
 TWICE: dict[str, Attack] = {
     "file": (behind(EVIL, EVIL), "evil.* twice"),
     "file-of-the-virtualenv": (behind(member("bin/activate", b"x")), "bin/activate.* twice"),
-    "folder": (behind(folder("evil/"), folder("evil/")), "evil.* twice"),
-    "top-folder": (before(folder("./"), folder(".")), "twice"),
+    "directory": (behind(directory("evil/"), directory("evil/")), "evil.* twice"),
+    "top-directory": (before(directory("./"), directory(".")), "twice"),
     "link": (behind(link("evil", "bin"), link("evil", "bin")), "evil"),
     "dot": (behind(EVIL, member("./evil", b"y")), "evil.* twice"),
     "dot-inside": (behind(member("a/evil"), member("a/./evil")), "evil.* twice"),
@@ -191,16 +191,16 @@ TWICE: dict[str, Attack] = {
     "file-then-link": (behind(EVIL, link("evil", "bin/activate")), "evil"),
     "link-then-file": (behind(link("evil", "bin/activate"), EVIL), "evil"),
     "file-then-hard-link": (behind(EVIL, hard_link("evil", "bin/activate")), "evil"),
-    "file-then-folder": (behind(EVIL, folder("evil/")), "evil"),
-    "folder-then-file": (behind(folder("evil/"), EVIL), "evil"),
-    "implied-folder-then-file": (behind(member("evil/x"), EVIL), "evil"),
-    "implied-folder-then-link": (behind(member("evil/x"), link("evil", "bin")), "evil"),
-    "implied-folder-then-hard-link": (
+    "file-then-directory": (behind(EVIL, directory("evil/")), "evil"),
+    "directory-then-file": (behind(directory("evil/"), EVIL), "evil"),
+    "implied-directory-then-file": (behind(member("evil/x"), EVIL), "evil"),
+    "implied-directory-then-link": (behind(member("evil/x"), link("evil", "bin")), "evil"),
+    "implied-directory-then-hard-link": (
         behind(member("evil/x"), hard_link("evil", "bin/activate")),
         "evil",
     ),
     "case": (behind(EVIL, member("EVIL")), "EVIL"),
-    "case-of-folders": (behind(member("evil/a"), member("Evil/b")), "Evil"),
+    "case-of-directories": (behind(member("evil/a"), member("Evil/b")), "Evil"),
     "case-of-a-link": (behind(member("a/evil"), link("a/Evil", "evil")), "Evil"),
     "case-of-the-virtualenv": (behind(member("bin/Activate")), "bin/Activate"),
     "unicode-normalisation": (behind(member("evil\u00e9"), member("evile\u0301")), "evil"),
@@ -209,7 +209,7 @@ TWICE: dict[str, Attack] = {
     "unicode-kelvin": (behind(member("evil\u212a"), member("evilk")), "evil"),
 }
 
-BELOW: dict[str, Attack] = {  # what is no folder
+BELOW: dict[str, Attack] = {  # what is no directory
     "file": (behind(EVIL, member("evil/x", b"x")), "evil"),
     "file-later": (behind(member("evil/x", b"x"), member("evil", b"x")), "evil"),
     "file-of-the-virtualenv": (behind(member("pyvenv.cfg/evil", b"x")), "pyvenv.cfg"),
@@ -238,7 +238,7 @@ BELOW: dict[str, Attack] = {  # what is no folder
     ),
     "link-spelled-otherwise": (behind(link("./evil", "bin"), member("evil//x", b"x")), "evil"),
     "link-of-another-case": (behind(link("evil", "bin"), member("EVIL/x", b"x")), "(?i)evil"),
-    "link-and-folder": (behind(link("evil", "bin"), folder("evil/")), "evil"),
+    "link-and-directory": (behind(link("evil", "bin"), directory("evil/")), "evil"),
     "hard-link": (behind(hard_link("evil", "pyvenv.cfg"), member("evil/x")), "evil"),
     "interpreter": (behind(member("bin/python/evil", b"x")), "bin/python"),
 }
@@ -263,7 +263,7 @@ KINDS: dict[str, Attack] = {
     "sparse-pax-global": (before(pax({"GNU.sparse.name": "../evil"}, b"g")), "sparse"),
     "volume": (before(header("evil", b"V", magic=GNU_MAGIC)), "evil.* volume"),
     "multi-volume": (behind(member("evil", b"x", b"M", magic=GNU_MAGIC)), "evil.* volume"),
-    "folder-dump": (behind(member("evil/", b"Yx\0\0", b"D", magic=GNU_MAGIC)), "evil"),
+    "directory-dump": (behind(member("evil/", b"Yx\0\0", b"D", magic=GNU_MAGIC)), "evil"),
     "old-long-names": (behind(member("evil", b"Rename x to y\n", b"N")), "evil"),
     "solaris-header": (behind(member("evil", record("path", "../evil"), b"X"), EVIL), "evil"),
     "unknown-letter": (behind(header("evil", b"Z")), "evil.* unknown"),
@@ -279,9 +279,9 @@ KINDS: dict[str, Attack] = {
         ),
         "bin/python3.* setuid",
     ),
-    "folder-with-data": (behind(member("evil/", b"x" * BLOCK, FOLDER)), "evil.* content"),
-    "folder-with-a-header-as-data": (
-        behind(member("evil/", header("../victim", mode=0o777), FOLDER)),
+    "directory-with-data": (behind(member("evil/", b"x" * BLOCK, DIRECTORY)), "evil.* content"),
+    "directory-with-a-header-as-data": (
+        behind(member("evil/", header("../victim", mode=0o777), DIRECTORY)),
         "evil.* content",
     ),
     "link-with-data": (behind(member("evil", b"x", LINK, target="bin")), "evil.* content"),
@@ -290,7 +290,7 @@ KINDS: dict[str, Attack] = {
         "evil.* content",
     ),
     "file-with-a-slash": (behind(member("evil/", b"x")), "evil"),
-    "file-with-a-slash-in-a-folder": (behind(member("evil/x/", b"x")), "evil"),
+    "file-with-a-slash-in-a-directory": (behind(member("evil/x/", b"x")), "evil"),
     "link-with-a-slash": (behind(link("evil/", "bin")), "evil"),
     "hard-link-with-a-slash": (behind(hard_link("evil/", "pyvenv.cfg")), "evil"),
 }
@@ -298,7 +298,7 @@ KINDS: dict[str, Attack] = {
 PAX: dict[str, Attack] = {
     "absolute": (lambda s: virtualenv(pax({"path": s.victim}), EVIL), "victim.* absolute"),
     "parent": (behind(pax({"path": "../victim"}), EVIL), r"victim.* \.\."),
-    "parent-of-a-folder": (behind(pax({"path": "../evil/"}), folder("x/")), r"evil.* \.\."),
+    "parent-of-a-directory": (behind(pax({"path": "../evil/"}), directory("x/")), r"evil.* \.\."),
     "empty-path": (behind(pax({"path": ""}), EVIL), "path|evil|name"),
     "nul-in-path": (behind(pax({"path": "evil\0/../x"}), EVIL), "evil"),
     "newline-in-path": (behind(pax({"path": "evil\nx"}), EVIL), r"evil\\n"),
@@ -329,8 +329,8 @@ PAX: dict[str, Attack] = {
     "size-spaces": (behind(pax({"size": " 1"}), EVIL), "evil.* size"),
     "size-other-digits": (behind(pax({"size": "\u0661"}), EVIL), "evil.* size"),
     "size-endless": (behind(pax({"size": "9" * 5000}), EVIL), "evil.* size"),
-    "size-of-a-folder": (
-        behind(pax({"size": str(9 << 30)}), folder("evil/")),
+    "size-of-a-directory": (
+        behind(pax({"size": str(9 << 30)}), directory("evil/")),
         "evil.* (size|content)",
     ),
     "mtime-no-number": (behind(pax({"mtime": "yesterday"}), EVIL), "evil.* time"),
@@ -380,7 +380,7 @@ PAX: dict[str, Attack] = {
 GNU: dict[str, Attack] = {
     "absolute": (lambda s: virtualenv(gnu_long(s.victim), EVIL), "victim.* absolute"),
     "parent": (behind(gnu_long("../victim"), EVIL), r"victim.* \.\."),
-    "parent-for-a-folder": (behind(gnu_long("../evil/"), folder("x/")), r"evil.* \.\."),
+    "parent-for-a-directory": (behind(gnu_long("../evil/"), directory("x/")), r"evil.* \.\."),
     "nul-inside": (behind(gnu_long(b"evil\0/../../x\0"), member("x")), "evil"),
     "newline": (behind(gnu_long("evil\n"), member("x")), r"evil\\n"),
     "empty": (behind(gnu_long(b"\0"), EVIL), "name|evil"),
@@ -416,8 +416,8 @@ HARD_LINKS: dict[str, Attack] = {
     "later": (behind(hard_link("evil", "later"), member("later", b"x")), "evil"),
     "itself": (behind(hard_link("evil", "evil")), "evil"),
     "itself-otherwise": (behind(hard_link("evil", "./evil")), "evil"),
-    "to-a-folder": (behind(hard_link("evil", "bin")), "evil"),
-    "to-an-implied-folder": (behind(member("a/b"), hard_link("evil", "a")), "evil"),
+    "to-a-directory": (behind(hard_link("evil", "bin")), "evil"),
+    "to-an-implied-directory": (behind(member("a/b"), hard_link("evil", "a")), "evil"),
     "to-the-top": (behind(hard_link("evil", ".")), "evil"),
     "to-a-file-with-a-slash": (behind(hard_link("evil", "pyvenv.cfg/")), "evil"),
     "to-a-link": (behind(hard_link("evil", "lib64")), "evil"),
@@ -443,12 +443,12 @@ HARD_LINKS: dict[str, Attack] = {
 
 LINKS: dict[str, Attack] = {
     "absolute": (outside(lambda s: link("evil", s.victim)), "evil"),
-    "absolute-folder": (outside(lambda s: link("evil", s.victims)), "evil"),
+    "absolute-directory": (outside(lambda s: link("evil", s.victims)), "evil"),
     "absolute-root": (behind(link("evil", "/")), "evil"),
-    "absolute-target-folder": (outside(lambda s: link("evil", s.target)), "evil"),
+    "absolute-target-directory": (outside(lambda s: link("evil", s.target)), "evil"),
     "parent": (behind(link("evil", "..")), "evil"),
     "parent-victim": (behind(link("evil", "../victim")), "evil"),
-    "parent-of-a-folder": (behind(link("bin/evil", "../../victim")), "evil"),
+    "parent-of-a-directory": (behind(link("bin/evil", "../../victim")), "evil"),
     "parent-and-back": (behind(link("evil", "../target/bin")), "evil"),
     "parent-behind-nothing": (behind(link("evil", "nothing/../../victim")), "evil"),
     "parent-behind-a-file": (behind(link("evil", "pyvenv.cfg/../../victim")), "evil"),
@@ -464,8 +464,8 @@ LINKS: dict[str, Attack] = {
     ),
     "through-a-deeper-link": (
         behind(
-            folder("a/"),
-            folder("a/b/"),
+            directory("a/"),
+            directory("a/b/"),
             link("a/b/c", "../.."),
             link("a/d", "b/c"),
             link("evil", "a/d/../../victim"),
@@ -478,7 +478,7 @@ LINKS: dict[str, Attack] = {
     ),
     "through-the-interpreter": (behind(link("evil", "bin/python3/../../etc/passwd")), "evil"),
     "below-the-interpreter": (
-        # In Debian there is a folder /etc/python3.11, and it matches `python*`.
+        # In Debian there is a directory /etc/python3.11, and it matches `python*`.
         behind(link("bin/python9", "/etc/python3.11"), link("evil", "bin/python9/x.py")),
         "evil",
     ),
@@ -497,7 +497,7 @@ LINKS: dict[str, Attack] = {
     "empty": (behind(link("evil", "")), "evil"),
     "newline": (behind(link("evil", "bin\n")), "evil"),
     "interpreter-that-is-none": (behind(link("bin/python-evil", "/etc/passwd")), "evil"),
-    "interpreter-folder": (behind(link("bin/pythonevil", "/")), "evil"),
+    "interpreter-directory": (behind(link("bin/pythonevil", "/")), "evil"),
     "interpreter-by-dots": (behind(link("bin/pythonevil", "/usr/bin/python/../sh")), "evil"),
     "interpreter-out-by-parents": (
         behind(link("bin/pythonevil", "../../../../usr/bin/python3")),
@@ -544,12 +544,12 @@ LINKS: dict[str, Attack] = {
         ),
         "pyvenv.cfg",
     ),
-    "top-left-below-a-top-folder": (
+    "top-left-below-a-top-directory": (
         lambda _: archive(*virtualenv_members("app/"), link("app/evil", "..")),
         "evil",
     ),
     "top-left-and-entered-again": (
-        # Leads inside as it stands, and elsewhere once the folder has its new name.
+        # Leads inside as it stands, and elsewhere once the directory has its new name.
         lambda _: archive(*virtualenv_members("app/"), link("app/evil", "../app/bin")),
         "evil",
     ),
@@ -618,7 +618,7 @@ HEADERS: dict[str, Attack] = {
     "only-zeros": (lambda _: bytes(20 * BLOCK), "."),
     "only-a-global-header": (lambda _: archive(pax({"comment": "x"}, b"g")), "."),
     "no-virtualenv": (lambda _: archive(EVIL), "virtualenv"),
-    "no-virtualenv-but-a-folder": (lambda _: archive(folder("evil/")), "virtualenv"),
+    "no-virtualenv-but-a-directory": (lambda _: archive(directory("evil/")), "virtualenv"),
     "two-virtualenvs": (
         lambda _: archive(*virtualenv_members("a/"), *virtualenv_members("b/")),
         "virtualenv",
@@ -765,7 +765,7 @@ def test_an_archive_that_cannot_be_read_is_refused(sandbox: Sandbox) -> None:
 
 @pytest.mark.parametrize("planted", ["pyvenv.cfg", "bin", "bin/activate", SITE])
 @pytest.mark.parametrize("victim", ["victim", "victims", "nowhere"])
-def test_what_somebody_planted_in_the_folder_is_not_followed(
+def test_what_somebody_planted_in_the_directory_is_not_followed(
     sandbox: Sandbox, planted: str, victim: str
 ) -> None:
     path = os.path.join(sandbox.target, planted)
@@ -779,7 +779,7 @@ def test_what_somebody_planted_in_the_folder_is_not_followed(
 
 
 def written(tree: str) -> int:
-    """Bytes on disk below a folder."""
+    """Bytes on disk below a directory."""
     return sum(
         os.lstat(os.path.join(path, name)).st_blocks * 512
         for path, _, names in os.walk(tree)
@@ -874,7 +874,7 @@ def test_links_that_double_with_every_link_are_no_hang(sandbox: Sandbox) -> None
     doubling = [link(f"d/e{n}", f"e{n + 1}/" * 16) for n in range(60)]
     started = time.monotonic()
     with suppress(BadArchive):
-        run(sandbox, virtualenv(*doubling, folder("d/e60/")))
+        run(sandbox, virtualenv(*doubling, directory("d/e60/")))
     assert time.monotonic() - started < 30  # a hang has no end
 
 
@@ -932,7 +932,7 @@ def test_the_limits_are_kept_to_the_last_file_and_byte(sandbox: Sandbox, form: s
     assert not os.path.exists(os.path.join(sandbox.target, "more"))
 
 
-def test_folders_that_are_only_implied_count_as_well(sandbox: Sandbox) -> None:
+def test_directories_that_are_only_implied_count_as_well(sandbox: Sandbox) -> None:
     """Otherwise each member could bring a hundred of them, and use up a disk's inodes."""
     many = [member(f"{n}/{'e/' * 80}evil") for n in range(400)]
     refusal(sandbox, virtualenv(*many), limits=Limits(files=1000))
@@ -992,7 +992,7 @@ def test_zeros_behind_the_end_are_hashed_as_well(sandbox: Sandbox) -> None:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A virtualenv as a folder, with everything in it that a tar has a special way to spell."""
+    """A virtualenv as a directory, with everything in it that a tar has a special way to spell."""
     tree = tmp_path / "source" / "app"
     site = tree / SITE
     (tree / "bin").mkdir(parents=True)
@@ -1013,17 +1013,17 @@ def source(tmp_path: Path) -> Path:
         file = site / f"mode{mode:o}"
         file.write_text(oct(mode))
         file.chmod(mode)
-        (site / f"folder{mode:o}").mkdir()
+        (site / f"directory{mode:o}").mkdir()
     for number, name in enumerate(["grün", "日本", "a b", "it's", 'x"y', "b\\s", "-rf", "e\u0301"]):
         (site / name).mkdir()
         (site / name / f"{number}.py").write_text(name)
     hundred = site / ("h" * 99)
     hundred.write_text("a name of more than a hundred bytes")
     for length in (99, 100, 101, 155, 156, 200):
-        folder_name = "n" * ((length - len(SITE)) // 2)
-        name = "n" * (length - len(SITE) - len(folder_name) - 2)
-        (site / folder_name).mkdir(exist_ok=True)
-        (site / folder_name / name).write_text(f"a path of {length} bytes")
+        directory_name = "n" * ((length - len(SITE)) // 2)
+        name = "n" * (length - len(SITE) - len(directory_name) - 2)
+        (site / directory_name).mkdir(exist_ok=True)
+        (site / directory_name / name).write_text(f"a path of {length} bytes")
     os.link(hundred, tree / "bin" / "hard")
     os.link(hundred, site / "hard-too")
     for path in (tree, *tree.rglob("*")):
@@ -1031,8 +1031,8 @@ def source(tmp_path: Path) -> Path:
     os.utime(site / "size1", ns=(0, 1_500_000_000_000_000_001))
     os.utime(site / "size0", ns=(0, 999_999_999))
     for mode in (0o700, 0o755, 0o775, 0o777):
-        (site / f"folder{mode:o}").chmod(mode)
-    (site / "folder400").chmod(0o2775)
+        (site / f"directory{mode:o}").chmod(mode)
+    (site / "directory400").chmod(0o2775)
     return tree
 
 
@@ -1065,11 +1065,11 @@ def facts(tree: Path, *, as_unpacked: bool, fractions: bool) -> dict[str, tuple[
             mtime -= mtime % 1_000_000_000
         if path.is_symlink():
             target = os.readlink(path)
-            if as_unpacked and target.startswith(OLD_PREFIX):  # leads to the same place, from here
+            if as_unpacked and target.startswith(OLD_PREFIX):  # points to the same place, from here
                 target = os.path.relpath(target, os.path.join(OLD_PREFIX, os.path.dirname(name)))
             found[name] = ("link", target)
         elif path.is_dir():
-            found[name] = ("folder", mode & 0o755 | 0o700 if as_unpacked else mode, mtime)
+            found[name] = ("directory", mode & 0o755 | 0o700 if as_unpacked else mode, mtime)
         else:
             mode = mode & 0o755 | 0o400 if as_unpacked else mode
             shared = names.setdefault(status.st_ino, name)
@@ -1079,8 +1079,8 @@ def facts(tree: Path, *, as_unpacked: bool, fractions: bool) -> dict[str, tuple[
 
 def packed_by(tool: str, form: str, shape: str, source: Path, to: Path) -> bytes:
     """An archive of the source, made by a tool; skips the test where that is not installed."""
-    top = {"dot": ".", "folder": "app", "nested": "source/app"}
-    base = {"dot": source, "folder": source.parent, "nested": source.parents[1]}[shape]
+    top = {"dot": ".", "directory": "app", "nested": "source/app"}
+    base = {"dot": source, "directory": source.parent, "nested": source.parents[1]}[shape]
     if tool == "tarfile":
         with tarfile.open(to, "w", format=getattr(tarfile, f"{form.upper()}_FORMAT")) as tar:
             tar.add(base / top[shape], "." if shape == "dot" else top[shape])
@@ -1098,7 +1098,7 @@ def packed_by(tool: str, form: str, shape: str, source: Path, to: Path) -> bytes
     return to.read_bytes()
 
 
-@pytest.mark.parametrize("shape", ["dot", "folder", "nested"])
+@pytest.mark.parametrize("shape", ["dot", "directory", "nested"])
 @pytest.mark.parametrize(
     ("tool", "form"),
     [
@@ -1114,7 +1114,7 @@ def test_what_a_tool_packed_comes_out_as_it_was(
         deepen(source)
     data = packed_by(tool, form, shape, source, source.parent / "app.tar")
     found = run(sandbox, data)
-    assert found.top == {"dot": "", "folder": "app", "nested": "source/app"}[shape]
+    assert found.top == {"dot": "", "directory": "app", "nested": "source/app"}[shape]
     fractions = form in ("posix", "pax")
     if tool == "tarfile" and fractions:  # which takes them from a float
         for path in source.rglob("*"):
@@ -1147,7 +1147,7 @@ def test_modes_do_not_depend_on_the_umask(sandbox: Sandbox, source: Path, umask:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
 def test_everything_belongs_to_the_owner(sandbox: Sandbox, source: Path) -> None:
-    data = packed_by("tarfile", "pax", "folder", source, source.parent / "app.tar")
+    data = packed_by("tarfile", "pax", "directory", source, source.parent / "app.tar")
     found = run(sandbox, data, owner=(12345, 54321))
     tree = Path(sandbox.target, found.top)
     owners = {(p.lstat().st_uid, p.lstat().st_gid) for p in (tree, *tree.rglob("*"))}
@@ -1184,13 +1184,13 @@ def xz_that_ends_on_a_boundary() -> bytes:
 
 ACCEPTED: dict[str, Callable[[], bytes]] = {
     "as-it-is": virtualenv,
-    "below-a-folder": lambda: archive(*virtualenv_members("app/")),
-    "below-three-folders": lambda: archive(*virtualenv_members("srv/app/x/")),
-    "below-folders-with-dots": lambda: archive(*virtualenv_members("./srv/./app/")),
-    "explicit-top": lambda: archive(folder("./"), *virtualenv_members("./")),
-    "folder-behind-its-files": lambda: virtualenv(member("a/b", b"x"), folder("a/")),
-    "no-folders-at-all": lambda: archive(
-        *(m for m in virtualenv_members() if m[156:157] != FOLDER)
+    "below-a-directory": lambda: archive(*virtualenv_members("app/")),
+    "below-three-directories": lambda: archive(*virtualenv_members("srv/app/x/")),
+    "below-directories-with-dots": lambda: archive(*virtualenv_members("./srv/./app/")),
+    "explicit-top": lambda: archive(directory("./"), *virtualenv_members("./")),
+    "directory-behind-its-files": lambda: virtualenv(member("a/b", b"x"), directory("a/")),
+    "no-directories-at-all": lambda: archive(
+        *(m for m in virtualenv_members() if m[156:157] != DIRECTORY)
     ),
     "links-first": lambda: archive(*sorted(virtualenv_members(), key=lambda m: m[156:157] != LINK)),
     "reversed": lambda: archive(*reversed(virtualenv_members())),
@@ -1210,11 +1210,11 @@ ACCEPTED: dict[str, Callable[[], bytes]] = {
     "numbers-with-spaces": lambda: virtualenv(
         member("more", b"y", size=b"          1 ", mode=b"   644 ")
     ),
-    "old-folder": lambda: virtualenv(header("more/", b"\0")),
+    "old-directory": lambda: virtualenv(header("more/", b"\0")),
     "old-file": lambda: virtualenv(member("more", b"x", b"\0")),
-    "folder-with-bits": lambda: virtualenv(folder("more/", mode=0o7777)),
-    "folder-that-nobody-may-enter": lambda: virtualenv(
-        folder("more/", mode=0), member("more/x", b"x")
+    "directory-with-bits": lambda: virtualenv(directory("more/", mode=0o7777)),
+    "directory-that-nobody-may-enter": lambda: virtualenv(
+        directory("more/", mode=0), member("more/x", b"x")
     ),
     "deep-but-not-too-deep": lambda: virtualenv(member("d/" * 40 + "x", b"x")),
     "component-of-255": lambda: virtualenv(member("c" * 255, b"x")),
@@ -1263,8 +1263,8 @@ def test_an_unusual_archive_is_taken(sandbox: Sandbox, build: Callable[[], bytes
     found = run(sandbox, build())
     top = os.path.join(sandbox.target, found.top)
     assert leaving_links(top) == []
-    for path, folders, names in os.walk(top):
-        for name in (*folders, *names):
+    for path, directories, names in os.walk(top):
+        for name in (*directories, *names):
             status = os.lstat(os.path.join(path, name))
             if not stat.S_ISLNK(status.st_mode):
                 assert not status.st_mode & 0o7022, name
@@ -1285,7 +1285,9 @@ def test_every_accepted_archive_is_taken_by_gnu_tar_too(sandbox: Sandbox) -> Non
     for name, build in ACCEPTED.items():
         if "zstd" in name and shutil.which("zstd") is None:
             continue
-        if name == "folder-that-nobody-may-enter":  # they leave it so, and it cannot be looked at
+        if (
+            name == "directory-that-nobody-may-enter"
+        ):  # they leave it so, and it cannot be looked at
             continue
         data = build()
         sandbox.reset()
@@ -1304,8 +1306,8 @@ def test_every_accepted_archive_is_taken_by_gnu_tar_too(sandbox: Sandbox) -> Non
 def entries(tree: str) -> dict[str, str]:
     """The paths in a tree, each with its link's target; those to the old prefix are as ours."""
     found = {}
-    for path, folders, names in os.walk(tree):
-        for name in (*folders, *names):
+    for path, directories, names in os.walk(tree):
+        for name in (*directories, *names):
             full = os.path.join(path, name)
             target = os.readlink(full) if os.path.islink(full) else ""
             if target.startswith(OLD_PREFIX):
@@ -1318,7 +1320,7 @@ def entries(tree: str) -> dict[str, str]:
     "text", ["1.5", "1.000000001", "1600000000.123456789", "0", "7.1234567891"]
 )
 def test_fractions_of_a_second_are_kept(sandbox: Sandbox, text: str) -> None:
-    run(sandbox, virtualenv(pax({"mtime": text}), member("more"), folder("dir/")))
+    run(sandbox, virtualenv(pax({"mtime": text}), member("more"), directory("dir/")))
     seconds, _, rest = text.partition(".")
     wanted = int(seconds) * 10**9 + int(rest[:9].ljust(9, "0"))
     assert os.lstat(os.path.join(sandbox.target, "more")).st_mtime_ns == wanted

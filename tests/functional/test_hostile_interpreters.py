@@ -45,27 +45,27 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A folder that nobody but root can write to, and everybody can enter."""
-    folder = Path(tempfile.mkdtemp(prefix="relocate-test-", dir="/var/lib"))
-    folder.chmod(0o755)
-    told = folder / "told"
+    """A directory that nobody but root can write to, and everybody can enter."""
+    directory = Path(tempfile.mkdtemp(prefix="relocate-test-", dir="/var/lib"))
+    directory.chmod(0o755)
+    told = directory / "told"
     told.touch()
     told.chmod(0o666)
-    yield folder
-    shutil.rmtree(folder)
+    yield directory
+    shutil.rmtree(directory)
 
 
-def library(folder: Path, told: Path) -> None:
+def library(directory: Path, told: Path) -> None:
     """A standard library of its own, which tells who runs it."""
     stdlib = Path(os.path.dirname(os.path.dirname(BASE)), "lib", VERSION)
-    folder.mkdir(parents=True)
+    directory.mkdir(parents=True)
     for name in ("encodings", "collections", "re", "importlib"):
         if (stdlib / name).is_dir():
-            shutil.copytree(stdlib / name, folder / name, dirs_exist_ok=True)
+            shutil.copytree(stdlib / name, directory / name, dirs_exist_ok=True)
     for file in stdlib.glob("*.py"):
-        shutil.copy(file, folder)
-    (folder / "lib-dynload").mkdir()
-    with (folder / "encodings" / "__init__.py").open("a") as file:
+        shutil.copy(file, directory)
+    (directory / "lib-dynload").mkdir()
+    with (directory / "encodings" / "__init__.py").open("a") as file:
         file.write(
             "\nimport posix as _posix\n"
             f"_told = _posix.open({str(told)!r}, _posix.O_WRONLY | _posix.O_APPEND)\n"
@@ -175,9 +175,9 @@ def test_a_python_of_somebody_else_is_run_as_them(place: Path) -> None:
         f'#!/bin/sh\nid -u >> {place}/told\nexec {tree}/bin/{VERSION} "$@"\n'
     )
     (tree / "bin" / "python").chmod(0o755)
-    for folder, _, names in os.walk(tree):
+    for directory, _, names in os.walk(tree):
         for name in (".", *names):
-            os.chown(os.path.join(folder, name), 4321, 4321, follow_symlinks=False)
+            os.chown(os.path.join(directory, name), 4321, 4321, follow_symlinks=False)
     check(str(tree))
     assert set((place / "told").read_text().split()) == {"4321"}
 

@@ -20,7 +20,7 @@ from relocate_core.relocation.relocate import relocate
 from tests.support.environments import copy, differences, digest
 from tests.support.steps import NEW, ROOT, Steps, in_child, large, small, temporaries
 
-RUN = "import sys; from relocate_core.relocation import relocate; relocate(*sys.argv[1:])"
+RUN = "import sys; from relocate_core import relocate; relocate(*sys.argv[1:])"
 
 
 @pytest.fixture(autouse=True)
@@ -30,17 +30,17 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def kill_at_every_step(
-    folder: Path, every: int, new: str = NEW, fail: tuple[str, int, int] | None = None
+    directory: Path, every: int, new: str = NEW, fail: tuple[str, int, int] | None = None
 ) -> int:
     """Kill a run after each step, let a second one finish; return how many steps there were."""
-    made = small(folder / "made")
+    made = small(directory / "made")
     before = digest(made.path, times="files")
-    whole = copy(made.path, folder / "whole")
+    whole = copy(made.path, directory / "whole")
     assert relocate(whole, new).changed
     expected = digest(whole, times="files")
     assert expected != before
     for step in range(1, 10_000, every):
-        tree = copy(made.path, folder / "tree")
+        tree = copy(made.path, directory / "tree")
         code = in_child(lambda tree=tree: relocate(tree, new), Steps(step, fail))  # type: ignore[misc]
         if code != 9:
             assert code == (1 if fail else 0)
@@ -77,9 +77,9 @@ def test_a_kill_while_a_failure_is_put_back(every: int, tmp_path: Path) -> None:
     assert kill_at_every_step(tmp_path, every, fail=fail) > 100
 
 
-def count_renames(folder: Path) -> int:
+def count_renames(directory: Path) -> int:
     """How many renames a whole run takes: the last one is that of `activate`."""
-    made = small(folder / "count")
+    made = small(directory / "count")
     with pytest.MonkeyPatch.context() as patch:
         steps = Steps()
         steps.install(patch.setattr)
@@ -140,10 +140,10 @@ def start_with_workers(tree: str) -> tuple[subprocess.Popen[bytes], list[int]]:
 
 def changed(tree: str) -> bool:
     """Whether some bytecode has been rewritten since the tree was made."""
-    for folder, _, names in os.walk(tree):
+    for directory, _, names in os.walk(tree):
         for name in names:
             if name.endswith(".pyc"):
-                with open(os.path.join(folder, name), "rb") as file:
+                with open(os.path.join(directory, name), "rb") as file:
                     if NEW.encode() in file.read():
                         return True
     return False

@@ -36,8 +36,8 @@ IRREVERSIBLE = {**SECOND, "0003_prices": code("None")}
 @pytest.fixture(scope="session")
 def installed() -> Iterator[str]:
     """Django and Alembic."""
-    with libraries() as folder:
-        yield folder
+    with libraries() as directory:
+        yield directory
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def prepared(installed: str, tmp_path_factory: pytest.TempPathFactory) -> Migrat
     site.django("B", {"shop": SECOND})
     site.deploy("A")
     site.deploy("B")
-    site.folder.rename(site.folder.with_name("kept"))
+    site.directory.rename(site.directory.with_name("kept"))
     return site
 
 
@@ -63,9 +63,11 @@ def prepared(installed: str, tmp_path_factory: pytest.TempPathFactory) -> Migrat
 def two(prepared: Migrated, monkeypatch: pytest.MonkeyPatch) -> Migrated:
     """Two releases, of which the second has a migration more; the second is active."""
     roots.without_waiting(monkeypatch.setattr)
-    folder = str(prepared.folder)
-    subprocess.run(["rm", "-rf", "--", folder], check=True)
-    subprocess.run(["cp", "-a", "--", str(prepared.folder.with_name("kept")), folder], check=True)
+    directory = str(prepared.directory)
+    subprocess.run(["rm", "-rf", "--", directory], check=True)
+    subprocess.run(
+        ["cp", "-a", "--", str(prepared.directory.with_name("kept")), directory], check=True
+    )
     prepared.env = {"DATABASE": prepared.database}
     return prepared
 
@@ -331,7 +333,7 @@ def test_a_migration_that_fails(two: Migrated) -> None:
     assert one_sentence(found.value)
     assert str(found.value) == (
         f"cannot migrate with {two.path('C')}: ZeroDivisionError: division by zero; the schema is "
-        "at shop 0003_colour now: mend it, and run again"
+        "at shop 0003_colour now: fix it, and run again"
     )
     assert two.current() == "B"
     assert two.events()[-1] == "migration_failed C shop 0002_price > shop 0003_colour"
@@ -357,7 +359,7 @@ def test_back_from_a_migration_that_failed(two: Migrated) -> None:
 
 
 def test_a_rollback_that_fails_midway(two: Migrated) -> None:
-    """The link stays, and the sentence tells where the schema stands; mended, it goes on."""
+    """The link stays, and the sentence tells where the schema stands; fixed, it goes on."""
     late = f"open({two.database + '.flag'!r})"
     more = {"0003_stuck": code("None", late), "0004_last": column("item", "last")}
     two.django("C", {"shop": {**SECOND, **more}})
@@ -384,7 +386,7 @@ def test_a_rollback_that_fails_midway(two: Migrated) -> None:
         ({"database": "other"}, "other"),
         ({"manage": "nowhere"}, "nowhere does not run: no such file"),
         ({"manage": "nowhere.py"}, "nowhere.py"),
-        ({"cwd": "nowhere"}, "there is no folder"),
+        ({"cwd": "nowhere"}, "there is no directory"),
         ({"cwd": "shop", "settings": None}, "there is no manage.py in"),
         ({"timeout": 0.01}, "longer than 0.01 seconds"),
         ({"kind": "alembic"}, "there is no .*alembic.ini"),
@@ -408,8 +410,8 @@ def test_what_cannot_be_read(site: Migrated, options: dict[str, Any], words: str
         ({"kind": "commands"}, "version is missing"),
         ({"kind": "commands", "version": "x"}, "up is missing"),
         ({"kind": "commands", "version": "x", "up": "y", "down": "z"}, r"no \{version\}"),
-        ({"cwd": "/etc"}, "a folder in the release"),
-        ({"cwd": "a/../.."}, "a folder in the release"),
+        ({"cwd": "/etc"}, "a directory in the release"),
+        ({"cwd": "a/../.."}, "a directory in the release"),
         ({"timeout": 0}, "timeout must be a number"),
         ({"env": ["x"]}, "env must be a dictionary"),
         ({"env": {"A B": "x"}}, "no variable can be called 'A B'"),
@@ -473,11 +475,11 @@ else:
 
 def slow(site: Migrated) -> str:
     """A migration that says which process it is in, and then waits for a sign."""
-    folder = os.path.dirname(site.database)
+    directory = os.path.dirname(site.database)
     wait = (
-        f"(open({folder + '/pid'!r}, 'w').write(str(__import__('os').getpid())), "
+        f"(open({directory + '/pid'!r}, 'w').write(str(__import__('os').getpid())), "
         f"[__import__('time').sleep(0.02) for _ in iter(lambda: "
-        f"__import__('os').path.exists({folder + '/go'!r}), True)])"
+        f"__import__('os').path.exists({directory + '/go'!r}), True)])"
     )
     return code(wait, wait)
 
@@ -727,11 +729,11 @@ def test_as_another_user(installed: str, monkeypatch: pytest.MonkeyPatch) -> Non
     """The database's file is that user's, up and down; a release is not written to."""
     python = roots.python_for_all()
     roots.without_waiting(monkeypatch.setattr)
-    folder = Path(tempfile.mkdtemp(prefix="relocate-test-", dir="/var/tmp"))
+    directory = Path(tempfile.mkdtemp(prefix="relocate-test-", dir="/var/tmp"))
     try:
-        folder.chmod(0o755)
-        site = Migrated(folder, installed, python)
-        os.chown(folder / "data", NOBODY, NOBODY)
+        directory.chmod(0o755)
+        site = Migrated(directory, installed, python)
+        os.chown(directory / "data", NOBODY, NOBODY)
         who = code("__import__('os').getuid() == 65534 or 1 / 0", "None")
         site.django("A", {"shop": FIRST})
         site.django("B", {"shop": {**SECOND, "0003_who": who}})
@@ -742,7 +744,7 @@ def test_as_another_user(installed: str, monkeypatch: pytest.MonkeyPatch) -> Non
         rollback(site.root)
         assert site.columns("shop_item") == {"id"}
     finally:
-        subprocess.run(["rm", "-rf", "--", str(folder)], check=True)
+        subprocess.run(["rm", "-rf", "--", str(directory)], check=True)
 
 
 # --- states ---------------------------------------------------------------------------------------
@@ -762,19 +764,19 @@ def minion(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def thrice(minion: Any, site: Migrated, name: str, **arguments: Any) -> dict[str, Any]:
     """Apply the state as a test, for real, and twice in vain; what it answered for real."""
     options = {"settings": "project.settings", "env": site.env, **arguments}
-    before = roots.everything(str(site.folder))
+    before = roots.everything(str(site.directory))
     said = minion.single("migrated", site.path(name), test=True, **options)
     assert said["result"] is None, said
     assert said["comment"].startswith("The schema would be "), said
-    assert roots.everything(str(site.folder)) == before
+    assert roots.everything(str(site.directory)) == before
     done = minion.single("migrated", site.path(name), **options)
     assert done["result"] is True, done
     assert done["changes"] == said["changes"]
-    before = roots.everything(str(site.folder))
+    before = roots.everything(str(site.directory))
     for test in (True, False):
         again = minion.single("migrated", site.path(name), test=test, **options)
         assert (again["result"], again["changes"]) == (True, {}), again
-    assert roots.everything(str(site.folder)) == before
+    assert roots.everything(str(site.directory)) == before
     return dict(done)
 
 
@@ -898,21 +900,26 @@ def test_the_functions(two: Migrated, minion: Any) -> None:
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    """A PostgreSQL of our own: the folder of its socket, and its port."""
+    """A PostgreSQL of our own: the directory of its socket, and its port."""
     programs = sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"))
     if not programs:
         pytest.skip("PostgreSQL is not on this machine")
     if os.geteuid() != 0:
         pytest.skip("needs root, to run PostgreSQL as another user")
-    programs_folder = os.path.dirname(programs[-1])
-    folder = tempfile.mkdtemp(prefix="relocate-postgres-", dir="/var/tmp")
-    os.chown(folder, NOBODY, NOBODY)
-    as_nobody: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": [], "cwd": folder}
-    data = os.path.join(folder, "data")
+    programs_directory = os.path.dirname(programs[-1])
+    directory = tempfile.mkdtemp(prefix="relocate-postgres-", dir="/var/tmp")
+    os.chown(directory, NOBODY, NOBODY)
+    as_nobody: dict[str, Any] = {
+        "user": NOBODY,
+        "group": NOBODY,
+        "extra_groups": [],
+        "cwd": directory,
+    }
+    data = os.path.join(directory, "data")
     process = None
     try:
         subprocess.run(
-            [f"{programs_folder}/initdb", "-D", data, "-A", "trust", "-U", "postgres", "-N"],
+            [f"{programs_directory}/initdb", "-D", data, "-A", "trust", "-U", "postgres", "-N"],
             check=True,
             capture_output=True,
             **as_nobody,
@@ -922,23 +929,23 @@ def server() -> Iterator[str]:
             port = free.getsockname()[1]
         process = subprocess.Popen(
             [
-                *(f"{programs_folder}/postgres", "-D", data, "-k", folder, "-p", str(port)),
+                *(f"{programs_directory}/postgres", "-D", data, "-k", directory, "-p", str(port)),
                 *("-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"),
             ],
             stderr=subprocess.DEVNULL,
             **as_nobody,
         )
-        ready = [f"{programs_folder}/pg_isready", "-q", "-h", folder, "-p", str(port)]
+        ready = [f"{programs_directory}/pg_isready", "-q", "-h", directory, "-p", str(port)]
         until = time.monotonic() + 30
         while subprocess.run(ready).returncode:
             assert time.monotonic() < until
             time.sleep(0.1)
-        yield f"{folder} {port}"
+        yield f"{directory} {port}"
     finally:
         if process is not None:
             process.send_signal(signal.SIGINT)
             process.wait()
-        subprocess.run(["rm", "-rf", "--", folder], check=True)
+        subprocess.run(["rm", "-rf", "--", directory], check=True)
 
 
 @pytest.mark.slow

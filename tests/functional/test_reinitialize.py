@@ -37,17 +37,17 @@ def base_of(made: Environment) -> str:
 def carry(made: Environment) -> str:
     """Make all links and files name a base Python that is not here; return the real one.
 
-    That is what a virtualenv looks like that was built where Python lies in another folder.
+    That is what a virtualenv looks like that was built where Python lies in another directory.
     """
     base = base_of(made)
-    folders = {base, os.path.dirname(os.path.dirname(os.path.realpath(made.python)))}
-    folders |= {os.path.dirname(os.path.dirname(made.python))}
-    for folder, folders_, names in os.walk(made.path):
-        for name in (*folders_, *names):
-            path = os.path.join(folder, name)
+    directories = {base, os.path.dirname(os.path.dirname(os.path.realpath(made.python)))}
+    directories |= {os.path.dirname(os.path.dirname(made.python))}
+    for directory, directories_, names in os.walk(made.path):
+        for name in (*directories_, *names):
+            path = os.path.join(directory, name)
             if os.path.islink(path):
                 target = os.readlink(path)
-                for old in folders:
+                for old in directories:
                     if target.startswith(f"{old}/"):
                         os.unlink(path)
                         os.symlink(GONE + target[len(old) :], path)
@@ -59,7 +59,7 @@ def carry(made: Environment) -> str:
         path = os.path.join(made.path, name)
         if os.path.isfile(path):
             text = Path(path).read_text()
-            for old in sorted(folders, key=len, reverse=True):
+            for old in sorted(directories, key=len, reverse=True):
                 text = text.replace(f"{old}/", f"{GONE}/").replace(f"= {old}\n", f"= {GONE}\n")
                 text = GONE if text.strip() == old else text
             Path(path).write_text(text)
@@ -106,15 +106,15 @@ def test_put_onto_this_machines_python(kind: str, copies: bool, tmp_path: Path) 
 def test_found_by_itself_by_name_and_by_version(tmp_path: Path) -> None:
     made = make("venv-3.11", tmp_path / "venv")
     carry(made)
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    for python in (None, "3.11", "python3.11", "my-python", str(folder / "my-python")):
+    directory = tmp_path / "bin"
+    directory.mkdir()
+    for python in (None, "3.11", "python3.11", "my-python", str(directory / "my-python")):
         tree = copy(made.path, tmp_path / "tree")
         with pytest.MonkeyPatch.context() as patch:
-            if not (folder / "my-python").exists():
-                os.symlink(made.python, folder / "my-python")
-                os.symlink(made.python, folder / "python3.11")
-            patch.setenv("PATH", f"{folder}:/usr/bin")
+            if not (directory / "my-python").exists():
+                os.symlink(made.python, directory / "my-python")
+                os.symlink(made.python, directory / "python3.11")
+            patch.setenv("PATH", f"{directory}:/usr/bin")
             report = reinitialize(tree, python)
         assert report.changed
         assert report.version.startswith("3.11.")
@@ -166,7 +166,7 @@ def test_another_abi_of_the_same_version(tmp_path: Path) -> None:
 def test_none_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = make("venv-3.12", tmp_path / "venv")
     carry(made)
-    monkeypatch.setattr(interpreter, "_USUAL_FOLDERS", ())
+    monkeypatch.setattr(interpreter, "_USUAL_DIRECTORIES", ())
     monkeypatch.setenv("PATH", str(tmp_path))
     refuses(made.path, None, InterpreterNotFound, r"needs Python 3\.12, and none was found on this")
 

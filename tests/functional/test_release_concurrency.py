@@ -30,8 +30,8 @@ from tests.support.steps import ROOT
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """Three releases to be deployed, and what comes of each."""
-    with roots.in_memory(tmp_path_factory) as folder:
-        yield Site.make(folder, "ABC")
+    with roots.in_memory(tmp_path_factory) as directory:
+        yield Site.make(directory, "ABC")
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ while not select.select([sys.stdin], [], [], 0)[0]:
     if text != (name + " ") * marked:
         wrong.append("a mix: %s" % set(text.split()))
     if "/" in target:
-        wrong.append("current leads to " + target)
+        wrong.append("current points to " + target)
 print(json.dumps([seen, wrong]))
 """
 
@@ -159,7 +159,7 @@ def test_the_kernel_is_never_asked_to_remove_current(site: Site) -> None:
 
 
 def test_all_is_on_the_disk_before_a_name_is_given(site: Site) -> None:
-    """A power cut finds no name without its content: synced, renamed, and the folder synced."""
+    """A power cut finds no name without its content: synced, renamed, and the directory synced."""
     for name in "AB":
         site.publish(name)
     lines = traced(site, "rename,renameat,renameat2,syncfs,sync,fsync,fdatasync,write")

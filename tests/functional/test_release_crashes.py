@@ -83,8 +83,8 @@ def variants() -> list[Any]:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """Four releases to be deployed, and what comes of each."""
-    with roots.in_memory(tmp_path_factory) as folder:
-        yield Site.make(folder, "ABCD")
+    with roots.in_memory(tmp_path_factory) as directory:
+        yield Site.make(directory, "ABCD")
 
 
 @pytest.fixture(autouse=True)
@@ -103,12 +103,12 @@ class Stage:
     wanted: State
 
     @classmethod
-    def set_up(cls, site: Site, case: Case, folder: Path) -> Stage:
+    def set_up(cls, site: Site, case: Case, directory: Path) -> Stage:
         site.clear()
         for name in case.also:
             site.publish(name)
         site.deploy(*case.before)
-        kept = site.save(folder / "kept")
+        kept = site.save(directory / "kept")
         case.call(site)
         assert left_behind(site.root) == []
         stage = cls(site, case, kept, State.of(site.root))
@@ -413,26 +413,26 @@ def _is_told(site: Site) -> bool:
 
 
 @contextmanager
-def disk(folder: Path, megabytes: int) -> Iterator[str]:
+def disk(directory: Path, megabytes: int) -> Iterator[str]:
     """A small file system of its own; skips the test where none can be mounted."""
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+    directory.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(directory)]
     if shutil.which("mount") is None:
         pytest.skip("there is no mount")
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
     try:
-        yield str(folder)
+        yield str(directory)
     finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
+        subprocess.run(["umount", "-l", str(directory)], check=True)
 
 
 @needs_root
 def test_a_disk_without_room_for_the_archive(site: Site, tmp_path: Path) -> None:
     """Refused before the first byte of it is written."""
-    with disk(tmp_path / "disk", 60) as folder:
-        root = f"{folder}/app"
+    with disk(tmp_path / "disk", 60) as directory:
+        root = f"{directory}/app"
         with pytest.raises(NoRoom, match=r"are needed and .* are free") as caught:
             publish(site.archives["A"], f"{root}/A")
         assert roots.one_sentence(caught.value)
@@ -443,8 +443,8 @@ def test_a_disk_without_room_for_the_archive(site: Site, tmp_path: Path) -> None
 @needs_root
 def test_a_disk_that_fills_up_while_unpacking(site: Site, tmp_path: Path) -> None:
     """Nothing of it stays; with room again, the same call deploys it."""
-    with disk(tmp_path / "disk", 100) as folder:
-        root, filler = f"{folder}/app", Path(folder, "filler")
+    with disk(tmp_path / "disk", 100) as directory:
+        root, filler = f"{directory}/app", Path(directory, "filler")
         publish(site.archives["A"], f"{root}/A")
         activate(f"{root}/A")
         used = _used(root)
@@ -489,17 +489,17 @@ def _used(root: str) -> list[str]:
 def test_a_disk_without_any_room(name: str, site: Site, tmp_path: Path) -> None:
     """What needs a byte says so and changes nothing, or is done; with room, it is done."""
     case = CASES[name]
-    with disk(tmp_path / "disk", 100) as folder:
-        other = Site(f"{folder}/app", site.archives)
+    with disk(tmp_path / "disk", 100) as directory:
+        other = Site(f"{directory}/app", site.archives)
         other.deploy(*case.before)
         for each in case.also:
             other.publish(each)
         current = other.current()
-        _fill(Path(folder, "filler"))
+        _fill(Path(directory, "filler"))
         error = roots.tried(lambda: case.call(other))
         assert error is None or other.current() == current
         assert other.faults() == []
-        Path(folder, "filler").unlink()
+        Path(directory, "filler").unlink()
         case.call(other)
         assert other.faults() == []
         assert left_behind(other.root) == []

@@ -574,7 +574,7 @@ def test_a_bad_path(site: Site, function: str) -> None:
         ("activate", ("ROOT/9",), {}, "there is no release ROOT/9: deploy it first"),
         ("activate", ("ROOT/stray",), {}, "ROOT/stray is no release"),
         ("activate", ("ROOT/current",), {}, "no release can be called current"),
-        ("activate", ("ROOT/1",), {"link": "1"}, "ROOT/1 is a folder and no link"),
+        ("activate", ("ROOT/1",), {"link": "1"}, "ROOT/1 is a directory and no link"),
         ("activate", ("ROOT/1",), {"link": "/srv/current"}, "must stand beside its releases"),
         ("activate", ("ROOT/1",), {"link": ".releases"}, "no link can be called"),
         ("activate", ("ROOT/1",), {"link": ""}, "no link can be called"),
@@ -597,7 +597,7 @@ def test_a_bad_path(site: Site, function: str) -> None:
         ("history", ("ROOT",), {"limit": "all"}, "limit"),
         ("history", ("ROOT",), {"limit": None}, "limit"),
         ("history", ("ROOT",), {"limit": -1}, "limit"),
-        ("unpack", ("/archive.tar", "/1"), {}, "must be in a folder of releases"),
+        ("unpack", ("/archive.tar", "/1"), {}, "must be in a directory of releases"),
         ("unpack", ("/archive.tar", "ROOT/stray"), {}, "is no release that was deployed"),
         ("unpack", ("/archive.tar", "ROOT/.hidden"), {}, "no release can be called .hidden"),
     ],
@@ -622,10 +622,10 @@ def test_wrong_arguments(
 @pytest.fixture(scope="module")
 def salt_call(minion: Masterless, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The command `salt-call` for that minion."""
-    folder = tmp_path_factory.mktemp("etc")
-    options = {key: minion.opts[key] for key in minions.masterless(folder, folder)}
-    (folder / "minion").write_text(json.dumps(options))
-    command = [Path(sys.executable).with_name("salt-call"), "--local", "-c", folder]
+    directory = tmp_path_factory.mktemp("etc")
+    options = {key: minion.opts[key] for key in minions.masterless(directory, directory)}
+    (directory / "minion").write_text(json.dumps(options))
+    command = [Path(sys.executable).with_name("salt-call"), "--local", "-c", directory]
 
     def call(*arguments: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.run([*command, *arguments], capture_output=True, text=True)
@@ -675,14 +675,14 @@ def job(minion: Masterless) -> Iterator[str]:
     """A job that this process works on, as a minion notes it."""
     import salt.payload
 
-    folder = Path(minion.opts["cachedir"], "proc")
-    folder.mkdir(exist_ok=True)
+    directory = Path(minion.opts["cachedir"], "proc")
+    directory.mkdir(exist_ok=True)
     number = "20240102030405060708"
-    (folder / "20230102030405060708").write_bytes(b"torn")
+    (directory / "20230102030405060708").write_bytes(b"torn")
     facts = {"jid": number, "pid": os.getpid(), "fun": "test.ping"}
-    (folder / number).write_bytes(salt.payload.dumps(facts))
+    (directory / number).write_bytes(salt.payload.dumps(facts))
     yield number
-    shutil.rmtree(folder)
+    shutil.rmtree(directory)
 
 
 def test_the_log_tells_each_step_with_the_job(

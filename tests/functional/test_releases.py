@@ -38,7 +38,7 @@ from relocate_core.errors import (
     NotARelease,
     ReleaseInUse,
     RelocateError,
-    UnsafeFolder,
+    UnsafeDirectory,
 )
 from relocate_core.releases import history, smoke
 from relocate_core.releases.root import CURRENT, RECORD, RECORDS, STAGING
@@ -73,8 +73,8 @@ SCRIPTS = {
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """Five releases to be deployed, and what comes of each."""
-    with roots.in_memory(tmp_path_factory) as folder:
-        yield Site.make(folder, "ABCDE")
+    with roots.in_memory(tmp_path_factory) as directory:
+        yield Site.make(directory, "ABCDE")
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +86,8 @@ def scripted(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def public(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The same for an interpreter that every user may run."""
-    folder = tmp_path_factory.mktemp("public")
-    return packed(folder, "S", extra=SCRIPTS, python=roots.python_for_all())
+    directory = tmp_path_factory.mktemp("public")
+    return packed(directory, "S", extra=SCRIPTS, python=roots.python_for_all())
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def kept(root: str) -> list[str]:
 
 
 def test_a_release_is_what_was_asked_for(site: Site) -> None:
-    """Complete, at home, recorded; the second time nothing is touched."""
+    """Complete, relocated, recorded; the second time nothing is touched."""
     told: list[str] = []
     done = site.publish(
         "A", job="job-7", source="salt://A.tar", tell=lambda step, _: told.append(step)
@@ -182,10 +182,10 @@ def test_a_root_with_the_setgid_bit(site: Site) -> None:
     assert activate(site.path("A")).changed
 
 
-@pytest.mark.parametrize("what", ["folder", "file", "link"])
+@pytest.mark.parametrize("what", ["directory", "file", "link"])
 def test_what_is_in_a_release_s_place_is_left_alone(what: str, site: Site) -> None:
     site.publish("B")
-    if what == "folder":
+    if what == "directory":
         shutil.copytree(site.path("B"), site.path("A"), symlinks=True)
         os.unlink(site.path(f"A/{RECORD}"))
     elif what == "file":
@@ -278,7 +278,7 @@ def test_a_release_whose_python_is_gone(site: Site) -> None:
 
 
 def test_a_copy_by_hand_is_no_release(site: Site) -> None:
-    """Its files name another folder, which may be removed any time."""
+    """Its files name another directory, which may be removed any time."""
     site.deploy("A", "B")
     shutil.copytree(site.path("A"), site.path("X"), symlinks=True)
     assert kept(site.root) == ["A", "B"]
@@ -370,7 +370,7 @@ def test_a_smoke_test_as_the_owner(top: str, number: int, site: Site, tmp_path: 
 
 @contextmanager
 def open_to_all(path: str) -> Iterator[None]:
-    """Let other users pass through the folders of this test, which pytest keeps from them."""
+    """Let other users pass through the directories of this test, which pytest keeps from them."""
     os.makedirs(path, exist_ok=True)
     changed = []
     while path != "/":
@@ -590,7 +590,7 @@ def test_activating_what_must_not_be(site: Site) -> None:
     python = site.path("C/bin/python")
     os.unlink(python)
     os.symlink("/nonexistent/python", python)
-    refused(lambda: activate(site.path("C")), CannotRun, "leads nowhere", site)
+    refused(lambda: activate(site.path("C")), CannotRun, "is a dangling symlink", site)
     assert site.current() == "B"
     assert unmark(site.path("A"))
     assert not unmark(site.path("A"))
@@ -611,24 +611,26 @@ def test_activating_what_must_not_be(site: Site) -> None:
     ],
     ids=["activate", "rollback", "prune", "mark", "unmark", "pin", "prove", "remove"],
 )
-@pytest.mark.parametrize("there", [False, True], ids=["no-folder", "a-folder-of-something-else"])
+@pytest.mark.parametrize(
+    "there", [False, True], ids=["no-directory", "a-directory-of-something-else"]
+)
 def test_a_mistyped_root_is_not_made_one(
     there: bool, call: Callable[[str], object], tmp_path: Path
 ) -> None:
     """Where there are no releases, nothing but a deploy leaves anything."""
     path = tmp_path / "else"
     if there:
-        (path / "folder").mkdir(parents=True)
+        (path / "directory").mkdir(parents=True)
     before = everything(str(path))
     roots.tried(lambda: call(str(path)))
     assert everything(str(path)) == before
 
 
-@pytest.mark.parametrize("what", ["folder", "file"])
+@pytest.mark.parametrize("what", ["directory", "file"])
 def test_what_is_no_link_in_the_link_s_place(what: str, site: Site) -> None:
     """Refused, and untouched."""
     site.publish("A")
-    if what == "folder":
+    if what == "directory":
         os.makedirs(site.path("current/data"))
     else:
         Path(site.path("current")).write_text("mine\n")
@@ -929,7 +931,7 @@ SLEEP = "import time; time.sleep(60)"
 
 @pytest.mark.parametrize("how", ["interpreter", "through current", "cwd", "open file"])
 def test_what_a_process_uses_is_spared(how: str, site: Site) -> None:
-    """Its interpreter, its working folder, or a file that it has open."""
+    """Its interpreter, its working directory, or a file that it has open."""
     site.publish("A")
     for name in "BCD":
         site.deploy(name)
@@ -1035,13 +1037,13 @@ except RelocateError as error:
 """
 
 
-@pytest.mark.parametrize("what", ["folder", "pipe", "loop", "link to a record"])
+@pytest.mark.parametrize("what", ["directory", "pipe", "loop", "link to a record"])
 def test_a_record_that_is_no_file(what: str, site: Site) -> None:
     """Whoever owns a release may put anything there; the other releases do not suffer from it."""
     site.deploy("A", "B", "A")
     path = site.path(f"C/{RECORD}")
     os.mkdir(site.path("C"))
-    if what == "folder":
+    if what == "directory":
         os.mkdir(path)
     elif what == "pipe":
         os.mkfifo(path)
@@ -1132,20 +1134,20 @@ def test_no_history_at_all(site: Site) -> None:
 
 @pytest.fixture
 def ours(tmp_path: Path) -> Path:
-    """A folder that only root can have touched; skips where the one of pytest is none."""
+    """A directory that only root can have touched; skips where the one of pytest is none."""
     from relocate_core.system.ownership import require_trusted
 
     if os.geteuid() != 0:
         pytest.skip("only root is at risk")
     try:
         require_trusted(str(tmp_path))
-    except UnsafeFolder as error:
-        pytest.skip(f"the folder for temporary files will not do: {error}")
+    except UnsafeDirectory as error:
+        pytest.skip(f"the directory for temporary files will not do: {error}")
     return tmp_path
 
 
 def chown(path: Path, user: int, group: int = 0, mode: int = 0o755) -> None:
-    """Owner, group and mode of a folder."""
+    """Owner, group and mode of a directory."""
     os.chown(path, user, group)
     os.chmod(path, mode)
 
@@ -1161,7 +1163,7 @@ UNSAFE = {
 @pytest.mark.parametrize("there", [True, False], ids=["there", "missing"])
 @pytest.mark.parametrize("how", UNSAFE)
 @pytest.mark.parametrize("below", ["", "inner/"], ids=["in-it", "below-it"])
-def test_a_folder_that_others_can_change(
+def test_a_directory_that_others_can_change(
     how: str, there: bool, below: str, site: Site, ours: Path
 ) -> None:
     """Refused with its name and what to do, and nothing is written, not even the root itself."""
@@ -1175,7 +1177,7 @@ def test_a_folder_that_others_can_change(
         root.mkdir()
     chown(shared, user, group, mode)
     before = everything(str(ours))
-    with pytest.raises(UnsafeFolder, match=f"{shared} {text}") as caught:
+    with pytest.raises(UnsafeDirectory, match=f"{shared} {text}") as caught:
         publish(site.archives["A"], str(root / "A"))
     assert roots.one_sentence(caught.value)
     assert everything(str(ours)) == before
@@ -1183,7 +1185,8 @@ def test_a_folder_that_others_can_change(
 
 @pytest.mark.parametrize("where", ["unsafe", "sticky", "sticky-missing"])
 def test_a_link_that_others_can_swap(where: str, site: Site, ours: Path) -> None:
-    """A root that is reached by a link in a folder of somebody else's, or by a link of theirs."""
+    """A root that is reached by a link in a directory of somebody else's, or by a link of
+    theirs."""
     shared, real = ours / "shared", ours / "real"
     shared.mkdir()
     real.mkdir()
@@ -1196,15 +1199,15 @@ def test_a_link_that_others_can_swap(where: str, site: Site, ours: Path) -> None
         chown(shared, 0, 0, 0o1777)
         os.lchown(shared / "link", NOBODY, NOBODY)
     before = everything(str(ours))
-    with pytest.raises(UnsafeFolder, match=str(shared)) as caught:
+    with pytest.raises(UnsafeDirectory, match=str(shared)) as caught:
         publish(site.archives["A"], str(shared / "link/app/A"))
     assert roots.one_sentence(caught.value)
     assert everything(str(ours)) == before
 
 
 @pytest.mark.parametrize("how", ["sticky", "own-group", "own-link", "root-of-its-own"])
-def test_folders_that_are_fine(how: str, site: Site, ours: Path) -> None:
-    """A sticky folder such as /tmp, root's own group, root's own link."""
+def test_directories_that_are_fine(how: str, site: Site, ours: Path) -> None:
+    """A sticky directory such as /tmp, root's own group, root's own link."""
     shared = ours / "shared"
     shared.mkdir()
     path = shared / "app"
@@ -1222,7 +1225,7 @@ def test_folders_that_are_fine(how: str, site: Site, ours: Path) -> None:
 
 
 def test_the_release_itself_may_belong_to_anybody(site: Site, ours: Path) -> None:
-    """It is the folders above that matter."""
+    """It is the directories above that matter."""
     root = str(ours / "app")
     publish(site.archives["A"], f"{root}/A", owner=(NOBODY, NOBODY))
     publish(site.archives["B"], f"{root}/B", owner=(NOBODY, NOBODY))
@@ -1232,7 +1235,7 @@ def test_the_release_itself_may_belong_to_anybody(site: Site, ours: Path) -> Non
     assert remove(f"{root}/B")
 
 
-@pytest.mark.parametrize("what", ["folder-of-another", "writable", "link", "file"])
+@pytest.mark.parametrize("what", ["directory-of-another", "writable", "link", "file"])
 def test_records_that_are_not_ours(what: str, site: Site, ours: Path) -> None:
     """`.releases` that somebody else has put there: refused, and not written to."""
     root = ours / "app"
@@ -1247,7 +1250,7 @@ def test_records_that_are_not_ours(what: str, site: Site, ours: Path) -> None:
         records.mkdir()
         chown(
             records,
-            NOBODY if what == "folder-of-another" else 0,
+            NOBODY if what == "directory-of-another" else 0,
             0,
             0o755 if what != "writable" else 0o777,
         )

@@ -126,10 +126,10 @@ class Runner:
         told: what was said while it ran.
     """
 
-    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+    def __init__(self, directory: Path, patch: pytest.MonkeyPatch) -> None:
         opts = {
-            **minions.masterless(folder, folder),
-            "conf_file": str(folder / "master"),
+            **minions.masterless(directory, directory),
+            "conf_file": str(directory / "master"),
             "runner_dirs": [str(minions.CHECKOUT / "_runners")],
             "optimization_order": [0],
             "master_job_cache": "local_cache",
@@ -490,7 +490,7 @@ def test_why_states_fail(runner: Runner, there: Minions, said: Any, words: str |
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "Root is missing: name the folder of the releases."),
+        ((), "Root is missing: name the directory of the releases."),
         (("srv",), "The root must be an absolute path: srv."),
         ((ROOT,), "The release is missing: name it."),
         ((ROOT, "a b"), "The release must be a name, without a slash or a space: 'a b'."),

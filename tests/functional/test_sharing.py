@@ -16,14 +16,14 @@ MEDIA, SETTINGS = "media", "site/local_settings.py"
 
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A virtualenv as a tarball and as a bundle; a placeholder stands where media shall be."""
-    folder = tmp_path_factory.mktemp("archives")
-    plain = roots.packed(folder, "plain", extra={f"{MEDIA}/.gitkeep": ""})
-    build = steps.small(folder / "build").path
+    """A virtualenv as a tarball and as a bundle; a placeholder stands where media should be."""
+    directory = tmp_path_factory.mktemp("archives")
+    plain = roots.packed(directory, "plain", extra={f"{MEDIA}/.gitkeep": ""})
+    build = steps.small(directory / "build").path
     Path(build, MEDIA).mkdir()
     Path(build, MEDIA, ".gitkeep").touch()
-    pack(build, str(folder / "bundle.tar.gz"))
-    return {"tarball": plain, "bundle": str(folder / "bundle.tar.gz")}
+    pack(build, str(directory / "bundle.tar.gz"))
+    return {"tarball": plain, "bundle": str(directory / "bundle.tar.gz")}
 
 
 @pytest.fixture(params=["tarball", "bundle"])
@@ -34,7 +34,7 @@ def archive(request: pytest.FixtureRequest, archives: dict[str, str]) -> str:
 
 @pytest.fixture
 def shared(tmp_path: Path) -> dict[str, str]:
-    """A folder and a file that outlive releases."""
+    """A directory and a file that outlive releases."""
     kept = tmp_path / "kept"
     (kept / MEDIA).mkdir(parents=True)
     (kept / "local_settings.py").write_text("SECRET = 1\n")
@@ -75,7 +75,7 @@ def test_they_are_accounted_for(tmp_path: Path, archives: dict[str, str], shared
     os.symlink("/etc/passwd", os.path.join(release, SETTINGS))
     (problem,) = check(release, deep=True).problems
     assert problem.file == SETTINGS
-    assert "leads to /etc/passwd" in problem.reason
+    assert "points to /etc/passwd" in problem.reason
 
 
 def test_the_next_release_takes_over_from_one_with_links(
@@ -110,7 +110,7 @@ def test_they_belong_to_the_releases_owner(
         (".relocation/x", "must be a path in the release"),
         ("pyvenv.cfg", "must be a path in the release"),
         ("lib", "the release has"),
-        ("lib64/x", "is no folder"),
+        ("lib64/x", "is no directory"),
         (roots.MARKER, "the release has a file there"),
     ],
 )

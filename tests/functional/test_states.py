@@ -39,10 +39,10 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 @pytest.fixture(scope="module")
 def minion(tmp_path_factory: pytest.TempPathFactory) -> Masterless:
     """A minion that has synced, with an environment beside `base`."""
-    folder = tmp_path_factory.mktemp("minion")
-    (folder / "dev").mkdir()
+    directory = tmp_path_factory.mktemp("minion")
+    (directory / "dev").mkdir()
     made = Masterless(
-        folder, file_roots={"base": [str(folder / "root")], "dev": [str(folder / "dev")]}
+        directory, file_roots={"base": [str(directory / "root")], "dev": [str(directory / "dev")]}
     )
     for name in NAMES:
         minions.pack(made.root / "app" / f"{name}.tar", name)
@@ -74,7 +74,7 @@ class App:
     Attributes:
         minion: the minion.
         site: a web server that has the archives as well.
-        root: the folder of the releases.
+        root: the directory of the releases.
     """
 
     minion: Masterless
@@ -124,7 +124,7 @@ class App:
         said = self.single(function, name, test=True, **arguments)
         assert said["result"] is None, said
         assert said["changes"], said
-        assert "would be" in said["comment"] or "would lead" in said["comment"], said
+        assert "would be" in said["comment"] or "would point" in said["comment"], said
         assert self.world() == before
         done = self.single(function, name, **arguments)
         assert done["result"] is True, done
@@ -198,11 +198,11 @@ def app(minion: Masterless, site: Web, tmp_path: Path) -> App:
 
 @pytest.fixture
 def public(minion: Masterless, site: Web) -> Iterator[App]:
-    """An app in a folder that every user may enter."""
-    folder = tempfile.mkdtemp(prefix="app-")
-    os.chmod(folder, 0o755)
-    yield App(minion, site, os.path.join(folder, "app"))
-    shutil.rmtree(folder)
+    """An app in a directory that every user may enter."""
+    directory = tempfile.mkdtemp(prefix="app-")
+    os.chmod(directory, 0o755)
+    yield App(minion, site, os.path.join(directory, "app"))
+    shutil.rmtree(directory)
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +225,7 @@ def hashed(path: str, algorithm: str = "sha256") -> str:
 
 
 def broken(release: str) -> str:
-    """Let a release's Python be gone, as after an upgrade of the host; where it led to."""
+    """Let a release's Python be gone, as after an upgrade of the host; where it pointed to."""
     python = os.path.join(release, "bin", "python")
     before = os.readlink(python)
     os.unlink(python)
@@ -592,7 +592,7 @@ def test_an_archive_that_is_too_much(app: App, limits: dict[str, int], words: st
     [
         ("srv/app/1", "must be an absolute path|must be absolute"),
         ("1", "must be absolute"),
-        ("/1", "must be in a folder of releases"),
+        ("/1", "must be in a directory of releases"),
         ("ROOT/current", "no release can be called current"),
         ("ROOT/.releases", "no release can be called .releases"),
         ("ROOT/a\nb", "line break"),
@@ -608,11 +608,11 @@ def test_a_name_that_is_none(app: App, name: str, words: str) -> None:
     assert app.world() == before
 
 
-@pytest.mark.parametrize("kind", ["folder", "file", "link", "dangling link"])
+@pytest.mark.parametrize("kind", ["directory", "file", "link", "dangling link"])
 def test_something_else_at_the_name(app: App, kind: str) -> None:
     os.mkdir(app.root)
     path = Path(app.path("1"))
-    if kind == "folder":
+    if kind == "directory":
         path.mkdir()
         (path / "precious").write_text("kept\n")
     elif kind == "file":
@@ -853,8 +853,8 @@ def test_the_first_link_and_a_switch(app: App) -> None:
     for name, target in (("1", app.path("1")), ("2", "2"), ("3", app.path("3")), ("1", "1")):
         said, done = app.thrice("active", "current", target=target)
         assert done["changes"] == {"release": {"old": before, "new": name}}
-        assert said["comment"] == f"{app.path('current')} would lead to {app.path(name)}."
-        assert done["comment"] == f"{app.path('current')} now leads to {app.path(name)}."
+        assert said["comment"] == f"{app.path('current')} would point to {app.path(name)}."
+        assert done["comment"] == f"{app.path('current')} now points to {app.path(name)}."
         assert app.current() == before or app.current() == name
         assert app.current() == name
         before = name
@@ -870,7 +870,7 @@ def test_a_target_that_is_to_be_deployed_first(app: App) -> None:
     assert said["result"] is None
     assert said["changes"] == {"release": {"old": None, "new": "1"}}
     assert said["comment"] == (
-        f"{app.path('current')} would lead to {app.path('1')}, once that is deployed."
+        f"{app.path('current')} would point to {app.path('1')}, once that is deployed."
     )
     done = app.single("active", "current", target="1")
     assert (done["result"], done["changes"]) == (False, {})
@@ -897,7 +897,7 @@ def test_what_is_not_activated(two: App) -> None:
         ("current", "", "target is missing"),
         (".hidden", "1", "no link can be called"),
         ("elsewhere/current", "ROOT/1", "must stand beside its releases"),
-        ("1", "2", "is a folder and no link"),
+        ("1", "2", "is a directory and no link"),
     ],
 )
 def test_a_bad_link(two: App, name: str, target: str | None, words: str) -> None:
@@ -915,7 +915,7 @@ def test_a_relative_link(two: App, name: str) -> None:
 
 
 def test_a_slash_at_the_end(app: App) -> None:
-    """Of a folder's name, as a shell completes it."""
+    """Of a directory's name, as a shell completes it."""
     for name in ("1", "2"):
         app.thrice("managed", f"{name}/", source=app.archive(name))
         app.thrice("active", "current/", target=name)
@@ -928,12 +928,12 @@ def test_a_slash_at_the_end(app: App) -> None:
     assert app.minion.single("pruned", f"{app.root}/", keep=1)["result"] is True
 
 
-@pytest.mark.parametrize("kind", ["folder", "file"])
+@pytest.mark.parametrize("kind", ["directory", "file"])
 @pytest.mark.parametrize("target", ["1", "missing"])
 def test_something_else_in_the_place_of_the_link(app: App, kind: str, target: str) -> None:
     app.call("unpack", app.archive("1"), app.path("1"))
     link = Path(app.path("current"))
-    if kind == "folder":
+    if kind == "directory":
         link.mkdir()
         (link / "precious").write_text("kept\n")
     else:
@@ -980,7 +980,7 @@ def went_back(app: App, **arguments: Any) -> dict[str, Any]:
     said = app.single("rolled_back", "current", test=True, **arguments)
     assert said["result"] is None
     new = said["changes"]["release"]["new"]
-    assert said["comment"] == f"{app.path('current')} would lead to {new} again."
+    assert said["comment"] == f"{app.path('current')} would point to {new} again."
     assert app.world() == before
     done = app.single("rolled_back", "current", **arguments)
     assert (done["result"], done["changes"]) == (True, said["changes"])
@@ -992,14 +992,14 @@ def went_back(app: App, **arguments: Any) -> dict[str, Any]:
 
 def test_going_back_from_a_named_release(two: App) -> None:
     done = went_back(two, leaving="2", reason="prices are wrong")
-    assert done["comment"] == f"{two.path('current')} leads to 1 again. 2 is marked bad."
+    assert done["comment"] == f"{two.path('current')} points to 1 again. 2 is marked bad."
     assert done["changes"] == {"release": {"old": "2", "new": "1"}}
     assert two.call("releases", two.root)["2"]["bad"] == "prices are wrong"
 
 
 def test_going_back_to_a_named_release_without_a_mark(two: App) -> None:
     done = went_back(two, to="1", mark=False)
-    assert done["comment"] == f"{two.path('current')} leads to 1 again."
+    assert done["comment"] == f"{two.path('current')} points to 1 again."
     went_back(two, to="2", mark=False)
     assert two.current() == "2"
 
@@ -1045,7 +1045,7 @@ def test_a_release_that_is_healthy(two: App, checks: Any) -> None:
     before = two.world()
     said = two.single("healthy", "current", checks=checks, test=True)
     assert (said["result"], said["changes"]) == (None, {})
-    assert said["comment"] == f"What {two.path('current')} leads to would be checked."
+    assert said["comment"] == f"What {two.path('current')} points to would be checked."
     assert two.world() == before
     done = two.single("healthy", "current", checks=checks)
     assert (done["result"], done["changes"]) == (True, {}), done
@@ -1108,7 +1108,7 @@ def test_a_release_that_is_not(two: App, kind: str) -> None:
     comment = answer["comment"]
     assert comment.startswith("2 is not healthy: ")
     assert re.search(words, comment), comment
-    assert f"It is marked bad, and {two.path('current')} leads to 1 again. " in comment
+    assert f"It is marked bad, and {two.path('current')} points to 1 again. " in comment
     assert two.current() == "1"
     assert re.search(words, two.call("releases", two.root)["2"]["bad"])
     assert "rolled back 1" in two.call("history", two.root)[-1]
@@ -1144,7 +1144,7 @@ def test_a_page_that_is_no_utf_8(two: App, page: bytes) -> None:
 
 def test_the_release_before_passes_or_not(two: App) -> None:
     answer = two.single("healthy", "current", checks=f"grep -qx 1 {WHICH}", **QUICK)
-    assert answer["comment"].endswith(" leads to 1 again. 1 is healthy."), answer
+    assert answer["comment"].endswith(" points to 1 again. 1 is healthy."), answer
     two.call("unmark", two.path("2"))
     two.call("activate", two.path("2"))
     answer = two.single("healthy", "current", checks="exit 7", **QUICK)
@@ -1345,7 +1345,7 @@ def test_no_release_to_check(app: App) -> None:
     assert app.single("healthy", "current", checks="omega", test=True)["result"] is None
     answer = app.single("healthy", "current", checks="omega")
     assert answer["result"] is False
-    assert "leads to no release" in answer["comment"]
+    assert "points to no release" in answer["comment"]
 
 
 @needs_root
@@ -1669,7 +1669,7 @@ def test_what_salt_call_prints(two: App, minion: Masterless, tmp_path: Path) -> 
     options = {key: minion.opts[key] for key in minions.masterless(tmp_path, tmp_path)}
     (tmp_path / "etc" / "minion").write_text(json.dumps(options))
     command = Path(sys.executable).with_name("salt-call")
-    for target, code, words in (("1", 0, "now leads to"), ("4", 1, "deploy it first")):
+    for target, code, words in (("1", 0, "now points to"), ("4", 1, "deploy it first")):
         done = subprocess.run(
             [
                 *(command, "--local", "--retcode-passthrough", "-c", tmp_path / "etc"),

@@ -30,17 +30,17 @@ def event_listener() -> Iterator[EventListener]:
 
 
 @pytest.fixture(scope="session")
-def short_folder() -> Iterator[Path]:
-    """A folder with a short name: the daemons' sockets allow for no more than 107 bytes."""
-    folder = Path(tempfile.mkdtemp(prefix="salt-"))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+def short_directory() -> Iterator[Path]:
+    """A directory with a short name: the daemons' sockets allow for no more than 107 bytes."""
+    directory = Path(tempfile.mkdtemp(prefix="salt-"))
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
-def salt_factories_config(short_folder: Path) -> dict[str, Any]:
-    """Keep everything below one folder, and add nothing to the daemons' start."""
-    return {"root_dir": str(short_folder), "inject_sitecustomize": False}
+def salt_factories_config(short_directory: Path) -> dict[str, Any]:
+    """Keep everything below one directory, and add nothing to the daemons' start."""
+    return {"root_dir": str(short_directory), "inject_sitecustomize": False}
 
 
 @pytest.fixture(scope="session")

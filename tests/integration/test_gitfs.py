@@ -47,26 +47,26 @@ class Git:
     """A masterless minion, and a master without minions, whose files are in a git repository.
 
     Args:
-        folder: where all of it is.
+        directory: where all of it is.
         remotes: the `gitfs_remotes`.
     """
 
-    def __init__(self, folder: Path, remotes: Any) -> None:
-        self.folder = folder
-        self.config = folder / "config"
+    def __init__(self, directory: Path, remotes: Any) -> None:
+        self.directory = directory
+        self.config = directory / "config"
         self.config.mkdir()
         app = {
             "release": "1",
             "source": "salt://shop/{release}.tar",
-            "root": str(folder / "srv" / "shop"),
+            "root": str(directory / "srv" / "shop"),
             "user": pwd.getpwuid(os.geteuid()).pw_name,
             "group": grp.getgrgid(os.getegid()).gr_name,
             "web": {"nginx": {"upstream": "http://127.0.0.1:8000"}},
         }
-        nginx = {"configs": str(folder / "conf.d"), "reload": "true"}
+        nginx = {"configs": str(directory / "conf.d"), "reload": "true"}
         options = minions.masterless(
-            folder / "minion",
-            folder / "files",
+            directory / "minion",
+            directory / "files",
             fileserver_backend=["gitfs", "roots"],
             gitfs_provider="gitpython",
             gitfs_remotes=remotes,

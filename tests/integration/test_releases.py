@@ -87,7 +87,7 @@ class App:
         file_root: the master's.
         archives: of its releases.
         site: a web server that has them.
-        root: its folder of releases.
+        root: its directory of releases.
         last: the name of the SLS that was applied last.
     """
 

@@ -35,8 +35,8 @@ pytestmark = [
 _SSHD = """
 ListenAddress 127.0.0.1
 Port {port}
-HostKey {folder}/host
-AuthorizedKeysFile {folder}/key.pub
+HostKey {directory}/host
+AuthorizedKeysFile {directory}/key.pub
 PidFile none
 PasswordAuthentication no
 PermitRootLogin prohibit-password
@@ -55,7 +55,7 @@ def roster(tmp_path: Path) -> Iterator[dict[str, Any]]:
         )
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = int(server.getsockname()[1])
-    (tmp_path / "sshd").write_text(_SSHD.format(port=port, folder=tmp_path))
+    (tmp_path / "sshd").write_text(_SSHD.format(port=port, directory=tmp_path))
     known = f"[127.0.0.1]:{port} {(tmp_path / 'host.pub').read_text()}"
     (tmp_path / "known").write_text(known)
     empty = Path("/run/sshd")  # where it locks in whoever is not known yet
@@ -96,25 +96,25 @@ class Ssh:
     """The command `salt-ssh` for one machine.
 
     Args:
-        folder: where all of it is.
+        directory: where all of it is.
         roster: how the machine is reached.
         pillar: its pillar.
     """
 
-    def __init__(self, folder: Path, roster: dict[str, Any], pillar: dict[str, Any]) -> None:
-        self.config = folder / "config"
+    def __init__(self, directory: Path, roster: dict[str, Any], pillar: dict[str, Any]) -> None:
+        self.config = directory / "config"
         self.config.mkdir()
         self.options = minions.masterless(
-            folder / "master",
-            minions.file_root(folder / "root"),
+            directory / "master",
+            minions.file_root(directory / "root"),
             roster_file=str(self.config / "roster"),
-            ssh_log_file=str(folder / "ssh.log"),
-            pillar_roots={"base": [str(folder / "pillar")]},
+            ssh_log_file=str(directory / "ssh.log"),
+            pillar_roots={"base": [str(directory / "pillar")]},
         )
         self.options["file_roots"]["base"].append(str(CHECKOUT / "formula"))
-        (folder / "pillar").mkdir()
-        (folder / "pillar" / "top.sls").write_text("base: {'*': [shop]}")
-        (folder / "pillar" / "shop.sls").write_text(json.dumps(pillar))
+        (directory / "pillar").mkdir()
+        (directory / "pillar" / "top.sls").write_text("base: {'*': [shop]}")
+        (directory / "pillar" / "shop.sls").write_text(json.dumps(pillar))
         (self.config / "roster").write_text(json.dumps({"web1": roster}))
         self.configure()
 

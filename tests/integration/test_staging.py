@@ -26,18 +26,18 @@ ENVIRONMENTS = ("base", "staging")
 @pytest.fixture
 def minion(tmp_path: Path) -> Masterless:
     """A minion whose staging has other releases, and a formula with other defaults."""
-    folders = {name: tmp_path / name for name in ENVIRONMENTS}
+    directories = {name: tmp_path / name for name in ENVIRONMENTS}
     made = Masterless(
         tmp_path,
         file_roots={
-            "base": [str(tmp_path / "root"), str(folders["base"])],
-            "staging": [str(folders["staging"])],
+            "base": [str(tmp_path / "root"), str(directories["base"])],
+            "staging": [str(directories["staging"])],
         },
-        pillar_roots={name: [str(folder / "pillar")] for name, folder in folders.items()},
+        pillar_roots={name: [str(directory / "pillar")] for name, directory in directories.items()},
     )
-    for name, folder in folders.items():
-        shutil.copytree(CHECKOUT / "formula", folder, dirs_exist_ok=True)
-        minions.pack(folder / "shop" / "1.tar", f"1 of {name}")
+    for name, directory in directories.items():
+        shutil.copytree(CHECKOUT / "formula", directory, dirs_exist_ok=True)
+        minions.pack(directory / "shop" / "1.tar", f"1 of {name}")
         app = {
             "release": "1",
             "source": "salt://shop/{release}.tar",
@@ -47,11 +47,11 @@ def minion(tmp_path: Path) -> Masterless:
             "web": {"nginx": {"upstream": "http://127.0.0.1:8000"}},
         }
         servers = {"nginx": {"configs": str(tmp_path / name / "conf.d"), "reload": "true"}}
-        (folder / "pillar").mkdir()
-        (folder / "pillar" / "top.sls").write_text(f"{name}: {{'*': [shop]}}")
+        (directory / "pillar").mkdir()
+        (directory / "pillar" / "top.sls").write_text(f"{name}: {{'*': [shop]}}")
         pillar = {"releases": {"apps": {"shop": app}, **servers}}
-        (folder / "pillar" / "shop.sls").write_text(json.dumps(pillar))
-    staging = folders["staging"] / "releases"
+        (directory / "pillar" / "shop.sls").write_text(json.dumps(pillar))
+    staging = directories["staging"] / "releases"
     defaults = staging / "defaults.yaml"
     assert "keep: 5" in defaults.read_text()
     defaults.write_text(defaults.read_text().replace("keep: 5", "keep: 1"))

@@ -42,7 +42,7 @@ FIELDS = {  # name -> (offset, length)
     "devminor": (337, 8),
     "prefix": (345, 155),
 }
-FILE, HARD_LINK, LINK, CHARACTER, DEVICE, FOLDER, FIFO = (b"%d" % digit for digit in range(7))
+FILE, HARD_LINK, LINK, CHARACTER, DEVICE, DIRECTORY, FIFO = (b"%d" % digit for digit in range(7))
 GNU_MAGIC = b"ustar  \0"
 
 OLD_PREFIX = "/var/build/shop"
@@ -107,9 +107,9 @@ def member(name: Value, data: bytes = b"", kind: bytes = FILE, **fields: Value) 
     return before + header(name, kind, **fields) + padded(data)
 
 
-def folder(name: Value, **fields: Value) -> bytes:
-    """A folder."""
-    return member(name, kind=FOLDER, **{"mode": 0o755, **fields})
+def directory(name: Value, **fields: Value) -> bytes:
+    """A directory."""
+    return member(name, kind=DIRECTORY, **{"mode": 0o755, **fields})
 
 
 def link(name: Value, target: Value, **fields: Value) -> bytes:
@@ -159,7 +159,8 @@ def virtualenv_members(
     """The members of a virtualenv that is accepted: few, but a tool could have made them.
 
     Args:
-        top: the folder in the archive that is the virtualenv, such as `srv/app/` - with its slash.
+        top: the directory in the archive that is the virtualenv, such as `srv/app/` - with its
+            slash.
         version: its Python.
         prefix: where it was built.
     """
@@ -173,14 +174,14 @@ def virtualenv_members(
     script = f"#!{prefix}/bin/python\nimport shop\n"
     return [
         member(f"{top}pyvenv.cfg", config.encode()),
-        folder(f"{top}bin/"),
+        directory(f"{top}bin/"),
         member(f"{top}bin/activate", activate.encode()),
         member(f"{top}bin/shop", script.encode(), mode=0o755),
         link(f"{top}bin/python3", f"/usr/bin/python{version}"),
         link(f"{top}bin/python", "python3"),
-        folder(f"{top}lib/"),
-        folder(f"{top}lib/python{version}/"),
-        folder(f"{packages}/"),
+        directory(f"{top}lib/"),
+        directory(f"{top}lib/python{version}/"),
+        directory(f"{packages}/"),
         member(f"{packages}/shop.py", b"PRICE = 1\n"),
         link(f"{top}lib64", "lib"),
     ]
@@ -224,10 +225,10 @@ COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
 
 
 class Sandbox:
-    """An empty folder to unpack into, and around it whatever an attack would like to reach.
+    """An empty directory to unpack into, and around it whatever an attack would like to reach.
 
     Attributes:
-        target: the empty folder, two levels below `root`.
+        target: the empty directory, two levels below `root`.
         victim: the absolute path of a file that no archive may touch; `../victim` and
             `../../victim` are others, as seen from the target.
     """
@@ -251,7 +252,7 @@ class Sandbox:
         self.reset()
 
     def reset(self) -> None:
-        """Make the target a new, empty folder."""
+        """Make the target a new, empty directory."""
         remove(self.target)
         os.mkdir(self.target, 0o700)
 
@@ -314,7 +315,7 @@ def _open_descriptors() -> int:
 
 
 def remove(tree: str) -> None:
-    """Remove a tree, folders that may not be entered included; no link is looked behind."""
+    """Remove a tree, directories that may not be entered included; no link is looked behind."""
     pending = [tree] if os.path.isdir(tree) else []
     while pending:
         path = pending.pop()
@@ -336,13 +337,13 @@ def leaving_links(tree: str) -> list[str]:
 
 
 def links(tree: str) -> list[str]:
-    """All symbolic links below a folder."""
+    """All symbolic links below a directory."""
     return [path for path in _entries(tree) if os.path.islink(path)]
 
 
 def _entries(tree: str) -> Iterator[str]:
-    for path, folders, names in os.walk(tree):
-        for name in (*folders, *names):
+    for path, directories, names in os.walk(tree):
+        for name in (*directories, *names):
             yield os.path.join(path, name)
 
 
@@ -367,7 +368,7 @@ def _stays(top: str, path: str) -> bool:
 
 
 def _last_link(path: str) -> str:
-    """The link that a path is, or leads to through others, and which leads to no further one."""
+    """The link that a path is, or points to through others, and which points to no further one."""
     while True:
         path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
         target = os.path.join(os.path.dirname(path), os.readlink(path))
@@ -377,8 +378,8 @@ def _last_link(path: str) -> str:
 
 
 def _leads_to_base(top: str, path: str, target: str) -> bool:
-    folder, name = os.path.split(path)
-    inside = os.path.relpath(os.path.realpath(folder), top)
+    directory, name = os.path.split(path)
+    inside = os.path.relpath(os.path.realpath(directory), top)
     if inside == "lib/python2.7":
         return target.endswith(f"/lib/python2.7/{name}")
     programs = ("python", "pypy")

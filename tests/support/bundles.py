@@ -26,20 +26,20 @@ def packed(
     archive: str | os.PathLike[str],
     **options: Any,
 ) -> Packing:
-    """Pack a virtualenv, or the folder of one."""
+    """Pack a virtualenv, or the directory of one."""
     path = environment.path if isinstance(environment, Environment) else os.fspath(environment)
     return pack(path, os.fspath(archive), **options)
 
 
-def unpack_by_tar(archive: str | os.PathLike[str], folder: str | os.PathLike[str]) -> str:
-    """Unpack an archive with GNU tar into a new folder; the folder's path."""
-    os.makedirs(folder)
+def unpack_by_tar(archive: str | os.PathLike[str], directory: str | os.PathLike[str]) -> str:
+    """Unpack an archive with GNU tar into a new directory; the directory's path."""
+    os.makedirs(directory)
     subprocess.run(
-        ["tar", "--extract", "--file", os.fspath(archive), "--directory", os.fspath(folder)],
+        ["tar", "--extract", "--file", os.fspath(archive), "--directory", os.fspath(directory)],
         check=True,
         capture_output=True,
     )
-    return os.fspath(folder)
+    return os.fspath(directory)
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ class Document:
 
 def _row(values: list[Any]) -> Row:
     path, kind, *rest = values
-    if kind == "folder":
+    if kind == "directory":
         (mode,) = rest
         return Row(path, kind, mode)
     if kind == "link":
@@ -250,7 +250,7 @@ os.symlink(prefix + "/etc/omega.conf", prefix + "/lib/omega.conf")
 os.symlink("../etc", prefix + "/lib/etc")
 """
 
-# Run by the Python that shall take the bytecode: tells what it would compile anew, and what names
+# Run by the Python that should take the bytecode: tells what it would compile again, and what names
 # another source than its own. It is Python's own loader that decides.
 JUDGE = r"""
 import importlib.machinery, os, sys
@@ -275,8 +275,8 @@ def names(code):
 
 
 seen = 0
-for folder, folders, files in os.walk(sys.argv[1]):
-    for path in (os.path.join(folder, name) for name in files if name.endswith(".py")):
+for directory, directories, files in os.walk(sys.argv[1]):
+    for path in (os.path.join(directory, name) for name in files if name.endswith(".py")):
         loader = Loader("x", path)
         try:
             code = loader.get_code("x")

@@ -90,9 +90,9 @@ def clean_environ(home: str) -> dict[str, str]:
 def console_scripts(path: str) -> list[str]:
     """Names of the programs in `bin` that begin with a shebang."""
     found = []
-    folder = os.path.join(path, "bin")
-    for name in sorted(os.listdir(folder)):
-        full = os.path.join(folder, name)
+    directory = os.path.join(path, "bin")
+    for name in sorted(os.listdir(directory)):
+        full = os.path.join(directory, name)
         if os.path.isfile(full) and not os.path.islink(full) and os.access(full, os.X_OK):
             with open(full, "rb") as file:
                 if file.read(2) == b"#!":
@@ -134,14 +134,14 @@ def activated(shell: str, path: str, home: str) -> list[str]:
 def record_mismatches(path: str) -> set[str]:
     """The rows of every RECORD below `path` that do not fit the file on disk."""
     wrong = set()
-    for folder, _, names in os.walk(os.path.join(path, "lib")):
-        if not folder.endswith(".dist-info") or "RECORD" not in names:
+    for directory, _, names in os.walk(os.path.join(path, "lib")):
+        if not directory.endswith(".dist-info") or "RECORD" not in names:
             continue
-        with open(os.path.join(folder, "RECORD"), newline="", encoding="utf-8") as file:
+        with open(os.path.join(directory, "RECORD"), newline="", encoding="utf-8") as file:
             rows = list(csv.reader(file))
         for name, digest, size in rows:
             algorithm, _, wanted = digest.partition("=")
-            full = os.path.normpath(os.path.join(os.path.dirname(folder), name))
+            full = os.path.normpath(os.path.join(os.path.dirname(directory), name))
             if not wanted:
                 continue
             try:

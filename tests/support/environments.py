@@ -1,12 +1,12 @@
 """Real virtualenvs for the tests: built by the real tools, at a path that is gone afterwards.
 
 `make` builds each kind once a machine, at `<build root>/relocate-build-<key>/<old>`, moves the
-result into a cache folder and hands out copies.  So every copy names an old path that no longer
+result into a cache directory and hands out copies.  So every copy names an old path that no longer
 exists, which is what a virtualenv built elsewhere and carried here looks like.
 
-Variables: `RELOCATE_TEST_CACHE` is the cache folder (default `~/.cache/relocate-core-tests`),
-`RELOCATE_TEST_BUILD` the build root (default the folder for temporary files).  Remove the cache
-folder to build everything anew.
+Variables: `RELOCATE_TEST_CACHE` is the cache directory (default `~/.cache/relocate-core-tests`),
+`RELOCATE_TEST_BUILD` the build root (default the directory for temporary files).  Remove the cache
+directory to build everything again.
 """
 
 from __future__ import annotations
@@ -162,17 +162,19 @@ def probe(executable: str) -> Python | None:
 def interpreters(version: str) -> tuple[str, ...]:
     """Every installed base interpreter of a version ("3.12", "2.7", "pypy3.9"), best known first.
 
-    Looks on PATH, in pyenv's and in uv's folders, and at the interpreter that runs the tests.
+    Looks on PATH, in pyenv's and in uv's directories, and at the interpreter that runs the tests.
     """
     pypy = version.startswith("pypy")
     names = [version, f"pypy{version[4:5]}", "pypy"] if pypy else [f"python{version}"]
-    folders = [folder for folder in os.get_exec_path() if "shims" not in folder.split(os.sep)]
+    directories = [
+        directory for directory in os.get_exec_path() if "shims" not in directory.split(os.sep)
+    ]
     roots = [os.environ.get("PYENV_ROOT") or "~/.pyenv", "~/.pyenv"]
     patterns = [os.path.join(root, "versions/*/bin") for root in roots]
     patterns.append("~/.local/share/uv/python/*/bin")
     for pattern in patterns:
-        folders += sorted(glob.glob(os.path.expanduser(pattern)))
-    candidates = [os.path.join(folder, name) for folder in folders for name in names]
+        directories += sorted(glob.glob(os.path.expanduser(pattern)))
+    candidates = [os.path.join(directory, name) for directory in directories for name in names]
     candidates.append(getattr(sys, "_base_executable", sys.executable))
     found: dict[str, str] = {}
     for candidate in candidates:
@@ -213,7 +215,7 @@ def require_any(versions: Iterable[str]) -> str:
 
 
 def cache(*parts: str) -> str:
-    """A path in the cache folder, its parent made on demand."""
+    """A path in the cache directory, its parent made on demand."""
     root = os.environ.get("RELOCATE_TEST_CACHE") or "~/.cache/relocate-core-tests"
     path = os.path.join(os.path.abspath(os.path.expanduser(root)), *parts)
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -235,10 +237,10 @@ def _lock(name: str) -> Iterator[None]:
 
 
 class Tool(NamedTuple):
-    """An installed tool: the interpreter that runs it, its folder, its exact version."""
+    """An installed tool: the interpreter that runs it, its directory, its exact version."""
 
     python: str
-    folder: str
+    directory: str
     version: str
 
 
@@ -250,10 +252,10 @@ def tool(name: str) -> Tool:
     base = probe(python)
     assert base is not None
     entry = f"{name}-{_key(requirement, base.full)}"
-    folder = cache("tools", entry)
+    directory = cache("tools", entry)
     with _lock(entry):
-        if not os.path.isdir(folder):
-            part = folder + ".part"
+        if not os.path.isdir(directory):
+            part = directory + ".part"
             shutil.rmtree(part, ignore_errors=True)
             pip = python
             if "3" in base.name and not _has_pip(python):
@@ -261,13 +263,13 @@ def tool(name: str) -> Tool:
                 run(python, "-m", "venv", "--clear", part + ".pip")
             run(pip, "-m", "pip", "install", "-q", "--target", part, requirement)
             shutil.rmtree(part + ".pip", ignore_errors=True)
-            os.rename(part, folder)
+            os.rename(part, directory)
     distribution = re.split("[<>=]", requirement)[0].replace("-", "_")
-    for info in os.listdir(folder):
+    for info in os.listdir(directory):
         match = re.fullmatch(rf"{distribution}-([0-9.]+)\.dist-info", info)
         if match:
-            return Tool(python, folder, match.group(1))
-    raise BuildError(f"no {distribution} in {folder}")
+            return Tool(python, directory, match.group(1))
+    raise BuildError(f"no {distribution} in {directory}")
 
 
 def _has_pip(python: str) -> bool:
@@ -278,7 +280,7 @@ def _has_pip(python: str) -> bool:
 
 def uv(*arguments: str, cwd: str | None = None) -> str:
     """Run the cached uv."""
-    return run(os.path.join(tool("uv").folder, "bin", "uv"), *arguments, cwd=cwd)
+    return run(os.path.join(tool("uv").directory, "bin", "uv"), *arguments, cwd=cwd)
 
 
 # -- small projects -------------------------------------------------------------------------------
@@ -290,7 +292,7 @@ MODES = ("default", "strict", "compat", "develop", "regular")
 class Project:
     """A small setuptools project, and how `make` is to install it.
 
-    layout  "src" (`package_dir={"": "src"}`), "flat", or "mapped" (each package lies in a folder
+    layout  "src" (`package_dir={"": "src"}`), "flat", or "mapped" (each package lies in a directory
             of another name, so that setuptools writes `__editable___x_finder.py`).
     mode    "default", "strict" or "compat" (`pip install -e` of a modern setuptools), "develop"
             (`setup.py develop` of an old one: egg-link, easy-install.pth), "regular" (a copy).
@@ -307,7 +309,7 @@ class Project:
     inside: bool = True
 
     def write(self, path: str | os.PathLike[str]) -> str:
-        """Write the project into a new folder."""
+        """Write the project into a new directory."""
         return project(
             path,
             self.name,
@@ -335,13 +337,13 @@ def project(
     """
     path = os.fspath(path)
     modules = list(modules) or [name.replace("-", "_")]
-    folders = {"src": "src/{}", "flat": "{}", "mapped": "code/{}-of-{}"}
+    directories = {"src": "src/{}", "flat": "{}", "mapped": "code/{}-of-{}"}
     code = "import os\nimport sys\n\nHERE = os.path.dirname(os.path.abspath(__file__))\n"
     code += "\n\ndef main():\n    print(HERE)\n    print(sys.prefix)\n"
-    where = {module: folders[layout].format(module, name) for module in modules}
-    for folder in where.values():
-        os.makedirs(os.path.join(path, folder))
-        _write(os.path.join(path, folder, "__init__.py"), code)
+    where = {module: directories[layout].format(module, name) for module in modules}
+    for directory in where.values():
+        os.makedirs(os.path.join(path, directory))
+        _write(os.path.join(path, directory, "__init__.py"), code)
     for script in scripts:
         text = f"#!/usr/bin/env python\nimport {modules[0]}\n\n{modules[0]}.main()\n"
         _write(os.path.join(path, "scripts", script), text, 0o755)
@@ -389,7 +391,7 @@ class Environment:
 
     @property
     def site_packages(self) -> str:
-        """The folder with the installed packages."""
+        """The directory with the installed packages."""
         (found,) = glob.glob(os.path.join(glob.escape(self.path), "lib", "*", "site-packages"))
         return found
 
@@ -425,7 +427,7 @@ def make(
     commands  more commands to run at the old path; "{prefix}" stands for it, in every argument.
     python    for virtualenv and uv: a version or a path; for venv: another interpreter's path.
     old       the end of the old path, after `<build root>/relocate-build-<key>/`.  It may have
-              folders, spaces, quotes, and any length.
+              directories, spaces, quotes, and any length.
     seed      uv only: install pip (and setuptools) too.  relocatable: uv only.
     """
     host = _host(kind)
@@ -520,7 +522,7 @@ def _create(
     flags = ["--no-download", "-p", base.executable]
     if copies:
         flags.append("--always-copy")
-    run(host.python, "-m", "virtualenv", *shared, *flags, prefix, PYTHONPATH=host.folder)
+    run(host.python, "-m", "virtualenv", *shared, *flags, prefix, PYTHONPATH=host.directory)
 
 
 def _install(kind: str, prefix: str, arguments: Sequence[str], cwd: str | None = None) -> None:
@@ -539,10 +541,10 @@ def _install_project(kind: str, prefix: str, each: Project, base: Python) -> Non
     if each.mode not in MODES:
         raise ValueError(f"no such mode: {each.mode}")
     parent = os.path.join(prefix, "src") if each.inside else prefix + "-src"
-    folder = each.write(os.path.join(parent, each.name))
+    directory = each.write(os.path.join(parent, each.name))
     if each.mode == "develop":
         _install(kind, prefix, ["setuptools<80"])
-        run(os.path.join(prefix, "bin", "python"), "setup.py", "-q", "develop", cwd=folder)
+        run(os.path.join(prefix, "bin", "python"), "setup.py", "-q", "develop", cwd=directory)
         return
     # an old pip takes a release that its Python cannot run, so name the last that it can
     wheel = next((w for v, w in WHEELS if base.version < v), "wheel")
@@ -557,7 +559,7 @@ def _install_project(kind: str, prefix: str, each: Project, base: Python) -> Non
         arguments += ["--config-settings", f"editable_mode={each.mode}"]
     if each.mode != "regular":
         arguments.append("-e")
-    _install(kind, prefix, [*arguments, folder], cwd=folder)
+    _install(kind, prefix, [*arguments, directory], cwd=directory)
 
 
 # -- oracles: none of them uses relocate_core ------------------------------------------------------

@@ -151,19 +151,19 @@ class Manager:
 
     Args:
         kind: `supervisor` or `systemd`.
-        folder: where all of it is.
+        directory: where all of it is.
 
     Attributes:
         configs: where its configuration is looked for.
         command: what one talks to it with.
     """
 
-    def __init__(self, kind: str, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.configs = folder / "configs"
+    def __init__(self, kind: str, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.configs = directory / "configs"
         self.configs.mkdir()
-        self._state = folder / "state.json"
-        self.command = folder / kind
+        self._state = directory / "state.json"
+        self.command = directory / kind
         what = _SUPERVISORCTL if kind == "supervisor" else _SYSTEMCTL
         head = _COMMON.format(
             python=sys.executable, configs=str(self.configs), state=str(self._state)
@@ -176,7 +176,7 @@ class Manager:
         return dict(json.loads(self._state.read_text())) if self._state.exists() else {}
 
     def runs_on(self) -> dict[str, str]:
-        """The release that each process was started from, by its working folder."""
+        """The release that each process was started from, by its working directory."""
         pids = {key: one["pid"] for key, one in self.known().items() if one["pid"]}
         return {key: Path(f"/proc/{pid}/cwd").resolve().name for key, pid in pids.items()}
 

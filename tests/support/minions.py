@@ -27,41 +27,41 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 NOT_A_VIRTUALENV = "is not a virtualenv"
 
 
-def file_root(folder: Path) -> Path:
+def file_root(directory: Path) -> Path:
     """A file root of one's own with the modules, states and the core, to be edited at will."""
     for kind in ("_modules", "_states"):
-        shutil.copytree(CHECKOUT / kind, folder / kind, ignore=_no_bytecode)
-    core = folder / "_utils" / "relocate_core"
+        shutil.copytree(CHECKOUT / kind, directory / kind, ignore=_no_bytecode)
+    core = directory / "_utils" / "relocate_core"
     shutil.copytree(CHECKOUT / "relocate_core", core, ignore=_no_bytecode)
-    return folder
+    return directory
 
 
 def say_otherwise(core: Path, words: str) -> None:
-    """Give a core another way to say that a folder is no virtualenv, to tell versions apart."""
+    """Give a core another way to say that a directory is no virtualenv, to tell versions apart."""
     errors = core / "errors.py"
     text = errors.read_text()
     assert NOT_A_VIRTUALENV in text
     errors.write_text(text.replace(NOT_A_VIRTUALENV, words))
 
 
-def masterless(folder: Path, root: Path, **more: Any) -> dict[str, Any]:
-    """A masterless minion's configuration, with all that it writes below `folder`."""
+def masterless(directory: Path, root: Path, **more: Any) -> dict[str, Any]:
+    """A masterless minion's configuration, with all that it writes below `directory`."""
     return {
         "id": "masterless",
         "file_client": "local",
         "file_roots": {"base": [str(root)]},
-        "root_dir": str(folder),
-        "cachedir": str(folder / "cache"),
-        "pki_dir": str(folder / "pki"),
-        "sock_dir": str(folder / "run"),
-        "log_file": str(folder / "log"),
-        "extension_modules": str(folder / "cache" / "extmods"),
+        "root_dir": str(directory),
+        "cachedir": str(directory / "cache"),
+        "pki_dir": str(directory / "pki"),
+        "sock_dir": str(directory / "run"),
+        "log_file": str(directory / "log"),
+        "extension_modules": str(directory / "cache" / "extmods"),
         "enable_fqdns_grains": False,
         **more,
     }
 
 
-def _no_bytecode(folder: str, names: list[str]) -> set[str]:
+def _no_bytecode(directory: str, names: list[str]) -> set[str]:
     return {"__pycache__"} & set(names)
 
 
@@ -72,7 +72,7 @@ class Masterless:
     """A masterless minion in this process: Salt's own loader, compiler and fileserver.
 
     Args:
-        folder: where all of it is.
+        directory: where all of it is.
         more: options of its configuration.
 
     Attributes:
@@ -81,14 +81,14 @@ class Masterless:
         functions: its execution functions.
     """
 
-    def __init__(self, folder: Path, **more: Any) -> None:
+    def __init__(self, directory: Path, **more: Any) -> None:
         import salt.config
         import salt.loader
 
-        self.root = file_root(folder / "root")
+        self.root = file_root(directory / "root")
         self.opts = salt.config.minion_config(None)
         self.opts.update(
-            masterless(folder / "minion", self.root, fileserver_list_cache_time=0, **more)
+            masterless(directory / "minion", self.root, fileserver_list_cache_time=0, **more)
         )
         self.opts["grains"] = salt.loader.grains(self.opts)
         self._count = 0
@@ -143,9 +143,9 @@ class Masterless:
         """The files in the minion's cache."""
         cache = self.opts["cachedir"]
         return {
-            os.path.join(folder, name)
+            os.path.join(directory, name)
             for part in ("files", "extrn_files", "localfiles")
-            for folder, _, names in os.walk(os.path.join(cache, part))
+            for directory, _, names in os.walk(os.path.join(cache, part))
             for name in names
             if not name.endswith(".sls")
         }

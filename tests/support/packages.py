@@ -54,7 +54,7 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
 
 
 def wheel(
-    folder: Path,
+    directory: Path,
     name: str,
     version: str = "1.0",
     *,
@@ -66,7 +66,7 @@ def wheel(
     """Write a wheel.
 
     Args:
-        folder: where to.
+        directory: where to.
         name: of the distribution and its module, which prints the name, version and `value`.
         version: of the distribution.
         requires: what it depends on.
@@ -87,8 +87,8 @@ def wheel(
     }
     rows = [_row(path, text) for path, text in contents.items()]
     contents[f"{info}/RECORD"] = "".join([*rows, f"{info}/RECORD,,\n"])
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{name}-{version}-py3-none-any.whl"
+    directory.mkdir(parents=True, exist_ok=True)
+    file = directory / f"{name}-{version}-py3-none-any.whl"
     with zipfile.ZipFile(file, "w") as archive:
         for path, text in contents.items():
             archive.writestr(zipfile.ZipInfo(path, (2020, 1, 1, 0, 0, 0)), text)
@@ -105,14 +105,14 @@ def digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def project(folder: Path, name: str = "shop", requires: Iterable[str] = ("beta",)) -> Path:
+def project(directory: Path, name: str = "shop", requires: Iterable[str] = ("beta",)) -> Path:
     """Write a project with the module `src/<name>.py`; a file `broken` or `slow` in it does so."""
-    (folder / "src").mkdir(parents=True)
-    (folder / "src" / f"{name}.py").write_text("VALUE = 1\n")
-    (folder / "backend.py").write_text(BACKEND)
+    (directory / "src").mkdir(parents=True)
+    (directory / "src" / f"{name}.py").write_text("VALUE = 1\n")
+    (directory / "backend.py").write_text(BACKEND)
     listed = ", ".join(f'"{one}"' for one in requires)
-    (folder / "pyproject.toml").write_text(
+    (directory / "pyproject.toml").write_text(
         "[build-system]\nrequires = []\nbuild-backend = 'backend'\nbackend-path = ['.']\n"
         f'\n[project]\nname = "{name}"\nversion = "1.0"\ndependencies = [{listed}]\n'
     )
-    return folder
+    return directory

@@ -1,4 +1,4 @@
-"""Folder names that quoting goes wrong on."""
+"""Directory names that quoting goes wrong on."""
 
 from __future__ import annotations
 

@@ -28,9 +28,9 @@ INSTALLED_APPS = {apps!r}
 ENGINE = "django.db.backends.sqlite3"
 DATABASES = {{"default": {{"ENGINE": ENGINE, "NAME": os.environ["DATABASE"]}}}}
 if os.environ.get("SERVER"):
-    folder, _, port = os.environ["SERVER"].partition(" ")
+    directory, _, port = os.environ["SERVER"].partition(" ")
     DATABASES["default"] = {{
-        "ENGINE": "django.db.backends.postgresql", "NAME": "postgres", "HOST": folder,
+        "ENGINE": "django.db.backends.postgresql", "NAME": "postgres", "HOST": directory,
         "PORT": port, "USER": "postgres", "PASSWORD": os.environ.get("PGPASSWORD", ""),
     }}
 DEFAULT_AUTO_FIELD = "django.db.models.AutoField"
@@ -57,8 +57,8 @@ from sqlalchemy import create_engine, pool
 
 url = "sqlite:///" + os.environ["DATABASE"]
 if os.environ.get("SERVER"):
-    folder, _, port = os.environ["SERVER"].partition(" ")
-    url = f"postgresql+psycopg://postgres@/postgres?host={folder}&port={port}"
+    directory, _, port = os.environ["SERVER"].partition(" ")
+    url = f"postgresql+psycopg://postgres@/postgres?host={directory}&port={port}"
 if context.is_offline_mode():
     context.configure(url=url, literal_binds=True)
     with context.begin_transaction():
@@ -86,13 +86,14 @@ def downgrade():
 
 @contextmanager
 def libraries() -> Iterator[str]:
-    """A folder with Django and Alembic, that every user may read; skips where there is no index."""
-    folder = tempfile.mkdtemp(prefix="relocate-libraries-", dir="/var/tmp")
-    os.chmod(folder, 0o755)
+    """A directory with Django and Alembic, that every user may read; skips where there is no
+    index."""
+    directory = tempfile.mkdtemp(prefix="relocate-libraries-", dir="/var/tmp")
+    os.chmod(directory, 0o755)
     try:
         done = subprocess.run(
             [
-                *(sys.executable, "-m", "pip", "install", "--quiet", "--target", folder),
+                *(sys.executable, "-m", "pip", "install", "--quiet", "--target", directory),
                 *LIBRARIES,
             ],
             stdout=subprocess.PIPE,
@@ -101,9 +102,9 @@ def libraries() -> Iterator[str]:
         )
         if done.returncode:
             pytest.skip(f"no Django and Alembic: {done.stdout.strip().splitlines()[-1:]}")
-        yield folder
+        yield directory
     finally:
-        shutil.rmtree(folder)
+        shutil.rmtree(directory)
 
 
 def table(name: str, **columns: str) -> str:
@@ -129,30 +130,30 @@ class Migrated:
     """A root of releases that share a database.
 
     Attributes:
-        folder: where all of it is.
+        directory: where all of it is.
         libraries: where Django and Alembic are.
         python: the interpreter of the releases.
         env: the variables that the releases need.
     """
 
-    folder: Path
+    directory: Path
     libraries: str
     python: str = sys.executable
     env: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        (self.folder / "data").mkdir(parents=True)
+        (self.directory / "data").mkdir(parents=True)
         self.env.setdefault("DATABASE", self.database)
 
     @property
     def root(self) -> str:
         """The root."""
-        return str(self.folder / "root")
+        return str(self.directory / "root")
 
     @property
     def database(self) -> str:
         """The database's file."""
-        return str(self.folder / "data" / "db")
+        return str(self.directory / "data" / "db")
 
     def path(self, name: str) -> str:
         """A release's path."""
@@ -161,8 +162,8 @@ class Migrated:
     def release(self, name: str, files: Mapping[str, str]) -> str:
         """Deploy a release with some files; its path."""
         root = Root(self.root)
-        with root.locked("a test", create=True), root.staged() as folder:
-            staged = os.path.join(folder, name)
+        with root.locked("a test", create=True), root.staged() as directory:
+            staged = os.path.join(directory, name)
             os.makedirs(os.path.join(staged, "bin"))
             os.symlink(os.path.realpath(self.python), os.path.join(staged, "bin", "python"))
             home = os.path.dirname(os.path.realpath(self.python))

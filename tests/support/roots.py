@@ -44,24 +44,25 @@ Shape = list[dict[str, Any]]
 
 @contextmanager
 def in_memory(factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder in memory, where programs may be run: three times as fast; else one of pytest's."""
+    """A directory in memory, where programs may be run: three times as fast; else one of
+    pytest's."""
     memory = "/dev/shm"
     usable = os.access(memory, os.W_OK) and not os.statvfs(memory).f_flag & os.ST_NOEXEC
     if not usable or shutil.disk_usage(memory).free < 1 << 30:
         yield factory.mktemp("site")
         return
-    folder = tempfile.mkdtemp(prefix="relocate-test-", dir=memory)
+    directory = tempfile.mkdtemp(prefix="relocate-test-", dir=memory)
     try:
-        yield Path(folder)
+        yield Path(directory)
     finally:
-        shutil.rmtree(folder)
+        shutil.rmtree(directory)
 
 
 # -- archives -------------------------------------------------------------------------------------
 
 
 def packed(
-    folder: Path,
+    directory: Path,
     name: str,
     *,
     top: str = ".",
@@ -71,22 +72,22 @@ def packed(
     """An archive of a small virtualenv whose marker says `name`; its path.
 
     Args:
-        folder: where to put it.
+        directory: where to put it.
         name: what the marker says.
-        top: the folder in the archive that is the virtualenv.
+        top: the directory in the archive that is the virtualenv.
         extra: more executable files, by their path in it: their text, with `{prefix}` for where
             the virtualenv was built.
         python: an interpreter for an empty virtualenv; by default it is one with packages.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    build = folder / f"{name}.build"
+    directory.mkdir(parents=True, exist_ok=True)
+    build = directory / f"{name}.build"
     made = small(build) if python is None else make("uv", build, python=python)
     for path, text in {MARKER: f"{name} " * MARKED, **(extra or {})}.items():
         file = Path(made.path, path)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text.replace("{prefix}", made.old_prefix))
         file.chmod(0o644 if path == MARKER else 0o755)
-    archive = folder / f"{name}.tar"
+    archive = directory / f"{name}.tar"
     with tarfile.open(archive, "w") as packing:
         packing.add(made.path, arcname=top)
     shutil.rmtree(made.path)
@@ -110,7 +111,7 @@ def python_for_all() -> str:
 
 
 def _may_enter(path: str) -> bool:
-    """Whether everybody may pass through all folders above the file that a path leads to."""
+    """Whether everybody may pass through all directories above the file that a path points to."""
     path = os.path.realpath(path)
     while path != "/":
         path = os.path.dirname(path)
@@ -159,8 +160,8 @@ def left_behind(root: str) -> list[str]:
     return found + [name for name in _listed(records) if name not in known]
 
 
-def _listed(folder: str) -> list[str]:
-    return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+def _listed(directory: str) -> list[str]:
+    return sorted(os.listdir(directory)) if os.path.isdir(directory) else []
 
 
 def runs(release: str) -> bool:
@@ -180,9 +181,9 @@ def faults(
     """What is wrong in a root, whatever has happened there: [] where all holds.
 
     Args:
-        root: its folder.
+        root: its directory.
         expected: what a release has to look like, by name.
-        strangers: names in the root that are no releases, and shall be there.
+        strangers: names in the root that are no releases, and should be there.
     """
     found = []
     known = Root(root)
@@ -200,9 +201,9 @@ def faults(
         if os.readlink(os.path.join(root, link)) != name:
             found.append(f"{link} is not relative")
         if known.record(name) is None:
-            found.append(f"{link} leads to {name}, which is no release")
+            found.append(f"{link} points to {name}, which is no release")
         elif not runs(os.path.join(root, link)):
-            found.append(f"{link} leads to {name}, which does not run")
+            found.append(f"{link} points to {name}, which does not run")
     return found
 
 
@@ -225,7 +226,7 @@ class State:
             tuple(sorted(known.links().items())),
             tuple(sorted(standing.bad.items())),
             tuple(sorted(standing.pinned)),
-            # What was only begun may stand there twice: it is begun anew after a kill.
+            # What was only begun may stand there twice: it is begun again after a kill.
             tuple(
                 _in_order(event for event in shape(root) if event["event"] != history.ACTIVATING)
             ),
@@ -253,7 +254,8 @@ def _in_order(events: Iterable[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _line(event: Mapping[str, Any]) -> str:
-    """An event in one short line, without the names of archives, which hold temporary folders."""
+    """An event in one short line, without the names of archives, which hold temporary
+    directories."""
     return " ".join(f"{value}" for key, value in event.items() if key != "source")
 
 
@@ -265,7 +267,7 @@ class Site:
     """A root at a path of its own, archives for it, and what each release has to look like.
 
     Attributes:
-        root: the folder.
+        root: the directory.
         archives: by the name of the release.
         expected: the tree that an undisturbed deploy of it makes, by name.
     """
@@ -275,9 +277,9 @@ class Site:
     expected: dict[str, dict[str, Fingerprint]] = field(default_factory=dict)
 
     @classmethod
-    def make(cls, folder: Path, names: str) -> Site:
+    def make(cls, directory: Path, names: str) -> Site:
         """Pack an archive for each name, and deploy it once to see what comes of it."""
-        site = cls(str(folder / "root"), {n: packed(folder / "archives", n) for n in names})
+        site = cls(str(directory / "root"), {n: packed(directory / "archives", n) for n in names})
         for name in names:
             assert site.publish(name).changed
             site.expected[name] = tree(site.path(name))
@@ -308,9 +310,9 @@ class Site:
         if os.path.isdir(self.root):
             subprocess.run(["rm", "-rf", "--", self.root], check=True)
 
-    def save(self, folder: Path) -> str:
+    def save(self, directory: Path) -> str:
         """Keep the root as it is now, for `restore`."""
-        kept = str(folder)
+        kept = str(directory)
         if os.path.isdir(self.root):
             subprocess.run(["cp", "-a", "--", self.root, kept], check=True)
         return kept
@@ -327,12 +329,12 @@ class Site:
 
 
 def by_hand(site: Site, name: str, link: str = CURRENT) -> None:
-    """Let a link lead to a release as an operator would: `ln -sfn`."""
+    """Let a link point to a release as an operator would: `ln -sfn`."""
     subprocess.run(["ln", "-sfn", name, site.path(link)], check=True)
 
 
 def lose_python(release: str) -> None:
-    """Let the interpreter's link lead nowhere, as when the host's Python was replaced."""
+    """Let the interpreter's link are dangling symlinks, as when the host's Python was replaced."""
     path = os.path.join(release, "bin", "python")
     name = os.path.basename(os.readlink(path))
     os.unlink(path)

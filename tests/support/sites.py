@@ -51,16 +51,16 @@ urlpatterns = [path("", home)]
 """
 
 
-def packed(folder: Path, python: str, into: Path, *packages: str) -> None:
+def packed(directory: Path, python: str, into: Path, *packages: str) -> None:
     """Pack the site, with Django and other packages, as each of the releases.
 
     Args:
-        folder: where it is built.
+        directory: where it is built.
         python: the Python that it is for.
         into: where the archives go.
         packages: what it needs beside Django.
     """
-    build = folder / "shop"
+    build = directory / "shop"
     environments.run(sys.executable, "-m", "virtualenv", "-q", "-p", python, str(build))
     environments.run(str(build / "bin" / "pip"), "install", "--quiet", "django", *packages)
     for locale in build.glob("lib/python*/site-packages/django/**/locale/*"):
@@ -82,9 +82,9 @@ def packed(folder: Path, python: str, into: Path, *packages: str) -> None:
     _tar(build, into / f"{BROKEN}.tar.gz")
 
 
-def _tar(folder: Path, archive: Path) -> None:
+def _tar(directory: Path, archive: Path) -> None:
     with tarfile.open(archive, "w:gz", compresslevel=1) as file:
-        file.add(folder, arcname=".")
+        file.add(directory, arcname=".")
 
 
 @dataclass
@@ -121,13 +121,13 @@ class Site:
 
     Attributes:
         apply: applies an SLS with a pillar; the states' answers by ID.
-        folder: where whatever belongs to it can be put.
+        directory: where whatever belongs to it can be put.
         url: where it answers.
         pillar: the example, with other paths and ports.
     """
 
     apply: Callable[[str, Any], dict[str, Any]]
-    folder: Path
+    directory: Path
     url: str
     pillar: dict[str, Any]
 
@@ -220,10 +220,10 @@ def example() -> dict[str, Any]:
     return dict(yaml.safe_load((CHECKOUT / "pillar.example").read_text()))
 
 
-def minion(folder: Path) -> Masterless:
+def minion(directory: Path) -> Masterless:
     """A minion that has the formula twice: in a file root of its own, and below this checkout's."""
-    roots = {"base": [str(folder / "root"), str(CHECKOUT / "formula")]}
-    made = Masterless(folder, file_roots=roots)
+    roots = {"base": [str(directory / "root"), str(CHECKOUT / "formula")]}
+    made = Masterless(directory, file_roots=roots)
     (made.root / "formula").symlink_to(CHECKOUT / "formula")
     return made
 

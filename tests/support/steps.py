@@ -70,9 +70,9 @@ def large(path: str | os.PathLike[str], copies: int = 4) -> Environment:
 def temporaries(tree: str) -> list[str]:
     """What a run has left behind."""
     return [
-        os.path.join(folder, name)
-        for folder, folders, names in os.walk(tree)
-        for name in (*folders, *names)
+        os.path.join(directory, name)
+        for directory, directories, names in os.walk(tree)
+        for name in (*directories, *names)
         if name.startswith(".relocating-")
     ]
 

@@ -1,7 +1,7 @@
 """A machine whose process 1 is systemd, for the tests: namespaces, over this machine's own files.
 
-What it writes stays in a folder, so that it can be booted again. Its network is this machine's, and
-none of this machine's services are enabled in it.
+What it writes stays in a directory, so that it can be booted again. Its network is this machine's,
+and none of this machine's services are enabled in it.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _NEEDED = ("unshare", "nsenter", "systemctl", "journalctl", "mount", "pivot_root
 # What would change files outside, or only takes time.
 _MASKED = ("systemd-tmpfiles-setup.service", "systemd-tmpfiles-clean.timer")
 
-# Process 1 of the new namespaces, until it becomes systemd. `$0` is the folder, the others are seen
-# as they are.
+# Process 1 of the new namespaces, until it becomes systemd. `$0` is the directory, the others are
+# seen as they are.
 _BOOT = f"""
 root=$0/root
 mount --make-rprivate /
@@ -46,9 +46,9 @@ mkdir "$root/dev/shm"
 mount -t tmpfs tmpfs "$root/dev/shm"
 ln -s /proc/self/fd "$root/dev/fd"
 mount --bind "$0/units" "$root/etc/systemd/system"
-for folder; do
-    mkdir -p "$root$folder"
-    mount --bind "$folder" "$root$folder"
+for directory; do
+    mkdir -p "$root$directory"
+    mount --bind "$directory" "$root$directory"
 done
 cd "$root"
 pivot_root . mnt
@@ -83,20 +83,20 @@ class Machine:
     """A machine that runs systemd.
 
     Args:
-        folder: where all of it is, and stays between two boots.
-        shared: folders that are the same in it and outside.
+        directory: where all of it is, and stays between two boots.
+        shared: directories that are the same in it and outside.
 
     Attributes:
         units: its `/etc/systemd/system`.
     """
 
-    def __init__(self, folder: Path, shared: Iterable[Path] = ()) -> None:
+    def __init__(self, directory: Path, shared: Iterable[Path] = ()) -> None:
         for name in ("upper", "work", "root", "units"):
-            (folder / name).mkdir(parents=True)
-        self.units = folder / "units"
+            (directory / name).mkdir(parents=True)
+        self.units = directory / "units"
         for name in _MASKED:
             (self.units / name).symlink_to("/dev/null")
-        self._folder = folder
+        self._directory = directory
         self._shared = [str(path) for path in shared]
         groups = _cgroups()
         assert groups is not None
@@ -108,8 +108,8 @@ class Machine:
         self._group.mkdir()
         join = f'echo $$ > "{self._group}/cgroup.procs" && exec "$@"'
         spaces = ("--mount", "--uts", "--ipc", "--pid", "--cgroup", "--fork", "--kill-child")
-        inside = ("sh", "-euc", _BOOT, str(self._folder), *self._shared)
-        with (self._folder / "boot.log").open("wb") as log:
+        inside = ("sh", "-euc", _BOOT, str(self._directory), *self._shared)
+        with (self._directory / "boot.log").open("wb") as log:
             self._unshare = subprocess.Popen(
                 ["sh", "-euc", join, "sh", "unshare", *spaces, *inside],
                 stdin=subprocess.DEVNULL,
@@ -124,7 +124,7 @@ class Machine:
             ):
                 return
             time.sleep(0.1)
-        said = (self._folder / "boot.log").read_text()
+        said = (self._directory / "boot.log").read_text()
         self.shut_down()
         raise RuntimeError(f"systemd did not boot: {said}")
 
@@ -146,8 +146,8 @@ class Machine:
             os.kill(pid, signal.SIGKILL)
         self._unshare.wait(60)
         self._unshare = None
-        for folder, _, _ in os.walk(self._group, topdown=False):
-            _remove(Path(folder))
+        for directory, _, _ in os.walk(self._group, topdown=False):
+            _remove(Path(directory))
 
     def _pid(self) -> int:
         """Its process 1, as it is called here; 0 if there is none."""
@@ -176,22 +176,28 @@ class Salted:
 
     Args:
         machine: the machine.
-        folder: where its configuration is; seen by the machine.
+        directory: where its configuration is; seen by the machine.
         roots: its file roots.
     """
 
-    def __init__(self, machine: Machine, folder: Path, *roots: Path) -> None:
+    def __init__(self, machine: Machine, directory: Path, *roots: Path) -> None:
         self._machine = machine
-        self._folder = folder
-        options = minions.masterless(folder, roots[0])
+        self._directory = directory
+        options = minions.masterless(directory, roots[0])
         options["file_roots"] = {"base": [str(root) for root in roots]}
-        (folder / "minion").write_text(json.dumps(options))
+        (directory / "minion").write_text(json.dumps(options))
         self.call("saltutil.sync_all")
 
     def call(self, *words: str) -> Any:
         """What a function answers."""
         entry = "import sys; from salt.scripts import salt_call; sys.exit(salt_call())"
-        options = ("--local", "--config-dir", str(self._folder), "--out=json", "--log-level=quiet")
+        options = (
+            "--local",
+            "--config-dir",
+            str(self._directory),
+            "--out=json",
+            "--log-level=quiet",
+        )
         done = self._machine.run(sys.executable, "-c", entry, *options, *words)
         try:
             return json.loads(done.stdout)["local"]

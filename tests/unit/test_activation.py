@@ -102,7 +102,7 @@ def test_nothing_names_the_old_place_any_more(kind: str, tmp_path: Path) -> None
         (b"echo venv\n", b"echo venv\n"),
     ],
 )
-def test_a_prompt_follows_the_name_of_the_folder(line: bytes, expected: bytes) -> None:
+def test_a_prompt_follows_the_name_of_the_directory(line: bytes, expected: bytes) -> None:
     there = Prefixes((b"/srv/venv",), b"/opt/app", (b"venv", b"app"))
     assert rewrite("bin/activate", line, there).data == expected
     assert rewrite("bin/activate", line, Prefixes((b"/srv/venv",), b"/opt/app")).data == line

@@ -33,11 +33,11 @@ int main(void) { printf("%s|/srv/application/main\\n", config()); return 0; }
 RPATH = b"/srv/application/lib:/srv/application/lib/foo"
 
 
-def gcc(folder: Path, code: bytes, *arguments: str) -> None:
+def gcc(directory: Path, code: bytes, *arguments: str) -> None:
     if shutil.which("gcc") is None:
         pytest.skip("gcc is not on this machine")
-    (folder / "code.c").write_bytes(code)
-    subprocess.run(["gcc", "-O1", "code.c", *arguments], cwd=folder, check=True)
+    (directory / "code.c").write_bytes(code)
+    subprocess.run(["gcc", "-O1", "code.c", *arguments], cwd=directory, check=True)
 
 
 @functools.cache
@@ -45,9 +45,9 @@ def library() -> bytes:
     import tempfile
 
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        gcc(folder, LIBRARY, "-shared", "-fPIC", "-o", "lib.so", f"-Wl,-rpath,{RPATH.decode()}")
-        return (folder / "lib.so").read_bytes()
+        directory = Path(name)
+        gcc(directory, LIBRARY, "-shared", "-fPIC", "-o", "lib.so", f"-Wl,-rpath,{RPATH.decode()}")
+        return (directory / "lib.so").read_bytes()
 
 
 def moved(data: bytes, new: bytes, old: bytes = OLD) -> Rewritten:
@@ -58,27 +58,30 @@ def moved(data: bytes, new: bytes, old: bytes = OLD) -> Rewritten:
     return result
 
 
-def call(folder: Path, data: bytes) -> list[str]:
+def call(directory: Path, data: bytes) -> list[str]:
     """What the functions of a library return, in a process of their own."""
-    (folder / "lib.so").write_bytes(data)
+    (directory / "lib.so").write_bytes(data)
     code = (
         "import ctypes, sys; lib = ctypes.CDLL(sys.argv[1])\n"
         "for name in ('config', 'flag', 'other', 'behind'):\n"
         "    f = getattr(lib, name); f.restype = ctypes.c_char_p; print(f().decode())"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, folder / "lib.so"], capture_output=True, check=True, text=True
+        [sys.executable, "-c", code, directory / "lib.so"],
+        capture_output=True,
+        check=True,
+        text=True,
     )
     return done.stdout.split("\n")[:-1]
 
 
-def runpath(folder: Path, data: bytes) -> bytes:
+def runpath(directory: Path, data: bytes) -> bytes:
     """RUNPATH as binutils read it."""
     if shutil.which("readelf") is None:
         pytest.skip("readelf is not on this machine")
-    (folder / "read.so").write_bytes(data)
+    (directory / "read.so").write_bytes(data)
     done = subprocess.run(
-        ["readelf", "-dW", "read.so"], cwd=folder, capture_output=True, check=True
+        ["readelf", "-dW", "read.so"], cwd=directory, capture_output=True, check=True
     )
     (line,) = [
         line for line in done.stdout.split(b"\n") if b"(RUNPATH)" in line or b"(RPATH)" in line

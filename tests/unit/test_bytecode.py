@@ -124,24 +124,24 @@ def source(version: str, prefix: str, fill: int = 300) -> str:
 
 
 def compiled(
-    version: str, folder: Path, prefix: str, text: str | None = None, mode: str = ""
+    version: str, directory: Path, prefix: str, text: str | None = None, mode: str = ""
 ) -> bytes:
     """What that Python compiles a source to, at <prefix>/lib/mod.py."""
-    file = folder / "mod.py"
+    file = directory / "mod.py"
     file.write_text(source(version, prefix) if text is None else text, encoding="utf-8")
     os.utime(file, (1_600_000_000, 1_600_000_000))
-    cfile = folder / "out.pyc"
+    cfile = directory / "out.pyc"
     arguments = [str(cfile), str(file), prefix + "/lib/mod.py", *([mode] if mode else [])]
     # Without columns, which tell how long a literal was.
     run(python_of(version), "-c", COMPILE, *arguments, PYTHONNODEBUGRANGES="1")
     return cfile.read_bytes()
 
 
-def dump(version: str, folder: Path, *files: bytes) -> list[object]:
+def dump(version: str, directory: Path, *files: bytes) -> list[object]:
     """How that Python reads the constants and names of each file."""
     names = []
     for number, data in enumerate(files):
-        names.append(str(folder / f"dump{number}.pyc"))
+        names.append(str(directory / f"dump{number}.pyc"))
         Path(names[-1]).write_bytes(data)
     found = json.loads(run(python_of(version), "-c", DUMP, str(headers(version)), *names))
     assert isinstance(found, list)
@@ -402,9 +402,9 @@ def test_every_type_that_marshal_writes_is_walked() -> None:
 def small(version: str) -> bytes:
     import tempfile
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as directory:
         text = f'X = ("{A}/a", b"{A}")\ndef f(): return {{"{A}"}}\n'
-        return compiled(version, Path(folder), A, text)
+        return compiled(version, Path(directory), A, text)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -31,11 +31,11 @@ def made(python: str, jobs: list[Job], count: int = 1) -> list[bytes | None]:
 
 def sources(count: int) -> list[Job]:
     """Sources of the running Python's standard library."""
-    folder = os.path.dirname(os.__file__)
-    names = sorted(name for name in os.listdir(folder) if name.endswith(".py"))[:count]
+    directory = os.path.dirname(os.__file__)
+    names = sorted(name for name in os.listdir(directory) if name.endswith(".py"))[:count]
     jobs = []
     for name in names:
-        path = os.path.join(folder, name)
+        path = os.path.join(directory, name)
         with open(path, "rb") as file:
             jobs.append(job(file.read(), path))
     return jobs

@@ -232,13 +232,13 @@ def test_without_zstd_it_is_said_what_to_do(monkeypatch: pytest.MonkeyPatch) -> 
         require("zstd", None)
 
 
-def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+def stand_in(directory: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     """Put a program named zstd in front of all others."""
-    program = folder / "zstd"
+    program = directory / "zstd"
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
     monkeypatch.setattr(compression, "_library", lambda: None)
-    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    monkeypatch.setenv("PATH", str(directory), prepend=os.pathsep)
 
 
 def children() -> set[str]:

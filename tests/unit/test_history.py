@@ -48,7 +48,7 @@ class Model(RuleBasedStateMachine):
 
     @rule(name=NAMES, link=LINKS, by_hand=st.one_of(st.none(), NAMES))
     def activate(self, name: str, link: str, by_hand: str | None) -> None:
-        """Let a link lead to a release; somebody may have moved it by hand since the last time."""
+        """Let a link point to a release; somebody may have moved it by hand since the last time."""
         path = self.paths.setdefault(link, [])
         if by_hand is not None and path[-1:] != [by_hand]:
             path.append(by_hand)
@@ -161,8 +161,8 @@ TAILS = st.one_of(
 
 
 @contextlib.contextmanager
-def folder() -> Iterator[tuple[str, int]]:
-    """An empty folder of records, and its descriptor."""
+def directory() -> Iterator[tuple[str, int]]:
+    """An empty directory of records, and its descriptor."""
     with tempfile.TemporaryDirectory() as path:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -177,7 +177,7 @@ def test_what_is_appended_is_read_whatever_stands_between(
 ) -> None:
     """In its order, with all its facts; a torn tail costs itself and nothing else."""
     wanted: list[Event] = []
-    with folder() as (path, descriptor):
+    with directory() as (path, descriptor):
         file = Path(path, history.NAME)
         for tail, (kind, release, facts) in steps:
             wanted += _spoil(file, tail)
@@ -202,7 +202,7 @@ def _spoil(file: Path, tail: bytes) -> list[Event]:
 def test_a_cut_anywhere_costs_no_more_than_the_last_event(data: st.DataObject) -> None:
     """What was synced before it stays, and the next event is read."""
     count = data.draw(st.integers(1, 5))
-    with folder() as (path, descriptor):
+    with directory() as (path, descriptor):
         sizes = [0]
         for number in range(count):
             append(descriptor, history.ACTIVATED, f"r{number}", link="current", reason="é\n☃")

@@ -23,7 +23,7 @@ TREE, BASE, ELSEWHERE = "TREE", "BASE", "ELSEWHERE"
 
 
 class Entry(NamedTuple):
-    """Something to be made in a tree: a folder, a file, or - with a target - a link."""
+    """Something to be made in a tree: a directory, a file, or - with a target - a link."""
 
     path: tuple[str, ...]
     target: tuple[str, ...] | None = None
@@ -45,27 +45,27 @@ entries = st.one_of(
 
 
 class Place:
-    """A tree on disk, and around it what its links may lead to.
+    """A tree on disk, and around it what its links may point to.
 
     The tree has a name that no link can spell, so that none leaves it and comes back: then each
     link is bad or good by itself.
     """
 
-    def __init__(self, folder: str) -> None:
-        self.folder = os.path.realpath(folder)
-        self.tree = os.path.join(self.folder, "the tree")
+    def __init__(self, directory: str) -> None:
+        self.directory = os.path.realpath(directory)
+        self.tree = os.path.join(self.directory, "the tree")
         self.links: dict[str, str] = {}
-        # Both are folders, so that something can be looked for behind the interpreter.
-        self.base = os.path.join(self.folder, "base", "python3")
-        self.elsewhere = os.path.join(self.folder, "elsewhere", "python3")
+        # Both are directories, so that something can be looked for behind the interpreter.
+        self.base = os.path.join(self.directory, "base", "python3")
+        self.elsewhere = os.path.join(self.directory, "elsewhere", "python3")
         for path in (self.tree, self.base, self.elsewhere):
             os.makedirs(path)
         for name in NAMES:  # so that what leaves the tree arrives at something
-            for around in (self.folder, self.base, self.elsewhere):
+            for around in (self.directory, self.base, self.elsewhere):
                 os.makedirs(os.path.join(around, name, "a"), exist_ok=True)
 
     def make(self, entry: Entry) -> None:
-        """Make an entry and the folders above it, unless something else is in the way."""
+        """Make an entry and the directories above it, unless something else is in the way."""
         path = os.path.join(self.tree, *entry.path)
         if os.path.lexists(path):
             return
@@ -87,7 +87,7 @@ class Place:
             os.mkdir(path)
 
     def spelled(self, path: str, target: tuple[str, ...]) -> str:
-        """A target as a link has it; only the interpreter's link may lead to the base Python."""
+        """A target as a link has it; only the interpreter's link may point to the base Python."""
         if target[0] == BASE:
             return self.base if path == "bin/python3" else self.elsewhere
         if target[0] == TREE:
@@ -135,11 +135,11 @@ def _opened(path: str) -> str:
 
 @contextmanager
 def place() -> Iterator[Place]:
-    folder = tempfile.mkdtemp()
+    directory = tempfile.mkdtemp()
     try:
-        yield Place(folder)
+        yield Place(directory)
     finally:
-        shutil.rmtree(folder)
+        shutil.rmtree(directory)
 
 
 @settings(max_examples=200, deadline=None)
@@ -170,15 +170,15 @@ def test_the_verdict_is_the_kernels(wanted: list[Entry]) -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.lists(entries, min_size=1, max_size=12))
 def test_what_is_missing_does_not_lead_out_once_it_is_there(wanted: list[Entry]) -> None:
-    """A program that makes the folder a dangling link names must not open a way out by it."""
+    """A program that makes the directory a dangling link names must not open a way out by it."""
     with place() as here:
         for entry in wanted:
             here.make(entry)
         if any(fault(path, here.links, (here.tree,)) for path in here.links):
             return
-        for folder, _, _ in list(os.walk(here.tree)):
+        for directory, _, _ in list(os.walk(here.tree)):
             for name in (*NAMES, "missing"):
-                path = os.path.join(folder, name)
+                path = os.path.join(directory, name)
                 if not os.path.lexists(path):
                     os.makedirs(os.path.join(path, "a"))
         for path in here.links:
@@ -197,7 +197,7 @@ def test_as_many_links_are_followed_as_the_kernel_does(hops: int) -> None:
 
 INSIDE: dict[str, tuple[str, Mapping[str, str]]] = {
     "sibling": ("a", {"a": "b"}),
-    "folder": ("lib64", {"lib64": "lib"}),
+    "directory": ("lib64", {"lib64": "lib"}),
     "top": ("lib/top", {"lib/top": ".."}),
     "down-and-up": ("a", {"a": "b/../c/../d"}),
     "through-links": ("a", {"a": "b/c/..", "b": "d", "d/c": "../e/f"}),
@@ -209,7 +209,7 @@ INSIDE: dict[str, tuple[str, Mapping[str, str]]] = {
 }
 OUTSIDE: dict[str, tuple[str, Mapping[str, str]]] = {
     "parent": ("a", {"a": ".."}),
-    "parent-of-a-folder": ("b/a", {"b/a": "../.."}),
+    "parent-of-a-directory": ("b/a", {"b/a": "../.."}),
     "parent-and-back": ("a", {"a": "../app/b"}),
     "absolute": ("a", {"a": "/etc/passwd"}),
     "absolute-link-on-the-way": ("a", {"a": "b/c", "b": "/etc"}),

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from relocate_core.archives.tar import FILE, FOLDER, LINK, Refused
+from relocate_core.archives.tar import DIRECTORY, FILE, LINK, Refused
 from relocate_core.virtualenvs import manifest
 from relocate_core.virtualenvs.manifest import Base, Head, Manifest, Row
 from tests.unit.test_tar import components
@@ -44,7 +44,7 @@ HEAD = Head(
     facts={"commit": "4f2a9c1"},
 )
 ROWS = (
-    Row("bin", FOLDER, 0o755),
+    Row("bin", DIRECTORY, 0o755),
     Row("bin/a", FILE, 0o755, 1, SHA),
     Row("lib64", LINK, target="l"),
 )
@@ -60,7 +60,7 @@ more = settings(max_examples=200, deadline=None, suppress_health_check=list(Heal
 hashes = st.sampled_from([hashlib.sha256(b"%d" % number).hexdigest() for number in range(5)])
 sizes = st.one_of(st.integers(0, 9), st.integers(0, 1 << 40))
 file_modes = st.sampled_from([0o644, 0o755, 0o400, 0o555])
-folder_modes = st.sampled_from([0o755, 0o700])
+directory_modes = st.sampled_from([0o755, 0o700])
 names = st.one_of(
     components,
     st.sampled_from(["a b", 'a"b', "a'b", "a\\b", "a,b", "a]", "[", "a!", "a-b", "a.b", "a", "b"]),
@@ -78,13 +78,13 @@ def trees(draw: Any, depth: int = 3, base: str = "") -> list[Row]:
         path = base + name
         if path == manifest.PLACE or path == manifest.RECORD:
             continue
-        kind = draw(st.sampled_from([FILE, FILE, LINK, FOLDER] if depth else [FILE, LINK]))
+        kind = draw(st.sampled_from([FILE, FILE, LINK, DIRECTORY] if depth else [FILE, LINK]))
         if kind == FILE:
             rows.append(Row(path, FILE, draw(file_modes), draw(sizes), draw(hashes)))
         elif kind == LINK:
             rows.append(Row(path, LINK, target=draw(targets)))
         else:
-            rows.append(Row(path, FOLDER, draw(folder_modes)))
+            rows.append(Row(path, DIRECTORY, draw(directory_modes)))
             rows += draw(trees(depth - 1, f"{path}/"))
     return rows
 
@@ -105,12 +105,12 @@ def changed(draw: Any, rows: list[Row]) -> list[Row]:
         if what == "content" and row.kind == FILE:
             found.append(row._replace(sha256=draw(hashes), size=draw(sizes)))
         elif what == "kind":
-            kind = draw(st.sampled_from([FILE, LINK, FOLDER]))
-            mode = draw(folder_modes if kind == FOLDER else file_modes)
+            kind = draw(st.sampled_from([FILE, LINK, DIRECTORY]))
+            mode = draw(directory_modes if kind == DIRECTORY else file_modes)
             if kind == LINK:
                 found.append(Row(row.path, LINK, target=draw(targets)))
-            elif kind == FOLDER:
-                found.append(Row(row.path, FOLDER, mode))
+            elif kind == DIRECTORY:
+                found.append(Row(row.path, DIRECTORY, mode))
                 inner = draw(names)
                 found.append(Row(f"{row.path}/{inner}", FILE, 0o644, draw(sizes), draw(hashes)))
             else:
@@ -121,11 +121,11 @@ def changed(draw: Any, rows: list[Row]) -> list[Row]:
         if row.path not in paths and (top == row.path or top not in paths):
             found.append(row)
     known = {row.path: row for row in found}
-    # What lies in what is no folder any more is not there.
+    # What lies in what is no directory any more is not there.
     kept = [
         row
         for row in known.values()
-        if all(above not in known or known[above].kind == FOLDER for above in _above(row.path))
+        if all(above not in known or known[above].kind == DIRECTORY for above in _above(row.path))
     ]
     return sorted(kept, key=lambda row: row.key)
 
@@ -241,7 +241,7 @@ def test_it_reads_as_it_was_written(head: Head, rows: list[Row]) -> None:
 @some
 @given(trees())
 def test_the_order_is_that_of_a_walk(rows: list[Row]) -> None:
-    """A folder, all that is in it, and nothing else in between."""
+    """A directory, all that is in it, and nothing else in between."""
     paths = [row.path for row in rows]
     assert sorted(paths, key=manifest.order) == paths
     assert len({manifest.order(path) for path in paths}) == len(paths)
@@ -284,16 +284,16 @@ def test_a_difference_and_its_base_are_the_whole(data: st.DataObject) -> None:
             there = base[row.source]
             assert (there.kind, there.size) == (FILE, row.size) or there.sha256 == row.sha256
     text, digest = manifest.document(HEAD, new)
-    with tempfile.TemporaryDirectory() as folder:
-        os.mkdir(f"{folder}/{manifest.PLACE}")
-        root = os.open(folder, os.O_RDONLY)
+    with tempfile.TemporaryDirectory() as directory:
+        os.mkdir(f"{directory}/{manifest.PLACE}")
+        root = os.open(directory, os.O_RDONLY)
         try:
             given_on = list(manifest.write(root, digest, HEAD, iter(merged), None))
         finally:
             os.close(root)
         assert given_on == merged
-        assert Path(folder, manifest.NAME).read_bytes() == text
-        assert os.stat(f"{folder}/{manifest.NAME}").st_mode & 0o777 == 0o644
+        assert Path(directory, manifest.NAME).read_bytes() == text
+        assert os.stat(f"{directory}/{manifest.NAME}").st_mode & 0o777 == 0o644
 
 
 def test_another_whole_is_refused(tmp_path: Path) -> None:
@@ -561,12 +561,12 @@ BAD_ROWS: dict[str, str | bytes] = {
     "source-record": file("a", "file", 420, 1, SHA, manifest.RECORD),
     "source-empty": file("a", "file", 420, 1, SHA, ""),
     "additional": file("a", "file", 420, 1, SHA, "b", "c"),
-    "folder-short": '["a", "folder"]',
-    "folder-long": file("a", "folder", 493, 1),
-    "folder-mode": file("a", "folder", "493"),
-    "folder-mode-large": file("a", "folder", 0o1777),
-    "folder-mode-world-writable": file("a", "folder", 0o777),
-    "folder-mode-closed": file("a", "folder", 0o500),
+    "directory-short": '["a", "directory"]',
+    "directory-long": file("a", "directory", 493, 1),
+    "directory-mode": file("a", "directory", "493"),
+    "directory-mode-large": file("a", "directory", 0o1777),
+    "directory-mode-world-writable": file("a", "directory", 0o777),
+    "directory-mode-closed": file("a", "directory", 0o500),
     "link-short": '["a", "link"]',
     "link-long": file("a", "link", "b", "c"),
     "link-number": file("a", "link", 1),
@@ -577,12 +577,12 @@ BAD_ROWS: dict[str, str | bytes] = {
     "nested": "[" * 60_000,
     "nested-closed": "[" * 30_000 + "]" * 30_000,
     "nested-value": '["a", "file", ' + "[" * 60_000,
-    "latin": b'["\xff", "folder", 493]',
+    "latin": b'["\xff", "directory", 493]',
     "spaces": " " + file("a"),
     "tab": "\t" + file("a"),
     "comment": file("a") + " // evil",
     "two-in-a-line": file("a") + ", " + file("b"),
-    "too-long": '["a", "folder", 493' + " " * 70_000 + "]",
+    "too-long": '["a", "directory", 493' + " " * 70_000 + "]",
 }
 
 
@@ -612,14 +612,14 @@ def test_a_bad_row(name: str) -> None:
 def test_rows_out_of_order(paths: tuple[str, ...]) -> None:
     """Nor may one stand there twice."""
     said = str(refused(with_rows(*map(file, paths))))
-    assert "wrong place" in said or "in a folder that it has not" in said
+    assert "wrong place" in said or "in a directory that it has not" in said
 
 
 @pytest.mark.parametrize("paths", [("a/b",), ("a", "a/b"), ("a", "b/c")], ids=" ".join)
-def test_a_row_in_no_folder(paths: tuple[str, ...]) -> None:
-    """What is above a file has a row, as everything else has, and is a folder."""
+def test_a_row_in_no_directory(paths: tuple[str, ...]) -> None:
+    """What is above a file has a row, as everything else has, and is a directory."""
     known = opened(with_rows(*map(file, paths)))
-    with known, pytest.raises(Refused, match="in a folder that it has not"):
+    with known, pytest.raises(Refused, match="in a directory that it has not"):
         list(manifest.consistent(known.head, known.rows()))
 
 
@@ -659,7 +659,7 @@ def test_another_separator(between: bytes) -> None:
 
 def test_rows_are_not_held() -> None:
     """A manifest of many rows needs no memory for them."""
-    lines = "\n".join(f"{file(f'folder{number:07}')}," for number in range(20_000))
+    lines = "\n".join(f"{file(f'directory{number:07}')}," for number in range(20_000))
     data = with_rows(lines + "\n" + file("zzz"))
     with opened(data) as known:
         known.require_digest()
@@ -673,8 +673,8 @@ def test_rows_are_not_held() -> None:
 
 BOUNDED = """
 import os, resource, sys
-from relocate_core.manifest import Manifest
-from relocate_core.tar import Refused
+from relocate_core.virtualenvs.manifest import Manifest
+from relocate_core.archives.tar import Refused
 resource.setrlimit(resource.RLIMIT_AS, (400 << 20,) * 2)
 try:
     known = Manifest(os.open(sys.argv[1], os.O_RDONLY))

@@ -43,10 +43,12 @@ def gcc(*arguments: str, code: bytes = CODE) -> bytes:
     if shutil.which("gcc") is None:
         pytest.skip("gcc is not on this machine")
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "code.c").write_bytes(code)
-        subprocess.run(["gcc", "-O1", "code.c", *arguments, "-o", "made"], cwd=folder, check=True)
-        return (folder / "made").read_bytes()
+        directory = Path(name)
+        (directory / "code.c").write_bytes(code)
+        subprocess.run(
+            ["gcc", "-O1", "code.c", *arguments, "-o", "made"], cwd=directory, check=True
+        )
+        return (directory / "made").read_bytes()
 
 
 @functools.cache
@@ -55,8 +57,8 @@ def library() -> bytes:
 
 
 def modules() -> list[str]:
-    folder = os.path.join(sysconfig.get_path("stdlib"), "lib-dynload")
-    return sorted(glob.glob(os.path.join(glob.escape(folder), "*.so")))
+    directory = os.path.join(sysconfig.get_path("stdlib"), "lib-dynload")
+    return sorted(glob.glob(os.path.join(glob.escape(directory), "*.so")))
 
 
 def versions(path: str) -> Iterator[tuple[int, ...]]:
@@ -128,11 +130,11 @@ def test_other_files_need_nothing_that_can_be_told(data: bytes) -> None:
     assert of(data) is None
 
 
-def test_a_pipe_and_a_folder_are_no_compiled_file() -> None:
+def test_a_pipe_and_a_directory_are_no_compiled_file() -> None:
     reading, writing = os.pipe()
-    folder = os.open("/", os.O_RDONLY)
-    assert [needs(file) for file in (reading, folder)] == [None, None]
-    for file in (reading, writing, folder):
+    directory = os.open("/", os.O_RDONLY)
+    assert [needs(file) for file in (reading, directory)] == [None, None]
+    for file in (reading, writing, directory):
         os.close(file)
 
 

@@ -72,14 +72,14 @@ def test_what_a_killed_run_has_left_is_taken_over(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["one.tar", "one.tar.sha256"]
 
 
-@pytest.mark.parametrize("kind", ["link", "hard link", "folder", "fifo"])
+@pytest.mark.parametrize("kind", ["link", "hard link", "directory", "fifo"])
 def test_what_somebody_else_has_put_there_stays(tmp_path: Path, kind: str) -> None:
     theirs, taken = tmp_path / "theirs", tmp_path / ".one.tar.packing"
     theirs.write_text("theirs")
     {
         "link": lambda: taken.symlink_to(theirs),
         "hard link": lambda: os.link(theirs, taken),
-        "folder": taken.mkdir,
+        "directory": taken.mkdir,
         "fifo": lambda: os.mkfifo(taken),
     }[kind]()
     with pytest.raises(InvalidPath, match="in the way"), Output(str(tmp_path / "one.tar")):

@@ -71,7 +71,7 @@ OTHERS = {
     "underscore": b"/srv/app_old",
     "suffix": b"/srv/app.old",
     "two-dots": b"/srv/app..old",
-    "dot-folder": b"/srv/app./x",
+    "dot-directory": b"/srv/app./x",
     "plus": b"/srv/app+x",
     "at": b"/srv/app@2",
     "tilde": b"/srv/app~",
@@ -115,7 +115,7 @@ def test_the_longest_old_prefix_wins() -> None:
     assert both.replace(b"/srv/app/x /srv/y /srv/apple") == b"/new/x /new/y /new/apple"
 
 
-def test_two_spellings_of_one_folder() -> None:
+def test_two_spellings_of_one_directory() -> None:
     both = Prefixes((b"/var/build/venv", b"/mnt/disk/build/venv"), b"/srv/app")
     text = b"/var/build/venv:/mnt/disk/build/venv"
     assert both.replace(text) == b"/srv/app:/srv/app"
@@ -178,7 +178,7 @@ def test_arguments_build_the_same_object() -> None:
 # --- properties -----------------------------------------------------------------------------------
 
 # A prefix that ends with a quote and is followed by the old one (`/srv/x'/srv/app`) is the one text
-# that a second run reads differently; a folder's name here ends with letters.
+# that a second run reads differently; a directory's name here ends with letters.
 component = st.from_regex(r"[ab.\-_ 'ü$]?[abü][abü_]", fullmatch=True).filter(
     lambda name: name == name.strip()
 )

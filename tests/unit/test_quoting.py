@@ -95,12 +95,12 @@ SHELLS = {
 }
 
 
-def run_shell(shell: str, words: list[bytes], folder: Path) -> list[bytes]:
+def run_shell(shell: str, words: list[bytes], directory: Path) -> list[bytes]:
     """What a real shell understands by each word, from one script."""
     program = shutil.which(shell)
     if program is None:
         pytest.skip(f"{shell} is not on this machine")
-    script = folder / "script"
+    script = directory / "script"
     script.write_bytes(b"".join(b"printf '%s\\0' " + word + b"\n" for word in words))
     flags = {"bash": ["--norc"], "zsh": ["-f"], "tcsh": ["-f"], "fish": ["--no-config"]}
     done = subprocess.run(
@@ -114,7 +114,7 @@ def run_shell(shell: str, words: list[bytes], folder: Path) -> list[bytes]:
     return done.stdout.split(b"\0")[:-1]
 
 
-def check_shell(shell: str, paths: list[bytes], folder: Path) -> None:
+def check_shell(shell: str, paths: list[bytes], directory: Path) -> None:
     family, language = SHELLS[shell]
     cases, words = [], []
     for path, (word, meaning) in itertools.product(paths, WORDS[family]):
@@ -124,7 +124,7 @@ def check_shell(shell: str, paths: list[bytes], folder: Path) -> None:
         except Unspeakable:
             assert b'"${' in word
             assert re.search(rb"['}<>]", path)
-    read = run_shell(shell, words, folder)
+    read = run_shell(shell, words, directory)
     for (path, word, meaning), moved, got in zip(cases, words, read):
         assert got == meaning.replace(b"{}", path), (word, moved)
     assert len(read) == len(cases)

@@ -60,9 +60,9 @@ def sh(interpreter: bytes, arguments: bytes = b"") -> bytes:
     return b"#!/bin/sh\n'''exec' " + interpreter + arguments + b" \"$0\" \"$@\"\n' '''\n"
 
 
-def run(folder: Path, new: bytes, data: bytes, *arguments: str) -> str:
+def run(directory: Path, new: bytes, data: bytes, *arguments: str) -> str:
     """Put an interpreter at <new>/bin/python, run the script there by the kernel."""
-    new_bin = os.path.join(os.fsencode(folder), new.lstrip(b"/"), b"bin")
+    new_bin = os.path.join(os.fsencode(directory), new.lstrip(b"/"), b"bin")
     os.makedirs(new_bin, exist_ok=True)
     link = os.path.join(new_bin, b"python")
     if not os.path.lexists(link):
@@ -76,9 +76,9 @@ def run(folder: Path, new: bytes, data: bytes, *arguments: str) -> str:
     return done.stdout
 
 
-def at(folder: Path, path: bytes) -> bytes:
-    """`path` below a real folder."""
-    return os.fsencode(folder) + path
+def at(directory: Path, path: bytes) -> bytes:
+    """`path` below a real directory."""
+    return os.fsencode(directory) + path
 
 
 # --- plain shebangs -------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ def test_a_script_of_one_line(end: bytes) -> None:
 def test_the_kernel_reads_127_bytes(tmp_path: Path, spare: int, arguments: bytes) -> None:
     base = at(tmp_path, b"/")
     fixed = len(b"#!" + base + b"/bin/python" + arguments + b"\n")
-    assert fixed < SHEBANG_LIMIT, "the folder for temporary files has too long a name"
+    assert fixed < SHEBANG_LIMIT, "the directory for temporary files has too long a name"
     name = b"n" * (SHEBANG_LIMIT - fixed + spare)
     new = base + name
     moved = there_and_back(b"#!/srv/app/bin/python" + arguments + b"\n" + PIP_BODY, new)

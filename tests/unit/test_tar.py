@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relocate_core.archives import tar
-from tests.support.archives import END, base256, folder, gnu_long, header, member, pax, set_field
+from tests.support.archives import END, base256, directory, gnu_long, header, member, pax, set_field
 
 FORMATS = {
     "ustar": tarfile.USTAR_FORMAT,
@@ -23,7 +23,7 @@ FORMATS = {
 }
 KINDS = {
     tarfile.REGTYPE: tar.FILE,
-    tarfile.DIRTYPE: tar.FOLDER,
+    tarfile.DIRTYPE: tar.DIRECTORY,
     tarfile.SYMTYPE: tar.LINK,
     tarfile.LNKTYPE: tar.HARD_LINK,
 }
@@ -170,16 +170,16 @@ def test_names_have_one_form(spelled: str, name: str) -> None:
     ):
         ((found, content),) = read(data + END)
         assert (found.name, content) == (name, b"x")
-    ((found, _),) = read(folder(f"{spelled}/") + END)
+    ((found, _),) = read(directory(f"{spelled}/") + END)
     assert found.name == name
-    ((found, _),) = read(folder(f"{spelled}/.") + END)
+    ((found, _),) = read(directory(f"{spelled}/.") + END)
     assert found.name == name
 
 
 @pytest.mark.parametrize("spelled", [".", "./", "./.", ".//", "././"])
-def test_the_top_itself_is_a_folder(spelled: str) -> None:
-    ((found, _),) = read(folder(spelled) + END)
-    assert (found.name, found.kind) == ("", tar.FOLDER)
+def test_the_top_itself_is_a_directory(spelled: str) -> None:
+    ((found, _),) = read(directory(spelled) + END)
+    assert (found.name, found.kind) == ("", tar.DIRECTORY)
 
 
 @pytest.mark.parametrize(

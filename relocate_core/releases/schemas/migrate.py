@@ -81,8 +81,8 @@ def migrate(
         MarkedBad: the release was found bad before.
         CannotMigrate: the schema cannot be read or changed; tells where it stands.
     """
-    folder, name = name_of(path)
-    root = Root(folder, job)
+    directory, name = name_of(path)
+    root = Root(directory, job)
     root.require_good(name)
     work = _Work(root, name, recipe, tell)
     work.look()
@@ -225,7 +225,7 @@ class _Work:
                 self.known = self.earlier
                 self._write()
             stands = _stands(self.root, self.schema.recipe, begun.before, now, self.name, error)
-            raise CannotMigrate(f"{error}; {stands}: mend it, and run again") from None
+            raise CannotMigrate(f"{error}; {stands}: fix it, and run again") from None
         self.done.applied = [one for one in self.seen.pending if one not in seen.pending]
         self.seen = seen
 
@@ -276,7 +276,7 @@ def _names(version: Version) -> set[str]:
 
 
 def _were_active(root: Root) -> set[str]:
-    """The releases that any link led to, now or before."""
+    """The releases that any link pointed to, now or before."""
     return {name for names in root.standing().activations.values() for name in names}
 
 
@@ -347,7 +347,7 @@ class Descent:
                 was, now = self.way.seen.version, _now(self.schema)
                 stands = _stands(root, recipe, was, now, self.upper, error)
                 raise CannotMigrate(
-                    f"{error}; {stands}, and no link was changed: mend it, and run again"
+                    f"{error}; {stands}, and no link was changed: fix it, and run again"
                 ) from None
             before = self.way.seen.version
         if before != self.wanted:
@@ -400,7 +400,7 @@ def descent(
         obstacle = f"{way.lacking[0]}, which that needs, is not applied"
     if obstacle is not None:
         raise CannotMigrate(
-            f"{trying}: {obstacle}; nothing was changed: mend that in a new release, or roll back "
+            f"{trying}: {obstacle}; nothing was changed: fix that in a new release, or roll back "
             "with migrate=False, which leaves the schema as it is"
         )
     return Descent(code, known, upper, wanted, way)

@@ -34,16 +34,16 @@ class Recipe:
 
     Attributes:
         kind: one of KINDS.
-        manage: of Django: how its manage.py is called, from the working folder.
+        manage: of Django: how its manage.py is called, from the working directory.
         settings: of Django: the settings' module.
         database: of Django: the database's alias.
-        config: of Alembic: its ini file, as seen from the working folder.
+        config: of Alembic: its ini file, as seen from the working directory.
         version: of commands: prints the version that the schema is at.
         up: of commands: brings the schema up to what the release needs.
         down: of commands: brings it down to `{version}`; None where nothing can.
         owner: user and group to run all that as; None for whoever runs this.
         env: more variables for it.
-        cwd: its working folder, in the release; "" is the release itself.
+        cwd: its working directory, in the release; "" is the release itself.
         timeout: how many seconds one program may take.
     """
 
@@ -138,11 +138,11 @@ def _variables(env: Any) -> dict[str, str]:
 
 
 def _below(cwd: str) -> str:
-    """A folder in the release."""
+    """A directory in the release."""
     path = os.path.normpath(cwd) if cwd else ""
     _require(
         not path.startswith(("/", "..")),
-        f"cwd must be a folder in the release, named from there: {cwd}",
+        f"cwd must be a directory in the release, named from there: {cwd}",
     )
     return "" if path == "." else path
 

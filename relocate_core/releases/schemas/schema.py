@@ -68,7 +68,7 @@ class Schema(ABC):
     """A schema, as the code of one release knows it.
 
     Args:
-        release: the release's folder.
+        release: the release's directory.
         recipe: how to read and change it.
         lock: a descriptor that programs inherit; None where they need not.
     """
@@ -121,7 +121,7 @@ class Schema(ABC):
         try:
             ended = run(
                 command,
-                self._folder(doing),
+                self._directory(doing),
                 known,
                 user=user,
                 seconds=self.recipe.timeout,
@@ -134,12 +134,12 @@ class Schema(ABC):
             raise self._failure(doing, f"it took longer than {self.recipe.timeout:g} seconds")
         return ended
 
-    def _folder(self, doing: str) -> str:
+    def _directory(self, doing: str) -> str:
         """Where its programs run."""
-        folder = os.path.join(self.release, self.recipe.cwd).rstrip("/")
-        if not os.path.isdir(folder):
-            raise CannotMigrate(f"cannot {doing} {self.release}: there is no folder {folder}")
-        return folder
+        directory = os.path.join(self.release, self.recipe.cwd).rstrip("/")
+        if not os.path.isdir(directory):
+            raise CannotMigrate(f"cannot {doing} {self.release}: there is no directory {directory}")
+        return directory
 
     def _failure(self, doing: str, words: str) -> CannotMigrate:
         words = self._discreet(" ".join(words.split())).rstrip(".:;")
@@ -257,10 +257,10 @@ class Django(_Asked):
         return [*words, "shell", "-c", f"exec({text!r}, {{}})"]
 
     def _found_manage(self) -> str:
-        folder = self._folder(_READING)
-        if not os.path.isfile(os.path.join(folder, "manage.py")):
+        directory = self._directory(_READING)
+        if not os.path.isfile(os.path.join(directory, "manage.py")):
             raise CannotMigrate(
-                f"cannot {_READING} {self.release}: there is no manage.py in {folder}; name the "
+                f"cannot {_READING} {self.release}: there is no manage.py in {directory}; name the "
                 "settings, or how manage.py is called"
             )
         return "manage.py"

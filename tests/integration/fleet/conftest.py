@@ -90,7 +90,7 @@ class Fleet:
         daemons: the minions' daemons, by short name.
         file_root: the master's file root.
         pillar: the file with the app's pillar.
-        base: where each minion has a folder.
+        base: where each minion has a directory.
         name: the app's.
     """
 
@@ -124,7 +124,7 @@ class Fleet:
         return json.loads(text)
 
     def home(self, short: str) -> Path:
-        """A minion's own folder."""
+        """A minion's own directory."""
         return self.base / self.id(short)
 
     def begin(self, name: str) -> None:
@@ -136,7 +136,7 @@ class Fleet:
         self.want("1")
 
     def want(self, release: str) -> None:
-        """Write into pillar what a highstate shall bring."""
+        """Write into pillar what a highstate should bring."""
         app = {"base": str(self.base), "name": self.name, "release": release}
         self.pillar.write_text(json.dumps({"shop": app}))
 
@@ -213,21 +213,21 @@ class Fleet:
 
 @pytest.fixture(scope="session")
 def fleet_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where each minion has a folder by its ID."""
+    """Where each minion has a directory by its ID."""
     return tmp_path_factory.mktemp("fleet")
 
 
 @pytest.fixture(scope="session")
 def fleet_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The master's file root: the modules, the app's SLS, and its bundles."""
-    folder = minions.file_root(tmp_path_factory.mktemp("fleet-root"))
-    shutil.copytree(minions.CHECKOUT / "_runners", folder / "_runners", dirs_exist_ok=True)
-    shutil.copytree(minions.CHECKOUT / "formula" / "releases", folder / "formula" / "releases")
-    with (folder / "_modules" / "virtualenv_tools.py").open("a") as module:
+    directory = minions.file_root(tmp_path_factory.mktemp("fleet-root"))
+    shutil.copytree(minions.CHECKOUT / "_runners", directory / "_runners", dirs_exist_ok=True)
+    shutil.copytree(minions.CHECKOUT / "formula" / "releases", directory / "formula" / "releases")
+    with (directory / "_modules" / "virtualenv_tools.py").open("a") as module:
         module.write(ROOTS)
-    (folder / "top.sls").write_text("base: {'*': [shop]}")
-    (folder / "shop.sls").write_text(textwrap.dedent(SLS))
-    bundles = folder / "shop"
+    (directory / "top.sls").write_text("base: {'*': [shop]}")
+    (directory / "shop.sls").write_text(textwrap.dedent(SLS))
+    bundles = directory / "shop"
     bundles.mkdir()
     build = steps.small(tmp_path_factory.mktemp("build") / "shop").path
     before = ""
@@ -238,7 +238,7 @@ def fleet_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             earlier = str(bundles / f"{before}.tar.gz")
             pack(build, str(bundles / f"{name}.from-{before}.tar.gz"), against=earlier)
         before = name
-    return folder
+    return directory
 
 
 @pytest.fixture(scope="session")

@@ -85,7 +85,7 @@ def test_only_what_changed_is_fetched(deployed: Fleet) -> None:
 @pytest.mark.slow
 def test_what_is_wrong_is_one_sentence(fleet: Fleet) -> None:
     for arguments, words in (
-        ((), "Root is missing: name the folder of the releases."),
+        ((), "Root is missing: name the directory of the releases."),
         (("srv/shop",), "The root must be an absolute path: srv/shop."),
         (("/srv/shop", "tgt=nobody"), "No minion matches the target nobody."),
         (("/srv/shop", "release=1.5"), "The release must be a name, "),

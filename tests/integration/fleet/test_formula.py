@@ -66,7 +66,7 @@ class Formula(Fleet):
         }
 
     def want(self, release: str, app: str = "shop") -> None:
-        """Write into pillar what a highstate shall bring."""
+        """Write into pillar what a highstate should bring."""
         self.apps[app]["release"] = release
         self.write()
 
