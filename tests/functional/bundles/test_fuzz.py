@@ -24,7 +24,7 @@ import pytest
 
 from relocate_core.bundles.unpack import Limits, unpack
 from relocate_core.errors import RelocateError
-from tests.functional.test_hostile_archives import ACCEPTED, ATTACKS
+from tests.functional.bundles.test_hostile_archives import ACCEPTED, ATTACKS
 from tests.support.archives import (
     BLOCK,
     COMPRESSORS,

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from relocate_core.archives.tar import DIRECTORY, FILE, LINK, Refused
 from relocate_core.virtualenvs import manifest
 from relocate_core.virtualenvs.manifest import Base, Head, Manifest, Row
-from tests.unit.test_tar import components
+from tests.unit.archives.test_tar import components
 
 SHA = hashlib.sha256(b"x").hexdigest()
 HEAD = Head(
@@ -694,7 +694,7 @@ def test_a_head_as_large_as_may_be(head: str, tmp_path: Path) -> None:
     path.write_bytes(with_head(line))
     done = subprocess.run(
         [sys.executable, "-c", BOUNDED, str(path)],
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
         timeout=SECONDS * 3,

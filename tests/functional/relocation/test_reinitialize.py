@@ -257,7 +257,7 @@ def test_works_without_network(tmp_path: Path) -> None:
         ],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("Reinitialized: ")
