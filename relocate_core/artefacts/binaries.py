@@ -27,7 +27,7 @@ _NO_TEXT = re.compile("[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\U0010ffff]")
 
 
 class NoRoom(Exception):
-    """A path that cannot be replaced in place; the message says why.
+    """A path that cannot be replaced in place; the message gives the reason.
 
     Attributes:
         data: the file with all that could be replaced.

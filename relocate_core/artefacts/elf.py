@@ -75,7 +75,7 @@ class DynamicStrings(NamedTuple):
 
 
 class _Unsound(ValueError):
-    """The file is not what its headers say."""
+    """The file does not fit its headers."""
 
 
 class _Segment(NamedTuple):

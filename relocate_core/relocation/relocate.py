@@ -23,8 +23,7 @@ from typing import Any
 
 from ..archives.tar import Refused
 from ..artefacts import binaries, bytecode, metadata
-from ..artefacts.kinds import rewrite
-from ..artefacts.large import LargeFile
+from ..artefacts.kinds import LargeFile, rewrite
 from ..artefacts.prefix import Prefixes
 from ..errors import InvalidPath, RelocateError, TreeChanged, TreeError, UnknownPrefix
 from ..system import files
