@@ -1,29 +1,37 @@
-"""Compiled files: RUNPATH and C strings of ELF objects, and `.a` archives of them.
+"""Compiled files: ELF objects and `.a` archives of them.
 
-Offsets in a binary must not move, so a path is replaced inside its own C string: a shorter one is
-moved up and the rest filled with NUL, a longer one has no room. The exception is RUNPATH: where it
-has to grow, `patchelf` can give it a new place, and `longer_runpath` says what to write there.
+Nothing in a compiled file may change its place or its length. Linkers let a literal that is the
+end of another one share its bytes, and many languages compile the length of a string into the code.
+So the new prefix is filled up with slashes, which every kernel reads as one: `/srv/app/share/x`
+becomes `/new/////share/x`, and the slash in front of `share` stays where it was. The filled-up
+spelling is also found as an old prefix, so a path that became shorter can become longer again, and
+going there and back gives back every byte.
 
-Two cases are left alone because an edit would be a guess: strings of Rust and Go programs, which
-have no NUL behind them, and a dynamic string of which a symbol's name uses the end (linkers merge
-equal tails). Sources: the ELF gABI, chapters 4 and 5; ar(5).
+A path is left and reported where that is not enough: the new prefix is longer than the room,
+nothing but the prefix is in the string, or the text has no NUL behind it (Rust, Go, Fortran), so
+that it is not known where it begins and ends.
+
+The exception is RUNPATH, of which the dynamic section has the place and no length: it is replaced
+as a C string, filled up with NUL. Where it has to grow, `patchelf` can give it another place, and
+`longer_runpath` returns what to write there. Sources: the ELF gABI, chapters 4 and 5; ar(5).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from mmap import mmap
 
 from . import elf
 from .elf import DynamicStrings
-from .prefix import Prefixes, reference_pattern
+from .prefix import Prefixes, possible_reference, starts_path
 
 KIND = "binary"
 
 _AR = b"!<arch>\n"
-_NO_NUL_STRINGS = re.compile(rb"/rustc/[0-9a-f]{40}/|\xff Go build ID:|\xff Go buildinf:")
-
-_NO_TEXT = re.compile("[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\U0010ffff]")
+_NO_NUL = re.compile(rb"/rustc/[0-9a-f]{40}/|rustc version |\xff Go build(?: ID|inf):|_gfortran_")
+"""What compilers leave in a file whose literals have no NUL behind them."""
+_SLASHES = re.compile(rb"/+")
+_TEXT = re.compile(rb"[\t\n\r\x20-\x7e\x80-\xff]*")
 
 
 class NoRoom(Exception):
@@ -44,82 +52,117 @@ def claims(path: str, data: bytes) -> bool:
 
 
 def rewrite(path: str, data: bytes, prefixes: Prefixes) -> bytes:
-    """`data`, as long as before, with each path replaced inside its own C string.
+    """`data`, as long as before, with each path replaced inside its own place.
 
     Raises:
         NoRoom: some path could not be replaced; the exception carries what could.
     """
-    new, reason = rewrite_strings(data, prefixes, elf.dynamic_strings(data))
-    if reason:
-        raise NoRoom(reason, new)
+    new, reason = _rewrite_runpath(data, prefixes)
+    new, other = rewrite_strings(new, prefixes, has_ends(data))
+    if reason or other:
+        raise NoRoom(reason or other, new)
     return new
 
 
-def rewrite_strings(
-    data: bytes, prefixes: Prefixes, dynamic: DynamicStrings | None = None
-) -> tuple[bytes, str]:
-    """Replace paths in the C strings of `data`, a whole file or a piece of one cut at NULs.
+def has_ends(data: bytes | mmap) -> bool:
+    """Whether every literal of the file has a NUL behind it, as far as its compilers tell."""
+    return _NO_NUL.search(data) is None
+
+
+def rewrite_strings(data: bytes, prefixes: Prefixes, ends: bool) -> tuple[bytes, str]:
+    """Replace the prefix in `data`, a whole file or a piece of one cut at NULs.
+
+    Args:
+        data: the bytes.
+        prefixes: what to replace by what.
+        ends: whether each literal has a NUL behind it; see `has_ends`.
 
     Returns:
         The new bytes, and why a reference is left in them (empty where none is).
     """
-    result = bytearray(data)
-    reason = ""
-    for start, end in _strings_with(data, prefixes):
-        old = data[start:end]
-        new = prefixes.replace(old)
-        if new == old:
+    pieces, done, text_end, reason = [], 0, 0, ""
+    for match in prefixes.occurrences(data):
+        begins = _behind_code(data, match.start()) or starts_path(data, match.start())
+        slashes = _SLASHES.match(data, match.end())
+        if begins is False and (slashes is None or match[1].count(b"/") == 1):
+            continue  # the end of a longer path, as /usr/app has /app
+        if match.end() > text_end:
+            text = _TEXT.match(data, match.end())
+            text_end = text.end() if text else match.end()
+        wrong = ""
+        if not ends:
+            wrong = "its strings have no end mark (Rust, Go or Fortran)"
+        elif not begins or not prefixes.ends(match):
+            wrong = possible_reference(match)
+        elif slashes is None:
+            wrong = "the prefix is all of a string, whose length may be compiled in"
+        elif data[text_end : text_end + 1] != b"\0":
+            wrong = "a path in it has no NUL behind it"
+        elif len(prefixes.new) >= slashes.end() - match.start():
+            wrong = "the new path is longer than the room for it"
+        else:
+            filled = prefixes.new.ljust(slashes.end() - match.start(), b"/")
+            pieces += [data[done : match.start()], filled]
+            done = slashes.end()
+        reason = reason or wrong
+    return b"".join((*pieces, data[done:])) if pieces else data, reason
+
+
+def _behind_code(data: bytes, at: int) -> bool:
+    """Whether the byte before an offset is of no text, as those of machine code are."""
+    before = data[max(0, at - 4) : at]
+    for size in range(1, len(before) + 1):
+        try:
+            before[-size:].decode()
+        except UnicodeDecodeError:
             continue
-        room = end - start
-        if dynamic is not None and dynamic.start <= start < dynamic.end:
-            if any(start < used < end for used in dynamic.used):
-                reason = reason or "a symbol's name shares the end of a path"
-                continue
-            room += _slack(data, end, dynamic)
-        elif _NO_NUL_STRINGS.search(data):
-            reason = reason or "its strings have no end mark (Rust or Go)"
-            continue
-        if len(new) > room:
-            reason = reason or "the new path is longer than the room for it"
-            continue
-        result[start : start + max(len(new), end - start)] = new.ljust(end - start, b"\0")
-    return bytes(result), reason
+        return False
+    return bool(before)
+
+
+def _rewrite_runpath(data: bytes, prefixes: Prefixes) -> tuple[bytes, str]:
+    """Replace the RUNPATH of a file as a C string; it is left where a name shares its end."""
+    found = _runpath(data)
+    if found is None:
+        return data, ""
+    start, end, slack = found
+    new = prefixes.replace(data[start:end])
+    if new == data[start:end]:
+        return data, ""
+    if len(new) > end - start + slack:
+        return data, "the new path is longer than the room for it"
+    size = max(len(new), end - start)
+    return data[:start] + new.ljust(size, b"\0") + data[start + size :], ""
 
 
 def longer_runpath(data: bytes, prefixes: Prefixes) -> bytes | None:
     """The RUNPATH to be written where the new one is longer than its place, else None."""
+    found = _runpath(data)
+    if found is None:
+        return None
+    start, end, slack = found
+    new = prefixes.replace(data[start:end])
+    return new if len(new) > end - start + slack else None
+
+
+def _runpath(data: bytes) -> tuple[int, int, int] | None:
+    """Start and end of the RUNPATH, and how many bytes behind it are free; None if shared."""
     dynamic = elf.dynamic_strings(data)
     if dynamic is None or not dynamic.runpath:
         return None
-    end = data.find(b"\0", dynamic.runpath)
-    if end < 0:
+    start = dynamic.runpath
+    end = data.find(b"\0", start)
+    if end < 0 or any(start < used < end for used in dynamic.used):
         return None
-    old = data[dynamic.runpath : end]
-    new = prefixes.replace(old)
-    return new if len(new) > len(old) + _slack(data, end, dynamic) else None
+    return start, end, _slack(data, end, dynamic)
 
 
 def _slack(data: bytes, end: int, dynamic: DynamicStrings) -> int:
-    """How many bytes behind a dynamic string are the filling of an earlier, longer one.
+    """How many bytes behind a dynamic string are the filling of a former, longer one.
 
     Linkers write one NUL between two strings; more are there only where a string was shortened.
     """
     stop = end
-    while stop < dynamic.end and data[stop] == 0:
+    while stop < dynamic.end and data[stop : stop + 1] == b"\0":
         stop += 1
     return max(0, stop - end - 1)
-
-
-def _strings_with(data: bytes, prefixes: Prefixes) -> Iterator[tuple[int, int]]:
-    """Start and end of each C string that holds a reference."""
-    end = 0
-    for match in reference_pattern(prefixes.old, prefixes.new).finditer(data):
-        if match.start() < end:
-            continue
-        begin = data.rfind(b"\0", 0, match.start()) + 1
-        # In front of a string may stand machine code, with no NUL in between.
-        before = data[max(begin, match.start() - 4096) : match.start()]
-        text = _NO_TEXT.split(before.decode("utf-8", "surrogateescape"))[-1]
-        end = data.find(b"\0", match.end())
-        end = len(data) if end < 0 else end
-        yield match.start() - len(text.encode()), end

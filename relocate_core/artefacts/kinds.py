@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from mmap import PROT_READ, mmap
 from typing import NamedTuple
 
 from . import activation, binaries, bytecode, metadata, scripts, text, uneditable
@@ -16,6 +17,9 @@ from .prefix import Prefixes
 from .quoting import Unquotable
 
 KINDS = (bytecode, binaries, uneditable, activation, scripts, metadata, text)
+
+_TEXTS = (activation, scripts, metadata, text)
+"""The kinds that may be left with what is no sure reference; binaries report it themselves."""
 
 PIECE = 4 << 20
 
@@ -48,7 +52,9 @@ def rewrite(path: str, data: bytes, prefixes: Prefixes) -> Rewritten:
     """
     kind = next(kind for kind in KINDS if kind.claims(path, data))
     try:
-        return Rewritten(kind.KIND, kind.rewrite(path, data, prefixes))
+        new = kind.rewrite(path, data, prefixes)
+        doubt = prefixes.doubt(data) if kind in _TEXTS else ""
+        return Rewritten(kind.KIND, new, doubt)
     except bytecode.Unreadable as error:
         return Rewritten(kind.KIND, data, f"unreadable bytecode: {error}")
     except binaries.NoRoom as error:
@@ -76,15 +82,22 @@ class LargeFile:
         self.kind = binaries.KIND if self.binary else text.KIND
         self.problem = ""
         self.changed = False
-        if not self.binary:
-            what = uneditable.what_is(head)
-            if what:
-                self.problem = f"it is {what}"
-            elif not prefixes.plain:
-                self.problem = "it is too large for the quoting that the path needs"
+        self.usable = True
+        """Whether the new content may take the place of the old one."""
+        self._ends = True
+        what = uneditable.what_is(head)
+        if self.binary:
+            with mmap(file, 0, prot=PROT_READ) as data:
+                self._ends = binaries.has_ends(data)
+        elif what or not prefixes.plain:
+            self._refuse(f"it is {what}" if what else "it is too large for the quoting of the path")
+
+    def _refuse(self, reason: str) -> None:
+        self.usable = False
+        self.problem = self.problem or reason
 
     def pieces(self) -> Iterator[bytes]:
-        """The new content; sets `changed` and, where something is left, `problem` on the way."""
+        """The new content; sets `changed`, `usable` and `problem` on the way."""
         end = b"\0" if self.binary else b"\n"
         rest = b""
         while True:
@@ -94,6 +107,7 @@ class LargeFile:
                 rest += block
                 if len(rest) > 4 * PIECE:
                     yield self._rewrite(rest)
+                    self.usable = self.usable and self.binary
                     self.problem = self.problem or "a line or string in it is too long to look at"
                     rest = b""
                 continue
@@ -103,12 +117,12 @@ class LargeFile:
                 return
 
     def _rewrite(self, piece: bytes) -> bytes:
-        if not self.binary:
-            if b"\0" in piece:
-                self.problem = self.problem or "it is a binary file of unknown format"
-            new = piece if self.problem else self.prefixes.replace(piece)
+        if self.binary:
+            new, reason = binaries.rewrite_strings(piece, self.prefixes, self._ends)
         else:
-            new, reason = binaries.rewrite_strings(piece, self.prefixes)
-            self.problem = self.problem or reason
+            if b"\0" in piece:
+                self._refuse("it is a binary file of unknown format")
+            new, reason = self.prefixes.replace(piece), self.prefixes.doubt(piece)
+        self.problem = self.problem or reason
         self.changed = self.changed or new != piece
         return new

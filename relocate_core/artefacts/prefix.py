@@ -4,12 +4,16 @@ A reference is the prefix as whole path components. `/srv/app` is none in `/srv/
 `/srv/app-old` or `/mnt/srv/app`; it is one in `-L/srv/app/lib`, `file:///srv/app`, and in the
 source text `"\\n/srv/app"`. Where the new prefix contains the old one (`/srv/app` to
 `/srv/app/v2`), text that already has the new one is left alone, so a second run changes nothing.
+
+Between the two is what the bytes around it do not decide: `/srv/app*`, `/srv/app%20`,
+`/srv/app$NAME`, a prefix directly behind a letter outside ASCII. It is left, and `doubt` reports
+it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 
 # A path of these characters is spelled the same in every shell, literal, URL and document that the
@@ -20,21 +24,53 @@ PLAIN = re.compile(rb"[A-Za-z0-9._/+@:,=-]*\Z")
 # What may be before the prefix: nothing that would make it the tail of a longer path ...
 _NAME = rb"A-Za-z0-9_.~%+\\\-/)}\x80-\xff"
 _FREE = re.compile(rb"[^" + _NAME + rb"]\Z")
-# ... save a compiler flag (-L/srv), a shell or systemd default (:-/srv, =-/srv), an escape in
-# source text (\n/srv), and the slashes of a URL (file:///srv).
+# ... except a compiler flag (-L/srv, -isystem/srv), a shell or systemd default (:-/srv, =-/srv), an
+# escape in source text (\n/srv), and the slashes of a URL, whose host may be empty as well
+# (file:///srv, sqlite:////srv).
 _FREE_AFTER_ALL = re.compile(
-    rb"(?:(?:\A|[^" + _NAME + rb"])-[A-Za-z]?|\\[abfnrtv0]|://(?:localhost)?)\Z"
+    rb"(?:(?:\A|[^" + _NAME + rb"])-[A-Za-z]{0,20}|\\[abfnrtv0]|:///?(?:localhost)?)\Z"
 )
+# Before it begins something that cannot be known: an escaped slash, an escape of a URL, one slash
+# too many.
+_UNKNOWN_BEFORE = re.compile(rb"(?:(?:\A|[^/:" + _NAME + rb"])/+|:/{3,}|\\|%[0-9A-Fa-f]{2})\Z")
+# Punctuation outside ASCII in UTF-8: typographic quotes, guillemets, CJK and full-width marks.
+_PUNCTUATION = rb"\xc2[\xa0-\xbf]|\xe2\x80|\xe3\x80[\x80-\x9f]|\xef\xbc[\x80-\x8f\x9a-\xa0]"
 # What may follow: nothing that would make the last component longer. A full stop ends a sentence
-# unless a name or a slash follows it; `$`, `{`, `*` and `\ ` begin something that cannot be known.
-AFTER = rb"(?!\.*[A-Za-z0-9_+@%~\-\x80-\xff]|\.+/|\$[A-Za-z_{(]|[*?{]|\\ )"
+# unless a name or a slash follows it; a question mark begins a query only with a key behind it.
+_LONGER = rb"\.*(?:[A-Za-z0-9_+@~\-]|(?!" + _PUNCTUATION + rb")[\x80-\xff])|\.+/"
+# Here begins something that cannot be known: a pattern, a variable, an escape that is no end.
+_UNKNOWN = rb"\.*%|\$[A-Za-z_{(]|[*{]|\?(?![\w.~-]+=)|\\[ \-._+@~%c-eg-mo-qsuw-zA-Z1-9\x80-\xff]"
+AFTER = b"(?!" + _LONGER + b"|" + _UNKNOWN + b")"
+_AFTER_UNKNOWN = b"(?!" + _LONGER + b")"
+_ENDS = re.compile(AFTER)
+_TEXT_AROUND = re.compile(rb"[^\s\"'`<>\0]{0,40}")
+
+# Prefixes of plain words, which anybody may write in a text: /app, /home/user, /usr/src/app.
+_COMMON = re.compile(rb"(?:/[a-z]+){1,3}\Z")
+_BELOW = re.compile(rb"(?:/[A-Za-z0-9._+@~%,=\x80-\xff-]*)*")
+_INSTALLED = re.compile(rb"(?:bin|lib|lib64|libexec|include|share|etc|man|src)/.")
 
 
-def starts_path(data: bytes, at: int) -> bool:
-    """Whether a path may begin at offset `at`, so that it is no tail of a longer one."""
+def starts_path(data: bytes, at: int) -> bool | None:
+    """Whether a path begins at offset `at`, and is no tail of a longer one; None if unknown."""
     if at == 0 or _FREE.match(data, at - 1, at):
         return True
-    return _FREE_AFTER_ALL.search(data[max(0, at - 12) : at]) is not None
+    before = data[max(0, at - 24) : at]
+    if _FREE_AFTER_ALL.search(before):
+        return True
+    if before[-1] >= 0x80:
+        return None if _is_letter(before) else True
+    return None if _UNKNOWN_BEFORE.search(before) else False
+
+
+def _is_letter(before: bytes) -> bool:
+    """Whether the last character is a letter or a digit, or not UTF-8."""
+    for size in (2, 3, 4):
+        try:
+            return before[-size:].decode().isalnum()
+        except UnicodeDecodeError:
+            continue
+    return True
 
 
 class Prefixes:
@@ -57,17 +93,44 @@ class Prefixes:
         self.inside = {path: _occurrences(path, new) for path in self.old}
         self.plain = all(PLAIN.match(path) for path in (*self.old, new))
         self._pattern = reference_pattern(self.old, new)
+        self._loose = reference_pattern(self.old, new, _AFTER_UNKNOWN)
+        self._exists: Callable[[bytes], bool] | None = None
 
     @property
     def arguments(self) -> tuple[tuple[bytes, ...], bytes, tuple[bytes, bytes] | None]:
         """What to build the same object from in another process."""
         return self.old, self.new, self.prompt
 
+    @property
+    def common(self) -> bool:
+        """Whether one of the old prefixes is of plain words, which any text may contain."""
+        return any(map(_COMMON.match, self.old))
+
+    def in_package(self, exists: Callable[[bytes], bool]) -> Prefixes:
+        """The same for a file that is as its package was built.
+
+        Args:
+            exists: whether a path, relative to the virtualenv, is there. Of a common prefix only
+                what refers to such a path is then a reference.
+        """
+        prefixes = Prefixes(*self.arguments)
+        prefixes._exists = exists
+        return prefixes
+
     def matches(self, data: bytes) -> Iterator[re.Match[bytes]]:
         """Each reference in `data` that is spelled as the plain path, in order."""
         for match in self._pattern.finditer(data):
-            if match[1] is not None and starts_path(data, match.start()):
+            found = match[1] is not None and starts_path(data, match.start())
+            if found and (self._exists is None or self._refers(match)):
                 yield match
+
+    def _refers(self, match: re.Match[bytes]) -> bool:
+        """Whether a reference to a common prefix goes on to something in the virtualenv."""
+        if self._exists is None or not _COMMON.match(match[1]):
+            return True
+        below = _BELOW.match(match.string, match.end())
+        path = below[0].rstrip(b"./").lstrip(b"/") if below else b""
+        return _INSTALLED.match(path) is not None and self._exists(path)
 
     def replace(self, data: bytes) -> bytes:
         """`data` with each reference, spelled as the plain path, replaced."""
@@ -77,12 +140,36 @@ class Prefixes:
             end = match.end()
         return b"".join((*pieces, data[end:])) if pieces else data
 
+    def occurrences(self, data: bytes) -> Iterator[re.Match[bytes]]:
+        """Each place with an old prefix that is not plainly the beginning of a longer name."""
+        return (match for match in self._loose.finditer(data) if match[1] is not None)
+
+    def ends(self, match: re.Match[bytes]) -> bool:
+        """Whether a path that begins at an occurrence is a reference for sure."""
+        return _ENDS.match(match.string, match.end()) is not None and self._refers(match)
+
+    def doubt(self, data: bytes) -> str:
+        """Why something that may be a reference is not replaced; empty where nothing is."""
+        for match in self.occurrences(data):
+            begins = starts_path(data, match.start())
+            if begins is None or (begins and not self.ends(match)):
+                return possible_reference(match)
+        return ""
+
+
+def possible_reference(match: re.Match[bytes]) -> str:
+    """The message about something that may be a reference."""
+    around = _TEXT_AROUND.match(match.string, match.end())
+    text = match[1] + (around[0] if around else b"")
+    shown = text.decode("utf-8", "backslashreplace")
+    return f"{shown} in it may refer to the virtualenv or not, and is left: check it by hand"
+
 
 def _occurrences(path: bytes, text: bytes) -> tuple[int, ...]:
     return tuple(at for at in range(len(text)) if text.startswith(path, at))
 
 
-def reference_pattern(old: Iterable[bytes], new: bytes) -> re.Pattern[bytes]:
+def reference_pattern(old: Iterable[bytes], new: bytes, after: bytes = AFTER) -> re.Pattern[bytes]:
     """A pattern whose group 1 is one of `old` as a whole; group 1 is None on the new prefix.
 
     The new prefix is tried first at every place, which is what keeps a reference that is already
@@ -92,7 +179,7 @@ def reference_pattern(old: Iterable[bytes], new: bytes) -> re.Pattern[bytes]:
     old = list(old)
     if not old:
         return re.compile(rb"(?!)()")
-    pattern = b"(" + b"|".join(map(re.escape, old)) + b")" + AFTER
+    pattern = b"(" + b"|".join(map(re.escape, old)) + b")" + after
     if any(path in new for path in old):
         pattern = re.escape(new) + AFTER + b"|" + pattern
     return re.compile(pattern)

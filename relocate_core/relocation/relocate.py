@@ -427,9 +427,9 @@ class _Run:
 
     def _stage_large(self, path: str, file: int, status: os.stat_result) -> None:
         large = LargeFile(file, self.prefixes)
-        if not large.problem:
+        if large.usable:
             self.staging.write(path, large.kind, large.pieces(), status)
-            if large.changed and (large.binary or not large.problem):
+            if large.changed and large.usable:
                 self._count(path, large.kind)
             else:
                 self.staging.drop(path)

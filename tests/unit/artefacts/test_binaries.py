@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -50,6 +52,11 @@ def library() -> bytes:
         return (directory / "lib.so").read_bytes()
 
 
+def filled(new: bytes, rest: bytes, old: bytes = OLD) -> bytes:
+    """A path below the new prefix, as long as it was below the old one."""
+    return new + b"/" * (len(old) - len(new)) + rest
+
+
 def moved(data: bytes, new: bytes, old: bytes = OLD) -> Rewritten:
     prefixes = Prefixes((old,), new)
     result = rewrite("lib/x.so", data, prefixes)
@@ -93,7 +100,7 @@ def runpath(directory: Path, data: bytes) -> bytes:
 def test_a_library_loads_and_has_the_new_path(new: bytes, tmp_path: Path) -> None:
     result = moved(library(), new)
     assert not result.problem
-    path = new.decode()
+    path = filled(new, b"").decode()
     assert call(tmp_path, result.data) == [
         f"{path}/etc/foo.conf:{path}/share/foo",
         f"-L{path}/lib",
@@ -160,7 +167,8 @@ def test_a_program_runs_with_the_library_of_the_new_place(tag: str, tmp_path: Pa
     assert not result.problem
     program.write_bytes(result.data)
     done = subprocess.run([program], capture_output=True, check=True, text=True)
-    assert done.stdout.endswith(f"|{new}/main\n")
+    place = filled(new.encode(), b"/main", old.encode()).decode()
+    assert done.stdout.endswith(f"|{place}\n")
 
 
 def test_a_symbol_that_shares_the_end_of_the_runpath_keeps_its_name(tmp_path: Path) -> None:
@@ -179,8 +187,8 @@ def test_a_symbol_that_shares_the_end_of_the_runpath_keeps_its_name(tmp_path: Pa
         [sys.executable, "-c", code_, tmp_path / "out.so"], capture_output=True, text=True
     )
     assert done.stdout == "b'foo'\n", (merged, result.problem, done.stderr)
-    if not result.problem:
-        assert runpath(tmp_path, result.data) == b"/opt/x/lib/foo"
+    assert not result.problem
+    assert os.path.normpath(runpath(tmp_path, result.data)) == b"/opt/x/lib/foo"
 
 
 def test_a_static_archive_still_links(tmp_path: Path) -> None:
@@ -192,7 +200,8 @@ def test_a_static_archive_still_links(tmp_path: Path) -> None:
     archive.write_bytes(result.data)
     gcc(tmp_path, PROGRAM, "-o", "program", "libconfig.a")
     done = subprocess.run([tmp_path / "program"], capture_output=True, check=True, text=True)
-    assert done.stdout.startswith("/opt/x/etc/foo.conf:/opt/x/share/foo|")
+    place = filled(b"/opt/x", b"").decode()
+    assert done.stdout.startswith(f"{place}/etc/foo.conf:{place}/share/foo|")
 
 
 def test_a_string_without_an_end_mark_is_left() -> None:
@@ -200,6 +209,194 @@ def test_a_string_without_an_end_mark_is_left() -> None:
     result = moved(rust.replace(b"binnext", b"bin next"), SHORTER)
     assert "Rust" in result.problem
     assert b"/srv/application" in result.data
+
+
+# --- text whose end or length is known elsewhere --------------------------------------------------
+
+MERGED = b"""
+const char *where(void) { return "/srv/app/share/app"; }
+const char *what(void) { return "share/app"; }
+const char *slash(void) { return "/share/app"; }
+const char *name(void) { return "app"; }
+"""
+
+
+def returned(directory: Path, data: bytes, *names: str) -> list[str]:
+    """What functions of a library return, in a process of their own."""
+    (directory / "lib.so").write_bytes(data)
+    code = (
+        "import ctypes, sys; lib = ctypes.CDLL(sys.argv[1])\n"
+        "for name in sys.argv[2:]:\n"
+        "    f = getattr(lib, name); f.restype = ctypes.c_char_p; print(f().decode())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, directory / "lib.so", *names],
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    return done.stdout.split("\n")[:-1]
+
+
+@pytest.mark.parametrize("flags", [["-Os"], ["-O2", "-fmerge-constants"], ["-O0"]])
+def test_a_literal_that_shares_the_end_of_a_path_stays(flags: list[str], tmp_path: Path) -> None:
+    gcc(tmp_path, MERGED, *flags, "-shared", "-fPIC", "-o", "made.so")
+    data = (tmp_path / "made.so").read_bytes()
+    old = b"/srv/app"
+    result = moved(data, b"/x", old)
+    assert not result.problem
+    assert returned(tmp_path, result.data, "where", "what", "slash", "name") == [
+        "/x///////share/app",
+        "share/app",
+        "/share/app",
+        "app",
+    ]
+    assert moved(result.data, old, b"/x").data == data
+    between = moved(result.data, b"/opt/y", b"/x")
+    assert returned(tmp_path, between.data, "where") == ["/opt/y///share/app"]
+    assert moved(between.data, old, b"/opt/y").data == data
+
+
+def test_the_bare_prefix_is_left_and_reported(tmp_path: Path) -> None:
+    code = b'const char *prefix(void) { return "/srv/application"; }'
+    gcc(tmp_path, code, "-shared", "-fPIC", "-o", "made.so")
+    data = (tmp_path / "made.so").read_bytes()
+    for new in (SHORTER, SAME, LONGER):
+        result = moved(data, new)
+        assert "all of a string" in result.problem
+        assert result.data == data
+
+
+VIEWS = b"""
+#include <string>
+#include <string_view>
+static constexpr std::string_view place = "/srv/application/share/x", bare = "/srv/application";
+static std::string text = "/srv/application/etc/a";
+extern "C" const char *config() { static std::string made; made = std::string(place) + "|" + text;
+    return made.c_str(); }
+extern "C" const char *prefix() { static std::string made(bare); return made.c_str(); }
+"""
+
+
+@pytest.mark.parametrize("level", ["-O0", "-O2"])
+def test_cpp_strings_keep_the_lengths_that_are_compiled_in(level: str, tmp_path: Path) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not on this machine")
+    (tmp_path / "code.cpp").write_bytes(VIEWS)
+    command = ["g++", "-std=c++17", level, "-shared", "-fPIC", "code.cpp", "-o", "made.so"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    data = (tmp_path / "made.so").read_bytes()
+    result = moved(data, SHORTER)
+    config, prefix = returned(tmp_path, result.data, "config", "prefix")
+    for path, end in zip(config.split("|"), ("share/x", "etc/a")):
+        assert os.path.normpath(path) in (f"/opt/x/{end}", f"/srv/application/{end}")
+    assert prefix == "/srv/application"
+    assert "all of a string" in result.problem
+    assert moved(result.data, OLD, SHORTER).data == data
+
+
+@pytest.mark.parametrize(
+    ("compiler", "name", "code", "arguments"),
+    [
+        (
+            "rustc",
+            "code.rs",
+            'fn main() { println!("{}|{}", "/srv/application", "/share/x"); }',
+            ["-o", "program"],
+        ),
+        (
+            "go",
+            "code.go",
+            'package main\n\nfunc main() { println("/srv/application", "/share/x") }\n',
+            ["-o", "program"],
+        ),
+        (
+            "gfortran",
+            "code.f90",
+            "program p\nprint *, '/srv/application', '/share/x'\nend program\n",
+            ["-o", "program"],
+        ),
+    ],
+)
+def test_strings_without_an_end_mark_are_left_and_reported(
+    compiler: str, name: str, code: str, arguments: list[str], tmp_path: Path
+) -> None:
+    if shutil.which(compiler) is None:
+        pytest.skip(f"{compiler} is not on this machine")
+    (tmp_path / name).write_text(code)
+    command = [compiler, *(["build"] if compiler == "go" else []), *arguments, name]
+    subprocess.run(command, cwd=tmp_path, check=True, env={**os.environ, "GO111MODULE": "off"})
+    data = (tmp_path / "program").read_bytes()
+    result = moved(data, SHORTER)
+    assert result.data == data
+    assert "no end mark" in result.problem
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        (b"\0TAG/srv/application/x\0", True),
+        (b"\0\xff/srv/application/x\0", False),
+        (b"\0/srv/application/x\x01", True),
+        (b"\0/srv/application%s\0", True),
+        (b"\0%s/srv/application%s\0", False),
+        (b"\0/srv/application2/x\0", False),
+        (b"\0/srv/application:/usr\0", True),
+    ],
+)
+def test_what_is_not_sure_is_reported(text: bytes, left: bool) -> None:
+    result = moved(b"\x7fELF" + bytes(60) + text, SHORTER)
+    assert bool(result.problem) == left
+    if left:
+        assert text in result.data
+
+
+texts = st.lists(
+    st.one_of(
+        st.sampled_from([OLD, OLD + b"/", OLD + b"//", b"/x", b"\0", b":", b"-L", b"a", b"\xff"]),
+        st.binary(max_size=3),
+    ),
+    max_size=12,
+).map(b"".join)
+
+
+@settings(deadline=None, max_examples=400)
+@given(texts, st.sampled_from([SHORTER, SAME, LONGER, b"/x", "/grün".encode()]))
+def test_nothing_but_prefixes_changes_and_the_way_back_gives_every_byte(
+    text: bytes, new: bytes
+) -> None:
+    data = b"\x7fELF" + bytes(60) + text
+    there = moved(data, new)
+    # With each run of slashes taken for one, nothing but the prefix is another text.
+    plain = re.compile(b"/+").sub
+    assert plain(b"/", there.data).replace(new, OLD) == plain(b"/", data).replace(new, OLD)
+    if new not in data:
+        assert moved(there.data, OLD, new).data == data
+
+
+def test_the_work_is_proportional_to_the_size() -> None:
+    """Each byte is looked at a few times, however many paths there are."""
+
+    def steps(count: int) -> int:
+        data = (
+            b"\x7fELF"
+            + bytes(60)
+            + b"".join(b"/srv/application/src/file%d.c\0" % number for number in range(count))
+        )
+        calls = 0
+
+        def count_call(frame: object, event: str, argument: object) -> None:
+            nonlocal calls
+            calls += 1
+
+        sys.setprofile(count_call)
+        try:
+            rewrite("lib/x.so", data, Prefixes((OLD,), SHORTER))
+        finally:
+            sys.setprofile(None)
+        return calls
+
+    assert steps(800) < 2.1 * steps(400)
 
 
 @pytest.mark.parametrize("new", [SHORTER, LONGER])
