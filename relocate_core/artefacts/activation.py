@@ -53,7 +53,11 @@ def _prompts(meaning: bytes, name: bytes) -> Iterator[re.Match[bytes]]:
     return re.finditer(
         rb"(?<=[=\s]\()" + escaped + rb"(?=\) )"
         rb"|(?<=VIRTUAL_ENV_PROMPT[= ])" + escaped + rb"(?=\s*$)"
-        rb"|(?<=VIRTUAL_ENV_PROMPT[= ]\()" + escaped + rb"(?=\))",
+        rb"|(?<=VIRTUAL_ENV_PROMPT[= ]\()" + escaped + rb"(?=\))"
+        # fish of venv since 3.13, csh of virtualenv since 21
+        rb"|(?<=\(set_color 4B8BBE\) )" + escaped + rb"(?= \(set_color normal\))"
+        rb"|(?<=^set _virtualenv_prompt_plain = )" + escaped + rb"(?=$)"
+        rb"|(?<=^set _virtualenv_prompt_tcsh = )" + escaped + rb"(?=$)",
         meaning,
         re.M,
     )

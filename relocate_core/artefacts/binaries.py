@@ -126,7 +126,7 @@ def _rewrite_runpath(data: bytes, prefixes: Prefixes) -> tuple[bytes, str]:
     if found is None:
         return data, ""
     start, end, slack = found
-    new = prefixes.replace(data[start:end])
+    new = prefixes.everywhere().replace(data[start:end])
     if new == data[start:end]:
         return data, ""
     if len(new) > end - start + slack:
@@ -141,7 +141,7 @@ def longer_runpath(data: bytes, prefixes: Prefixes) -> bytes | None:
     if found is None:
         return None
     start, end, slack = found
-    new = prefixes.replace(data[start:end])
+    new = prefixes.everywhere().replace(data[start:end])
     return new if len(new) > end - start + slack else None
 
 

@@ -109,6 +109,15 @@ def rewrite(path: str, data: bytes, prefixes: Prefixes) -> bytes:
     return b"".join((*pieces, data[end:])) if pieces else data
 
 
+def rewrite_filenames(path: str, data: bytes, prefixes: Prefixes) -> bytes | None:
+    """`data` with the names of its sources relocated; None where a prefix is in anything else.
+
+    Raises:
+        Unreadable: it has no header, or that of an unknown Python.
+    """
+    return _rewrite_filenames(path, data, prefixes, layout_of(data))
+
+
 def _rewrite_filenames(
     path: str, data: bytes, prefixes: Prefixes, layout: Layout, cut: int = 0
 ) -> bytes | None:

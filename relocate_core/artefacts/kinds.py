@@ -8,6 +8,7 @@ can be cut in two.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from mmap import PROT_READ, mmap
 from typing import NamedTuple
@@ -17,6 +18,8 @@ from .prefix import Prefixes
 from .quoting import Unquotable
 
 KINDS = (bytecode, binaries, uneditable, activation, scripts, metadata, text)
+
+_FINDER = re.compile(r"__editable___[^/]*_finder\.py\Z")
 
 _TEXTS = (activation, scripts, metadata, text)
 """The kinds that may be left with what is no sure reference; binaries report it themselves."""
@@ -61,6 +64,12 @@ def rewrite(path: str, data: bytes, prefixes: Prefixes) -> Rewritten:
         return Rewritten(kind.KIND, error.data, str(error))
     except (uneditable.Uneditable, Unquotable) as error:
         return Rewritten(kind.KIND, data, str(error))
+
+
+def written_at_installation(path: str, data: bytes) -> bool:
+    """Whether an installer writes such a file itself, wherever a package is from."""
+    written = activation.claims(path, data) or metadata.claims(path, data)
+    return written or _FINDER.match(path.rpartition("/")[2]) is not None
 
 
 class LargeFile:

@@ -45,8 +45,8 @@ _AFTER_UNKNOWN = b"(?!" + _LONGER + b")"
 _ENDS = re.compile(AFTER)
 _TEXT_AROUND = re.compile(rb"[^\s\"'`<>\0]{0,40}")
 
-# Prefixes of plain words, which anybody may write in a text: /app, /home/user, /usr/src/app.
-_COMMON = re.compile(rb"(?:/[a-z]+){1,3}\Z")
+# Prefixes that anybody may write in a text: /app, /v1, /home/user, /usr/src/app.
+_COMMON = re.compile(rb"(?:(?:/[a-z]+){1,3}|/[^/]{1,8})\Z")
 _BELOW = re.compile(rb"(?:/[A-Za-z0-9._+@~%,=\x80-\xff-]*)*")
 _INSTALLED = re.compile(rb"(?:bin|lib|lib64|libexec|include|share|etc|man|src)/.")
 
@@ -82,10 +82,16 @@ class Prefixes:
         inside: for each old prefix the offsets at which the new one contains it.
         prompt: (old name, new name) where activation scripts show the virtualenv's base name and
             no prompt was chosen by hand; else None.
+        common: whether one of the old prefixes is of plain words, so that a package's own text may
+            contain it as well; never where all that is rewritten is known to be a reference.
     """
 
     def __init__(
-        self, old: tuple[bytes, ...], new: bytes, prompt: tuple[bytes, bytes] | None = None
+        self,
+        old: tuple[bytes, ...],
+        new: bytes,
+        prompt: tuple[bytes, bytes] | None = None,
+        certain: bool = False,
     ) -> None:
         self.old = tuple(sorted(set(old) - {new}, key=lambda path: (-len(path), path)))
         self.new = new
@@ -94,17 +100,18 @@ class Prefixes:
         self.plain = all(PLAIN.match(path) for path in (*self.old, new))
         self._pattern = reference_pattern(self.old, new)
         self._loose = reference_pattern(self.old, new, _AFTER_UNKNOWN)
+        self._certain = certain
+        self.common = not certain and any(map(_COMMON.match, self.old))
         self._exists: Callable[[bytes], bool] | None = None
 
     @property
-    def arguments(self) -> tuple[tuple[bytes, ...], bytes, tuple[bytes, bytes] | None]:
+    def arguments(self) -> tuple[tuple[bytes, ...], bytes, tuple[bytes, bytes] | None, bool]:
         """What to build the same object from in another process."""
-        return self.old, self.new, self.prompt
+        return self.old, self.new, self.prompt, self._certain
 
-    @property
-    def common(self) -> bool:
-        """Whether one of the old prefixes is of plain words, which any text may contain."""
-        return any(map(_COMMON.match, self.old))
+    def everywhere(self) -> Prefixes:
+        """The same for what is a path for sure, even in a file that is as its package was built."""
+        return self if self._exists is None else Prefixes(*self.arguments)
 
     def in_package(self, exists: Callable[[bytes], bool]) -> Prefixes:
         """The same for a file that is as its package was built.
@@ -162,7 +169,7 @@ def possible_reference(match: re.Match[bytes]) -> str:
     around = _TEXT_AROUND.match(match.string, match.end())
     text = match[1] + (around[0] if around else b"")
     shown = text.decode("utf-8", "backslashreplace")
-    return f"{shown} in it may refer to the virtualenv or not, and is left: check it by hand"
+    return f"{shown} in it may refer to the virtualenv or not: check it by hand"
 
 
 def _occurrences(path: bytes, text: bytes) -> tuple[int, ...]:

@@ -92,7 +92,7 @@ def _replace_urls(data: bytes, prefixes: Prefixes) -> bytes:
 
 def _is_new(match: re.Match[bytes], new: bytes) -> bool:
     """Whether the URL has the new prefix already, which may contain the old one."""
-    return match.string.startswith(new, match.start(3))
+    return re.compile(re.escape(new) + AFTER).match(match.string, match.start(3)) is not None
 
 
 def _raw_spans(units: list[Unit], spans: list[tuple[int, int]]) -> Iterator[tuple[int, int, str]]:

@@ -63,7 +63,7 @@ class Records:
         for record, data in self if listed is None else self._read(listed):
             changed: dict[bytes, Callable[[str], Digests]] = {}
             for row, line in metadata.record_rows(data, marks):
-                path = _path(record, row)
+                path = listed_path(record, row)
                 item = staging.items.get(path)
                 if item is not None and item.kind != LINK:
                     changed[row] = partial(_digests, staging, path)
@@ -111,8 +111,8 @@ def _digests(staging: Staging, path: str, algorithm: str) -> Digests:
     return Digests(*staging.digests(path, algorithm))
 
 
-def _path(record: str, row: bytes) -> str:
-    """The path, relative to the virtualenv, that a row of a RECORD names."""
+def listed_path(record: str, row: bytes) -> str:
+    """The path, relative to the virtualenv, in a row of a RECORD."""
     base = os.path.dirname(os.path.dirname(record))
     return os.path.normpath(os.path.join(base, os.fsdecode(row)))
 

@@ -34,6 +34,7 @@ from ..virtualenvs import rewritten as ledger
 from ..virtualenvs.layout import Virtualenv, absolute_prefix, inspect, recorded_prefixes
 from ..virtualenvs.manifest import Head
 from . import pool
+from .packaged import Packaged
 from .records import Records
 from .scan import WHOLE, Findings, Scanner
 from .walk import Walk
@@ -245,6 +246,8 @@ class _Run:
         names = (old_bytes[0].rpartition(b"/")[2], new_bytes.rpartition(b"/")[2])
         prompt = names if names[0] != names[1] and environment.prompt is None else None
         self.prefixes = Prefixes(old_bytes, new_bytes, prompt)
+        self.records = Records(root, environment.site_packages, self.prefixes)
+        self.packaged = Packaged(root, self.records, self.prefixes)
         self.failure: RelocateError | None = None
         self.walk = Walk(root, environment.path, clear=not dry_run)
         self.bytecode: dict[str, int] = {}
@@ -294,7 +297,9 @@ class _Run:
                 if named == which:
                     directory, _, name = path.rpartition("/")
                     directories.setdefault(directory, []).append(name)
-            scanner = Scanner(self.root, Prefixes((self.prefixes.new,), old), write=True)
+            scanner = Scanner(
+                self.root, Prefixes((self.prefixes.new,), old, certain=True), write=True
+            )
             pool.scan(scanner, iter(directories.items()), _require_success)
 
     # --- finding --------------------------------------------------------------------------------
@@ -361,11 +366,10 @@ class _Run:
         ]
         for path in sources:
             self._stage_bytecode_of(path)
-        records = Records(self.root, self.environment.site_packages, self.prefixes)
         listed = None
         if self.head is not None:
             listed = [path for path in self.head.references if path.endswith("/RECORD")]
-        for record, known in records.update(self.staging, listed):
+        for record, known in self.records.update(self.staging, listed):
             if not known:
                 self._count(record, metadata.KIND)
         ledger.update(self.root, self.staging)
@@ -391,13 +395,14 @@ class _Run:
             file = files.open_file(directory, name)
             try:
                 status = os.fstat(file)
+                prefixes = self.packaged.prefixes_for(path, file)
                 if status.st_size > WHOLE:
-                    self._stage_large(path, file, status)
+                    self._stage_large(path, file, status, prefixes)
                     return
                 data = files.read_whole(file)
             finally:
                 os.close(file)
-        result = rewrite(path, data, self.prefixes)
+        result = rewrite(path, data, prefixes)
         problem = result.problem
         if problem and result.kind == binaries.KIND:
             runpath = binaries.longer_runpath(data, self.prefixes)
@@ -425,8 +430,10 @@ class _Run:
             return f"{problem}, and patchelf failed on it"
         return rewrite(path, self.staging.read(path)[0], self.prefixes).problem
 
-    def _stage_large(self, path: str, file: int, status: os.stat_result) -> None:
-        large = LargeFile(file, self.prefixes)
+    def _stage_large(
+        self, path: str, file: int, status: os.stat_result, prefixes: Prefixes
+    ) -> None:
+        large = LargeFile(file, prefixes)
         if large.usable:
             self.staging.write(path, large.kind, large.pieces(), status)
             if large.changed and large.usable:

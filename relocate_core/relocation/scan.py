@@ -138,8 +138,14 @@ class Scanner:
             os.lseek(file, 0, os.SEEK_SET)
             data = files.read_whole(file)
         try:
-            new = bytecode.rewrite(path, data, self.prefixes)
+            if self.prefixes.common:
+                # A constant may be the package's own text, which `packaged` decides.
+                new = bytecode.rewrite_filenames(path, data, self.prefixes)
+            else:
+                new = bytecode.rewrite(path, data, self.prefixes)
         except bytecode.Unreadable:
+            return False
+        if new is None:
             return False
         if new is data or new == data:
             return True

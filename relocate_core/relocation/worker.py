@@ -20,8 +20,8 @@ def serve(root: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.disable()  # nothing here is a cycle, and looking for them takes time
     try:
-        (old, new, prompt), write, account = receive(0)
-        scanner = Scanner(root, Prefixes(old, new, prompt), write, account)
+        prefixes, write, account = receive(0)
+        scanner = Scanner(root, Prefixes(*prefixes), write, account)
         send(1, "ready")
         while True:
             scanner.scan(receive(0), lambda findings: send(1, tuple(findings)))

@@ -112,8 +112,10 @@ def _look_at_metadata(result: Survey, environment: Virtualenv, site_packages: st
     for name in sorted(os.listdir(directory)):
         if name.endswith((".dist-info", ".egg-info", ".egg-link")):
             result.packages += 1
-        if name.endswith((".pth", ".egg-link")):
-            with open(os.path.join(directory, name), errors="surrogateescape") as file:
+        path = os.path.join(directory, name)
+        # As Python does: what is called so and is no file adds nothing to the path.
+        if name.endswith((".pth", ".egg-link")) and os.path.isfile(path):
+            with open(path, errors="surrogateescape") as file:
                 lines = [line.strip() for line in file]
             for line in lines:
                 outside = not any(line == home or line.startswith(home + "/") for home in homes)

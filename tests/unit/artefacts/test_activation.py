@@ -106,3 +106,17 @@ def test_a_prompt_follows_the_name_of_the_directory(line: bytes, expected: bytes
     there = Prefixes((b"/srv/venv",), b"/opt/app", (b"venv", b"app"))
     assert rewrite("bin/activate", line, there).data == expected
     assert rewrite("bin/activate", line, Prefixes((b"/srv/venv",), b"/opt/app")).data == line
+
+
+@pytest.mark.parametrize("kind", environments.KINDS)
+def test_no_activation_script_shows_the_old_name(kind: str, tmp_path: Path) -> None:
+    """Every script that the tool wrote, with the old name searched as a word of its own."""
+    made = environments.make(kind, tmp_path / "made", old="first-name")
+    there = Prefixes((made.old_prefix.encode(),), b"/opt/app", (b"first-name", b"app"))
+    back = Prefixes((b"/opt/app",), made.old_prefix.encode(), (b"app", b"first-name"))
+    for name in sorted(os.listdir(made.bin(""))):
+        if re.match("activate(?:\\.(?:fish|csh))?\\Z", name):
+            data = Path(made.bin(name)).read_bytes()
+            result = rewrite(f"bin/{name}", data, there).data
+            assert b"first-name" not in result, name
+            assert rewrite(f"bin/{name}", result, back).data == data
