@@ -54,7 +54,10 @@ def _prompts(meaning: bytes, name: bytes) -> Iterator[re.Match[bytes]]:
         rb"(?<=[=\s]\()" + escaped + rb"(?=\) )"
         rb"|(?<=VIRTUAL_ENV_PROMPT[= ])" + escaped + rb"(?=\s*$)"
         rb"|(?<=VIRTUAL_ENV_PROMPT[= ]\()" + escaped + rb"(?=\))"
-        # fish of venv since 3.13, csh of virtualenv since 21
+        # sh and csh of venv up to 3.8, fish of venv since 3.13, csh of virtualenv since 21
+        rb"|(?<=if \[ x\()" + escaped + rb"(?=\)  != x \])"
+        rb"|(?<=^    if \()" + escaped + rb"(?= != \) then$)"
+        rb"|(?<=^        set env_name = )" + escaped + rb"(?=$)"
         rb"|(?<=\(set_color 4B8BBE\) )" + escaped + rb"(?= \(set_color normal\))"
         rb"|(?<=^set _virtualenv_prompt_plain = )" + escaped + rb"(?=$)"
         rb"|(?<=^set _virtualenv_prompt_tcsh = )" + escaped + rb"(?=$)",

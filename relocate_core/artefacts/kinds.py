@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from mmap import PROT_READ, mmap
 from typing import NamedTuple
 
-from . import activation, binaries, bytecode, metadata, scripts, text, uneditable
+from . import activation, binaries, bytecode, encoded, metadata, scripts, text, uneditable
 from .prefix import Prefixes
 from .quoting import Unquotable
 
@@ -55,9 +55,11 @@ def rewrite(path: str, data: bytes, prefixes: Prefixes) -> Rewritten:
     """
     kind = next(kind for kind in KINDS if kind.claims(path, data))
     try:
-        new = kind.rewrite(path, data, prefixes)
-        doubt = prefixes.doubt(data) if kind in _TEXTS else ""
-        return Rewritten(kind.KIND, new, doubt)
+        new, problem = kind.rewrite(path, data, prefixes), ""
+        if kind in _TEXTS:
+            new, problem = encoded.replace(new, prefixes)
+            problem = problem or prefixes.doubt(data)
+        return Rewritten(kind.KIND, new, problem)
     except bytecode.Unreadable as error:
         return Rewritten(kind.KIND, data, f"unreadable bytecode: {error}")
     except binaries.NoRoom as error:
@@ -131,7 +133,8 @@ class LargeFile:
         else:
             if b"\0" in piece:
                 self._refuse("it is a binary file of unknown format")
-            new, reason = self.prefixes.replace(piece), self.prefixes.doubt(piece)
+            new, reason = encoded.replace(self.prefixes.replace(piece), self.prefixes)
+            reason = reason or self.prefixes.doubt(piece)
         self.problem = self.problem or reason
         self.changed = self.changed or new != piece
         return new

@@ -80,7 +80,9 @@ def _replace_urls(data: bytes, prefixes: Prefixes) -> bytes:
     for compact in (False, True):
         new = url_path(prefixes.new, compact)
         for old in (url_path(path, compact) for path in prefixes.old):
-            pattern = re.compile(rb'("url":")?(file://(?:localhost)?)(%s)' % re.escape(old) + AFTER)
+            pattern = re.compile(
+                rb'("url":")?(file://(?:localhost)?/?)(%s)' % re.escape(old) + AFTER
+            )
 
             def moved(match: re.Match[bytes], new: bytes = new, compact: bool = compact) -> bytes:
                 ours = compact == (match[1] is not None) and not _is_new(match, new)

@@ -27,13 +27,19 @@ from typing import Any, NamedTuple
 
 from ..archives.compression import FORMS, Packed, form_of, require
 from ..archives.tar import BLOCK, CONTROL, DIRECTORY, FILE, LINK, Refused, printable
-from ..artefacts import bytecode, metadata
+from ..artefacts import bytecode, encoded, metadata
 from ..artefacts.bytecode import MODES
 from ..artefacts.elf import Needs, needs
 from ..errors import BadArchive, Busy, CannotTravel, InvalidPath, TreeChanged, TreeError
 from ..progress import Tell, silent
 from ..relocation.relocate import relocate
-from ..relocation.scan import HIDDEN_FIRST, WHOLE, hidden_reference, needles
+from ..relocation.scan import (
+    HIDDEN_FIRST,
+    WHOLE,
+    hidden_reference,
+    holds_packages,
+    needles,
+)
 from ..system import files
 from ..system.locks import locked
 from ..virtualenvs import manifest, rewritten
@@ -311,6 +317,7 @@ class _Packer:
         self.prefixes = self._find_prefixes()
         self.old = tuple(map(os.fsencode, self.prefixes))
         self.needles = needles(self.old) if self.old else ()
+        self.spellings = (*self.needles, *encoded.needles(self.needles))
         self.descent = files.Descent(root)
         self.newest = 0
         self.rows: list[Row] = []
@@ -665,7 +672,7 @@ class _Packer:
             os.close(file)
 
     def _whole(self, entry: _Entry, data: bytes) -> tuple[Row, Iterator[bytes]]:
-        if self._names_prefix(data):
+        if self._names_prefix(data, entry.path):
             self.references.append(entry.path)
         digest = hashlib.sha256(data).hexdigest()
         return Row(entry.path, FILE, entry.mode, len(data), digest), iter((data,))
@@ -673,12 +680,12 @@ class _Packer:
     def _large(self, entry: _Entry, file: int) -> tuple[Row, Iterator[bytes]]:
         """A file that is not held in memory: read once to be known, and once more to be packed."""
         digest, size, found, tail = hashlib.sha256(), 0, False, b""
-        keep = max(map(len, self.needles), default=1) - 1
+        keep = max(map(len, self.spellings), default=1) - 1
         head = os.pread(file, 8, 0)
         for piece in _pieces(file):
             digest.update(piece)
             size += len(piece)
-            found = found or self._names_prefix(tail + piece)
+            found = found or self._names_prefix(tail + piece, entry.path)
             tail = piece[-keep:] if keep else b""
         if head.startswith(_ELF):
             self._look_at_compiled(entry.path, file)
@@ -705,8 +712,9 @@ class _Packer:
                 "stop what writes into the virtualenv and run again"
             )
 
-    def _names_prefix(self, data: bytes) -> bool:
-        return any(needle in data for needle in self.needles)
+    def _names_prefix(self, data: bytes, path: str = "lib/python") -> bool:
+        wanted = self.needles if holds_packages(path) else self.spellings
+        return any(needle in data for needle in wanted)
 
     def _look_inside(self, path: str, head: bytes, file: int) -> None:
         """Note a reference that nobody can edit, in a compressed file for one."""

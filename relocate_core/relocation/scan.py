@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
-from ..artefacts import bytecode
+from ..artefacts import bytecode, encoded
 from ..artefacts.prefix import Prefixes
 from ..errors import TreeChanged
 from ..system import files
@@ -65,6 +65,8 @@ class Scanner:
         self.prefixes = prefixes
         self.write = write
         self.needles = needles(prefixes.old)
+        self.spellings = (*self.needles, *encoded.needles(self.needles))
+        self.wanted = self.needles
         self.buffer = bytearray(_BUFFER)
         self.view = memoryview(self.buffer)
         self.buffers = [self.buffer]
@@ -79,11 +81,12 @@ class Scanner:
         # What follows is done for every file of a tree, so it calls nothing that it can do without.
         first, *_ = self.needles
         buffer, buffers, find = self.buffer, self.buffers, self.buffer.find
-        simple = len(self.needles) == 1
         try:
             for path, names in directories:
                 name = ""
                 directory = descent.open(path)
+                self.wanted = self.needles if holds_packages(path) else self.spellings
+                simple = len(self.wanted) == 1
                 for name in names:
                     seen += 1
                     file = os.open(name, files.FILE, dir_fd=directory)
@@ -166,7 +169,7 @@ class Scanner:
         """Whether a needle stands in the file, whose first `size` bytes are in the buffer."""
         buffer = self.buffer
         find = buffer.find
-        needles = self.needles
+        needles = self.wanted
         for needle in needles:
             if find(needle, 0, size) >= 0:
                 return True
@@ -187,6 +190,14 @@ class Scanner:
 
 def _join(directory: str, name: str) -> str:
     return f"{directory}/{name}" if directory else name
+
+
+def holds_packages(directory: str) -> bool:
+    """Whether a directory is of packages, where nobody writes a path with other slashes.
+
+    Configuration has such spellings, and it is elsewhere: nearly all files are spared the search.
+    """
+    return directory.startswith(("lib/python", "lib/pypy", "lib64/python", "site-packages"))
 
 
 def needles(paths: tuple[bytes, ...]) -> tuple[bytes, ...]:

@@ -533,9 +533,7 @@ def test_a_large_text(venv: Environment) -> None:
 @pytest.mark.parametrize("name", ["/srv/s", NEW])
 def test_a_large_binary(name: str, venv: Environment) -> None:
     program = Path(os.path.realpath("/proc/self/exe")).read_bytes()
-    body = (
-        program + b"\0" + venv.old_prefix.encode() + b"/etc/x:" + venv.old_prefix.encode() + b"\0"
-    )
+    body = program + b"\0" + venv.old_prefix.encode() + b"/x:" + venv.old_prefix.encode() + b"/y\0"
     body += os.urandom(1) * (20 << 20)
     body += b"\0" + venv.old_prefix.encode() + b"/end\0"
     path = Path(venv.path, "lib/large.so")

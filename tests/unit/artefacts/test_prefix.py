@@ -9,6 +9,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from relocate_core.artefacts import encoded
+from relocate_core.artefacts.kinds import Rewritten, rewrite
 from relocate_core.artefacts.prefix import PLAIN, Prefixes, url_path
 
 OLD, NEW = b"/srv/app", b"/opt/other"
@@ -40,6 +42,15 @@ REFERENCES = {
     "escaped-tab": b'"a\\t{}/b"',
     "url": b"file://{}",
     "url-localhost": b"file://localhost{}/x",
+    "url-empty-host": b"sqlite:///{}/db.sqlite",
+    "url-file-four-slashes": b"file:///{}",
+    "url-query": b"file://{}?mode=ro",
+    "flag-isystem": b"gcc -isystem{}/include -iquote{}/x -include{}/y.h",
+    "flag-without-space": b"'-I{}/include','-L{}/lib'",
+    "typographic-quotes": "\u201c{}\u201d \u2018{}/x\u2019".encode(),
+    "guillemets": "«{}»".encode(),
+    "full-width": "\u5728\uff1a{}\u3002".encode(),
+    "escaped-slash-behind": b"{}\\/x",
     "shebang": b"#!{}/bin/python",
     "call": b"cygpath({})",
     "substitution": b"$(dirname {})",
@@ -102,6 +113,128 @@ OTHERS = {
     "shorter": b"/srv/ap",
     "other-case": b"/SRV/APP",
 }
+
+
+DOUBTS = {
+    "query": b"/srv/app?x",
+    "percent": b"/srv/app%20",
+    "format": b"/srv/app%s",
+    "shell-space": b"/srv/app\\ x",
+    "shell-dash": b"/srv/app\\-x",
+    "regex": b"/srv/app\\.old",
+    "two-slashes": b"//srv/app//lib",
+    "five-slashes": b"x://///srv/app",
+    "escaped": b"\\/srv/app/x",
+    "glob": b"/srv/app*",
+    "braces": b"/srv/app{,2}",
+    "variable": b"/srv/app$X/lib",
+    "letter-in-utf-8": "ü/srv/app/x".encode(),
+    "letter-in-latin-1": b"\xfc/srv/app/x",
+    "percent-before": b"x=%20/srv/app/x",
+}
+
+
+@pytest.mark.parametrize("text", DOUBTS.values(), ids=DOUBTS.keys())
+def test_what_may_be_a_reference_is_left_and_reported(text: bytes) -> None:
+    for data in (text, b'x = "' + text + b'"\n'):
+        result = rewrite("etc/x.conf", data, MOVE)
+        assert result.data == data
+        assert "may refer" in result.problem
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"/srv/app2",
+        b"/srv/app-old/x",
+        b"/srv/app.old",
+        b"/mnt/srv/app",
+        b"$HOME/srv/app",
+        b"http://srv/app/x",
+        b"http://host/srv/app",
+        b"/mnt//srv/app",
+        b"/srv/app/x",
+        b"-L/srv/app",
+        b"file:///srv/app",
+    ],
+)
+def test_what_is_clear_is_not_reported(text: bytes) -> None:
+    assert rewrite("etc/x.conf", text, MOVE).problem == ""
+
+
+SPELLED = {
+    "json": rb'{"a": "\/srv\/app\/bin\/x", "b": "\/srv\/app"}',
+    "json-url": rb'"file:\/\/\/srv\/app\/x" "sqlite:\/\/\/\/srv\/app\/x"',
+    "sed": rb"s/\/srv\/app\/etc/x/",
+    "unix-socket": b"http+unix://%2Fsrv%2Fapp%2Frun.sock/v1/info",
+    "lower-case": b"http+unix://%2fsrv%2fapp%2frun.sock",
+    "query": b"https://host/?next=%2Fsrv%2Fapp%2Fx&y=1",
+    "url-in-url": b"u=file%3A%2F%2F%2Fsrv%2Fapp",
+}
+
+
+@pytest.mark.parametrize("text", SPELLED.values(), ids=SPELLED.keys())
+@pytest.mark.parametrize("new", [b"/opt/other", b"/srv/app/v2", b"/x"])
+def test_other_slashes_are_kept(text: bytes, new: bytes) -> None:
+    move = Prefixes((OLD,), new)
+    result = rewrite("etc/x.conf", text, move)
+    assert not result.problem
+    plain = text.replace(rb"\/", b"/").replace(b"%2F", b"/").replace(b"%2f", b"/")
+    found = result.data.replace(rb"\/", b"/").replace(b"%2F", b"/").replace(b"%2f", b"/")
+    assert found == plain.replace(OLD, new)
+    assert rewrite("etc/x.conf", result.data, move) == result
+    assert rewrite("etc/x.conf", result.data, Prefixes((new,), OLD)).data == text
+    assert any(needle in text for needle in encoded.needles((OLD,)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        rb"\/srv\/app2",
+        rb"\/mnt\/srv\/app",
+        b"%2Fmnt%2Fsrv%2Fapp",
+        b"a%2Fsrv%2Fapp",
+        b"%2Fsrv%2Fapp2",
+    ],
+)
+def test_longer_paths_with_other_slashes_stay(text: bytes) -> None:
+    assert rewrite("etc/x.conf", text, MOVE) == Rewritten("text", text)
+
+
+@pytest.mark.parametrize("text", [b"%2Fsrv%2Fapp%20x", rb"\/srv\/app\-x"])
+def test_other_slashes_before_something_unknown_are_reported(text: bytes) -> None:
+    result = rewrite("etc/x.conf", text, MOVE)
+    assert result.data == text
+    assert "may refer" in result.problem
+
+
+@pytest.mark.parametrize(
+    ("path", "common"),
+    [
+        ("/app", True),
+        ("/v1", True),
+        ("/home/user", True),
+        ("/usr/src/app", True),
+        ("/srv/app/0123456789", False),
+        ("/srv/app-1", False),
+        ("/opt/one/two/three", False),
+        ("/relocate-build", False),
+    ],
+)
+def test_a_prefix_of_plain_words_is_a_common_one(path: str, common: bool) -> None:
+    assert Prefixes((path.encode(),), b"/x").common == common
+    assert not Prefixes((path.encode(),), b"/x", certain=True).common
+
+
+def test_in_a_package_a_common_prefix_has_to_go_on_to_something_installed() -> None:
+    there = {b"bin/python", b"lib/python3.12/site-packages", b"static/x.css", b"lib"}
+    own = Prefixes((b"/app",), b"/opt/x").in_package(there.__contains__)
+    data = b"/app/bin/python /app/lib/python3.12/site-packages. /app/static/x.css /app/lib /app"
+    expected = b"/opt/x/bin/python /opt/x/lib/python3.12/site-packages. "
+    assert own.replace(data) == expected + b"/app/static/x.css /app/lib /app"
+    assert own.doubt(data)
+    assert not own.doubt(b"/app/bin/python")
+    assert own.everywhere().replace(b"/app/lib") == b"/opt/x/lib"
 
 
 @pytest.mark.parametrize("text", OTHERS.values(), ids=OTHERS.keys())
