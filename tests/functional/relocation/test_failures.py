@@ -496,7 +496,7 @@ def test_a_running_program(tmp_path: Path) -> None:
     made = make("venv-3.11", tmp_path / "venv", copies=True)
     program = os.path.realpath(made.executable)
     with open(program, "ab") as file:
-        file.write(made.old_prefix.encode() + b"\0")
+        file.write(b"\0" + made.old_prefix.encode() + b"/lib\0")
     process = subprocess.Popen([program, "-c", "import time; time.sleep(60)"])
     try:
         time.sleep(0.3)
@@ -508,7 +508,7 @@ def test_a_running_program(tmp_path: Path) -> None:
         process.wait()
     data = Path(program).read_bytes()
     assert made.old_prefix.encode() not in data
-    assert data.endswith(b"/srv/v" + b"\0" * (len(made.old_prefix) - len("/srv/v") + 1))
+    assert data.endswith(b"\0/srv/v" + b"/" * (len(made.old_prefix) - len("/srv/v")) + b"/lib\0")
     assert made.run("-c", "print(1)") == "1\n"
 
 
