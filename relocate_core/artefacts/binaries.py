@@ -28,7 +28,9 @@ from .prefix import Prefixes, possible_reference, starts_path
 KIND = "binary"
 
 _AR = b"!<arch>\n"
-_NO_NUL = re.compile(rb"/rustc/[0-9a-f]{40}/|rustc version |\xff Go build(?: ID|inf):|_gfortran_")
+_NO_NUL = re.compile(
+    rb"/rustc/[0-9a-f]{40}/|rustc version |\xff Go build(?: ID|inf):|\ngo object |_gfortran_"
+)
 """What compilers leave in a file whose literals have no NUL behind them."""
 _SLASHES = re.compile(rb"/+")
 _TEXT = re.compile(rb"[\t\n\r\x20-\x7e\x80-\xff]*")

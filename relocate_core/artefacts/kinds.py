@@ -58,7 +58,7 @@ def rewrite(path: str, data: bytes, prefixes: Prefixes) -> Rewritten:
         new, problem = kind.rewrite(path, data, prefixes), ""
         if kind in _TEXTS:
             new, problem = encoded.replace(new, prefixes)
-            problem = problem or prefixes.doubt(data)
+            problem = problem or prefixes.doubt(data) or encoded.left(new, prefixes)
         return Rewritten(kind.KIND, new, problem)
     except bytecode.Unreadable as error:
         return Rewritten(kind.KIND, data, f"unreadable bytecode: {error}")

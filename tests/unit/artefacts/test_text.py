@@ -91,3 +91,34 @@ def test_what_cannot_be_edited_is_reported(name: str, data: bytes, why: str) -> 
     result = rewrite(name, data, Prefixes((OLD,), b"/opt/x"))
     assert result.data == data
     assert why in result.problem
+
+
+@pytest.mark.parametrize(
+    ("old", "text"),
+    [
+        ("/srv/my app", "ExecStart=/srv/my\\ app/bin/tool\n"),
+        ("/srv/my app", "url = sqlite:////srv/my%20app/db\n"),
+        ("/srv/my app", "Exec=/srv/my%20app\n"),
+        ("/srv/grün", 'x = "/srv/gr\\u00fcn/x"\n'),
+        ("/srv/a&b", "<path>/srv/a&amp;b/x</path>\n"),
+    ],
+)
+def test_a_spelling_of_an_unknown_language_is_reported(old: str, text: str) -> None:
+    data = text.encode()
+    result = rewrite("etc/unknown.unit", data, Prefixes((old.encode(),), b"/opt/x"))
+    assert result.data == data
+    assert "may refer" in result.problem
+
+
+def test_a_spelling_that_is_read_is_not_reported() -> None:
+    for new in (b"/opt/x", b"/srv/my app/v2", b"/srv/my app (2)"):
+        there = Prefixes((b"/srv/my app",), new)
+        for path, data in (
+            ("x.sh", b"exec /srv/my\\ app/bin/tool\n"),
+            ("x.json", b'["/srv/my app/x"]'),
+            ("x.dist-info/direct_url.json", b'{"url": "file:///srv/my%20app/src"}'),
+        ):
+            result = rewrite(path, data, there)
+            assert not result.problem
+            assert result.data != data
+            assert rewrite(path, result.data, there) == result
