@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import re
 from mmap import mmap
+from typing import NamedTuple
 
-from . import elf
+from . import elf, literals
 from .elf import DynamicStrings
 from .prefix import Prefixes, possible_reference, starts_path
 
@@ -60,24 +61,42 @@ def rewrite(path: str, data: bytes, prefixes: Prefixes) -> bytes:
         NoRoom: some path could not be replaced; the exception carries what could.
     """
     new, reason = _rewrite_runpath(data, prefixes)
-    new, other = rewrite_strings(new, prefixes, has_ends(data))
+    new, other = rewrite_strings(new, prefixes, facts_of(new, prefixes))
     if reason or other:
         raise NoRoom(reason or other, new)
     return new
 
 
-def has_ends(data: bytes | mmap) -> bool:
-    """Whether every literal of the file has a NUL behind it, as far as its compilers tell."""
-    return _NO_NUL.search(data) is None
+class Facts(NamedTuple):
+    """What has to be known of a whole file before a piece of it is rewritten."""
+
+    ends: bool
+    """Whether every literal has a NUL behind it, as far as its compilers tell."""
+    shared: frozenset[int]
+    """Where paths begin inside which another literal begins."""
 
 
-def rewrite_strings(data: bytes, prefixes: Prefixes, ends: bool) -> tuple[bytes, str]:
+def facts_of(data: bytes | mmap, prefixes: Prefixes) -> Facts:
+    """What has to be known of a file."""
+    spans = []
+    for match in prefixes.occurrences(data):
+        slashes = _SLASHES.match(data, match.end())
+        if slashes is not None:
+            spans.append((match.start() + 1, slashes.end() - 2))
+    inside = literals.shared(data, spans)
+    return Facts(_NO_NUL.search(data) is None, frozenset(first - 1 for first in inside))
+
+
+def rewrite_strings(
+    data: bytes, prefixes: Prefixes, facts: Facts, offset: int = 0
+) -> tuple[bytes, str]:
     """Replace the prefix in `data`, a whole file or a piece of one cut at NULs.
 
     Args:
         data: the bytes.
         prefixes: what to replace by what.
-        ends: whether each literal has a NUL behind it; see `has_ends`.
+        facts: what is known of the whole file.
+        offset: where in the file the piece begins.
 
     Returns:
         The new bytes, and why a reference is left in them (empty where none is).
@@ -92,12 +111,14 @@ def rewrite_strings(data: bytes, prefixes: Prefixes, ends: bool) -> tuple[bytes,
             text = _TEXT.match(data, match.end())
             text_end = text.end() if text else match.end()
         wrong = ""
-        if not ends:
+        if not facts.ends:
             wrong = "its strings have no end mark (Rust, Go or Fortran)"
         elif not begins or not prefixes.ends(match):
             wrong = possible_reference(match)
         elif slashes is None:
             wrong = "the prefix is all of a string, whose length may be compiled in"
+        elif offset + match.start() in facts.shared:
+            wrong = "another literal in it begins inside the prefix"
         elif data[text_end : text_end + 1] != b"\0":
             wrong = "a path in it has no NUL behind it"
         elif len(prefixes.new) >= slashes.end() - match.start():

@@ -12,6 +12,7 @@ import os
 import re
 import struct
 from collections.abc import Callable, Iterator
+from mmap import mmap
 from typing import NamedTuple
 
 MAGIC = b"\x7fELF"
@@ -29,7 +30,10 @@ _PT_LOAD, _PT_DYNAMIC, _PT_INTERP = 1, 2, 3
 _DT_NULL, _DT_NEEDED, _DT_STRTAB, _DT_SYMTAB, _DT_STRSZ, _DT_SYMENT = 0, 1, 5, 6, 10, 11
 _DT_SONAME, _DT_RPATH, _DT_RUNPATH = 14, 15, 29
 _DT_VERNEED, _DT_VERNEEDNUM = 0x6FFFFFFE, 0x6FFFFFFF
+_DT_RELA, _DT_RELASZ = 7, 8
 _VER_FLG_WEAK = 2
+_PF_X, _PF_W = 1, 2
+_X86_64 = 62
 
 _MACHINES = {
     (2, "<", 62): "x86_64",
@@ -78,11 +82,33 @@ class _Unsound(ValueError):
     """The file does not fit its headers."""
 
 
-class _Segment(NamedTuple):
+class Segment(NamedTuple):
+    """A part of the file, and where it is loaded."""
+
     kind: int
     offset: int
     address: int
     size: int
+    flags: int
+
+    @property
+    def executable(self) -> bool:
+        """Whether it is code."""
+        return bool(self.flags & _PF_X)
+
+    @property
+    def writable(self) -> bool:
+        """Whether it is data that a program may change."""
+        return bool(self.flags & _PF_W)
+
+
+class Image(NamedTuple):
+    """What of a linked x86-64 file is loaded, and how."""
+
+    loads: list[Segment]
+    position_independent: bool
+    relocations: tuple[int, int]
+    """Offset and size of the table of relocated pointers."""
 
 
 def needs(file: int) -> Needs | None:
@@ -109,6 +135,14 @@ def dynamic_strings(data: bytes) -> DynamicStrings | None:
         return None
 
 
+def image(data: bytes | mmap) -> Image | None:
+    """What is loaded of a linked x86-64 file; None for any other file, or a damaged one."""
+    try:
+        return _Elf(lambda at, size: data[at : at + size]).image()
+    except (ValueError, OverflowError, struct.error):
+        return None
+
+
 class _Elf:
     """An ELF file.
 
@@ -124,6 +158,7 @@ class _Elf:
         self._wide = head[4] == 2
         self._order = "<" if head[5] == 1 else ">"
         kind, self._machine = self._numbers("HH", 16)
+        self._fixed = kind == _ET_EXEC
         self.is_linked = kind in (_ET_EXEC, _ET_DYN)
         """Whether it is a program or a shared library: no object file, no core dump."""
         self._segments = self._program_headers() if self.is_linked else []
@@ -159,20 +194,31 @@ class _Elf:
             frozenset(used),
         )
 
-    def _program_headers(self) -> list[_Segment]:
+    def image(self) -> Image | None:
+        """What of the file is loaded; None where it is not linked, or for another processor."""
+        if not self.is_linked or (self._wide, self._order, self._machine) != (True, "<", _X86_64):
+            return None
+        values = dict(self._dynamic())
+        relocations = (0, 0)
+        if _DT_RELA in values:
+            relocations = (self._offset(values[_DT_RELA]), values.get(_DT_RELASZ, 0))
+        loads = [segment for segment in self._segments if segment.kind == _PT_LOAD]
+        return Image(loads, not self._fixed, relocations)
+
+    def _program_headers(self) -> list[Segment]:
         (offset,) = self._numbers("Q", 32) if self._wide else self._numbers("I", 28)
         entry, count = self._numbers("HH", 54 if self._wide else 42)
-        layout = "IIQQQQ" if self._wide else "IIIII"
+        layout = "IIQQQQ" if self._wide else "IIIIIII"
         if count > _PROGRAM_HEADERS or (count and entry < struct.calcsize("=" + layout)):
             raise _Unsound
         segments = []
         for number in range(count):
             fields = self._numbers(layout, offset + number * entry)
             if self._wide:
-                kind, _, start, address, _, size = fields
+                kind, flags, start, address, _, size = fields
             else:
-                kind, start, address, _, size = fields
-            segments.append(_Segment(kind, start, address, size))
+                kind, start, address, _, size, _, flags = fields
+            segments.append(Segment(kind, start, address, size, flags))
         return segments
 
     def _loader(self) -> list[bytes]:

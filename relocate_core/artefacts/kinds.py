@@ -95,11 +95,12 @@ class LargeFile:
         self.changed = False
         self.usable = True
         """Whether the new content may take the place of the old one."""
-        self._ends = True
+        self._facts = binaries.Facts(True, frozenset())
+        self._done = 0
         what = uneditable.what_is(head)
         if self.binary:
             with mmap(file, 0, prot=PROT_READ) as data:
-                self._ends = binaries.has_ends(data)
+                self._facts = binaries.facts_of(data, prefixes)
         elif what or not prefixes.plain:
             self._refuse(f"it is {what}" if what else "it is too large for the quoting of the path")
 
@@ -129,7 +130,8 @@ class LargeFile:
 
     def _rewrite(self, piece: bytes) -> bytes:
         if self.binary:
-            new, reason = binaries.rewrite_strings(piece, self.prefixes, self._ends)
+            new, reason = binaries.rewrite_strings(piece, self.prefixes, self._facts, self._done)
+            self._done += len(piece)
         else:
             if b"\0" in piece:
                 self._refuse("it is a binary file of unknown format")

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
+from mmap import mmap
 
 # A path of these characters is spelled the same in every shell, literal, URL and document that the
 # core knows, so that no quoting has to be considered. `%` and `~` are absent on purpose: ini files
@@ -147,7 +148,7 @@ class Prefixes:
             end = match.end()
         return b"".join((*pieces, data[end:])) if pieces else data
 
-    def occurrences(self, data: bytes) -> Iterator[re.Match[bytes]]:
+    def occurrences(self, data: bytes | mmap) -> Iterator[re.Match[bytes]]:
         """Each place with an old prefix that is not plainly the beginning of a longer name."""
         return (match for match in self._loose.finditer(data) if match[1] is not None)
 
