@@ -25,6 +25,7 @@ from typing import Any
 
 from ..archives.compression import FORMS, form_of, require
 from ..artefacts.bytecode import MODES
+from ..bundles import reader
 from ..bundles.pack import Packing, name_against, pack
 from ..errors import (
     BadArchive,
@@ -402,7 +403,7 @@ class _Order:
 
     def _is_earlier(self, bundle: str) -> bool:
         try:
-            return bundle != self.archive and manifest.read_head(bundle).base is None
+            return bundle != self.archive and reader.read_head(bundle).base is None
         except BadArchive:
             return False
 
@@ -486,7 +487,7 @@ class _Build:
         if digest is None:
             return "its digest is missing"
         try:
-            facts = manifest.read_head(archive).facts
+            facts = reader.read_head(archive).facts
         except BadArchive:
             return "what stands there is no bundle"
         if facts.get("inputs") != inputs:
@@ -584,7 +585,7 @@ class _Build:
         report.files, report.size = packed.files, packed.size
         report.packed_size, report.warnings = packed.packed_size, packed.warnings
         for earlier in order.earlier():
-            if manifest.read_digest(earlier) == packed.manifest:
+            if reader.read_digest(earlier) == packed.manifest:
                 continue  # it has all of it
             packed = pack(
                 self.environment,
@@ -736,7 +737,7 @@ def _against(against: Any) -> int | tuple[str, ...]:
     for bundle in found:
         if not os.path.isfile(bundle):
             raise InvalidPath(f"there is no {bundle} to pack against: name an earlier bundle")
-        if manifest.read_head(bundle).base is not None:
+        if reader.read_head(bundle).base is not None:
             raise InvalidPath(f"{bundle} was packed against another one itself: name a full one")
     return found
 

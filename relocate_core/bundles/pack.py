@@ -41,6 +41,7 @@ from ..virtualenvs.contents import compiled_module, editables, survey
 from ..virtualenvs.interpreter import ask
 from ..virtualenvs.layout import absolute_prefix, inspect, recorded_prefixes
 from ..virtualenvs.manifest import PLACE, RECORD, Base, Head, Row, directory_mode, file_mode
+from . import delta, reader
 from . import links as linking
 from .compiler import Compiler, Job
 from .output import Output, put
@@ -208,7 +209,7 @@ class _Earlier(NamedTuple):
 
 
 def _earlier(archive: str) -> _Earlier:
-    with manifest.of_archive(archive) as known:
+    with reader.of_archive(archive) as known:
         if known.head.base is not None:
             raise BadArchive(
                 f"cannot pack against {archive}: it was packed against another one itself; "
@@ -399,7 +400,7 @@ class _Packer:
         base = Base(earlier.manifest, removed, report.manifest)
         head = replace(head, base=base)
         self._require_readable(head)
-        return manifest.document(head, manifest.difference(earlier.rows, self.rows))[0]
+        return manifest.document(head, delta.difference(earlier.rows, self.rows))[0]
 
     def _require_readable(self, head: Head) -> None:
         if len(head.line()) + 1000 > manifest.LONGEST_HEAD:

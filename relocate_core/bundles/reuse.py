@@ -18,7 +18,8 @@ from ..archives.tar import Refused, printable
 from ..errors import NoBase
 from ..system import files
 from ..virtualenvs import rewritten
-from ..virtualenvs.manifest import Manifest, Row, of_tree
+from ..virtualenvs.manifest import Row
+from ..virtualenvs.manifest_reader import Manifest, of_tree
 
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
 _NO_CLONES = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.ENOSYS, errno.EPERM)

@@ -14,11 +14,12 @@ from ..archives.tar import DIRECTORY, FILE, LINK, Refused
 from ..artefacts import metadata, scripts
 from ..errors import InterpreterNotFound, RelocateError, TreeError
 from ..system import files
-from ..virtualenvs import interpreter, manifest
+from ..virtualenvs import interpreter, manifest, manifest_reader
 from ..virtualenvs import rewritten as ledger
 from ..virtualenvs.contents import Survey, broken_modules, survey
 from ..virtualenvs.layout import Virtualenv, inspect
-from ..virtualenvs.manifest import RECORD, Manifest, Row
+from ..virtualenvs.manifest import RECORD, Row
+from ..virtualenvs.manifest_reader import Manifest
 from .relocate import relocate
 
 
@@ -210,7 +211,7 @@ def _contents(environment: Virtualenv) -> Iterator[Problem]:
     """
     root = files.open_root(environment.path)
     try:
-        known = manifest.of_tree(root)
+        known = manifest_reader.of_tree(root)
         if known is not None:
             with known:
                 yield from _deviations(root, known)

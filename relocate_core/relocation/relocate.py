@@ -30,7 +30,7 @@ from ..errors import InvalidPath, RelocateError, TreeChanged, TreeError, Unknown
 from ..system import files
 from ..system.locks import locked
 from ..system.transaction import LINK, Rehearsal, Staged, Staging, reserve
-from ..virtualenvs import manifest
+from ..virtualenvs import manifest, manifest_reader
 from ..virtualenvs import rewritten as ledger
 from ..virtualenvs.layout import Virtualenv, absolute_prefix, inspect, recorded_prefixes
 from ..virtualenvs.manifest import Head
@@ -163,7 +163,7 @@ def _manifest(root: int, environment: Virtualenv, as_packed: bool) -> Head | Non
     times are those of the bundle as long as nobody but `staging` has worked on them.
     """
     try:
-        known = manifest.of_tree(root)
+        known = manifest_reader.of_tree(root)
     except Refused:
         return None
     if known is None:

@@ -8,7 +8,7 @@ from typing import Any
 from ..archives.tar import Refused
 from ..errors import TreeError
 from ..system import files
-from . import manifest
+from . import manifest_reader
 from .contents import survey
 from .layout import inspect
 
@@ -52,7 +52,7 @@ def describe(path: str) -> dict[str, Any]:
 def _build(path: str) -> dict[str, str]:
     root = files.open_root(path)
     try:
-        known = manifest.of_tree(root)
+        known = manifest_reader.of_tree(root)
     except Refused:
         known = None
     finally:
