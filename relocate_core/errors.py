@@ -7,6 +7,11 @@ else: the command adds an exit code, the execution module wraps it in Salt's own
 from __future__ import annotations
 
 
+def reason_of(error: OSError) -> str:
+    """Why the operating system refused, as a part of a sentence."""
+    return (error.strerror or str(error)).lower()
+
+
 class RelocateError(Exception):
     """Base of everything that the core raises on purpose."""
 
@@ -106,5 +111,4 @@ class TreeError(RelocateError):
             errno.ENOTDIR: "something else is replacing files: stop it and run again",
             errno.EIO: "the disk is failing: see the kernel's log",
         }.get(error.errno or 0, "see to it and run again")
-        reason = (error.strerror or str(error)).lower()
-        return cls(f"cannot {doing} {path}: {reason}; {advice}")
+        return cls(f"cannot {doing} {path}: {reason_of(error)}; {advice}")

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 
-from ..errors import BuildFailed
+from ..errors import BuildFailed, reason_of
 from ..system.redact import redact, secrets_in
 
 # What tells pip and uv where packages come from and which of them to take.
@@ -158,8 +158,9 @@ class Runner:
                 umask=0o022,  # whatever the caller's: every user on a server has to read the files
             )
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise BuildFailed(f"cannot {self.doing}: {command[0]} does not run: {reason}") from None
+            raise BuildFailed(
+                f"cannot {self.doing}: {command[0]} does not run: {reason_of(error)}"
+            ) from None
         try:
             lines = self._copy(process, command)
         finally:

@@ -20,7 +20,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import NamedTuple
 
-from ..errors import InterpreterNotFound
+from ..errors import InterpreterNotFound, reason_of
 from ..system.processes import usable_cores
 from ..virtualenvs.interpreter import ask
 
@@ -352,8 +352,7 @@ class _Helper:
                 env=environment,
             )
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise InterpreterNotFound(f"{python} does not run: {reason}") from error
+            raise InterpreterNotFound(f"{python} does not run: {reason_of(error)}") from error
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self.input = self._process.stdin.fileno()

@@ -15,7 +15,7 @@ from typing import NoReturn, Protocol
 
 from ..archives.decompression import Stream
 from ..archives.tar import DAMAGED, DIRECTORY, FILE, Member, Refused, members, printable
-from ..errors import BadArchive, NoBase, TreeError
+from ..errors import BadArchive, NoBase, TreeError, reason_of
 from ..system import files
 from ..virtualenvs import manifest, manifest_reader, rewritten
 from ..virtualenvs.manifest import LONGEST, NAME, Head, Row
@@ -268,8 +268,7 @@ def of_archive(archive: str) -> Manifest:
     try:
         file = os.open(archive, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise BadArchive(f"{doing}: {reason}; name a bundle that can be read") from error
+        raise BadArchive(f"{doing}: {reason_of(error)}; name a bundle that can be read") from error
     try:
         with Stream(file, {}, 1 << 62, 1 << 62) as stream:
             first = next(members(stream), None)

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import InvalidPath, ReleaseInUse, TreeError
+from ..errors import InvalidPath, ReleaseInUse, TreeError, reason_of
 from ..progress import Tell, silent
 from ..system.processes import using
 from . import history
@@ -84,7 +84,7 @@ def prune(
                 left = root.discard(name, history.PRUNED)
             except OSError as error:
                 found.removed.remove(name)
-                found.failed[name] = (error.strerror or str(error)).lower()
+                found.failed[name] = reason_of(error)
                 continue
             if left is not None:
                 found.failed[name] = left

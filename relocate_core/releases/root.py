@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import CannotRun, InvalidPath, MarkedBad, NotARelease, TreeError
+from ..errors import CannotRun, InvalidPath, MarkedBad, NotARelease, TreeError, reason_of
 from ..system import files, locks
 from ..system.ownership import require_trusted
 from ..virtualenvs.layout import absolute_prefix
@@ -453,7 +453,7 @@ class Root:
         try:
             shutil.rmtree(aside)
         except OSError as error:
-            return f"{error.filename} cannot be removed: {(error.strerror or str(error)).lower()}"
+            return f"{error.filename} cannot be removed: {reason_of(error)}"
         return None
 
 

@@ -26,7 +26,7 @@ from ..artefacts import binaries, bytecode, metadata
 from ..artefacts.kinds import rewrite
 from ..artefacts.large import LargeFile
 from ..artefacts.prefix import Prefixes
-from ..errors import InvalidPath, RelocateError, TreeChanged, TreeError, UnknownPrefix
+from ..errors import InvalidPath, RelocateError, TreeChanged, TreeError, UnknownPrefix, reason_of
 from ..system import files
 from ..system.locks import locked
 from ..system.transaction import LINK, Rehearsal, Staged, Staging, reserve
@@ -284,7 +284,7 @@ class _Run:
                 error = TreeError.of(self.environment.path, error)
             raise TreeError(
                 f"{error}; putting back what was done failed as well "
-                f"({(second.strerror or str(second)).lower()}): see to it and run the same again"
+                f"({reason_of(second)}): see to it and run the same again"
             ) from error
 
     def _rewrite_back(self) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from ..errors import CannotRun
+from ..errors import CannotRun, reason_of
 from .ownership import user_name
 
 _USUAL_DIRECTORIES = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
@@ -109,8 +109,9 @@ def run_line(
     try:
         return run(command, release, variables, user=user, seconds=seconds, together=True)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise CannotRun(f"cannot run `{line}` in {release}: {reason}; see to it") from error
+        raise CannotRun(
+            f"cannot run `{line}` in {release}: {reason_of(error)}; see to it"
+        ) from error
 
 
 def let_through(staged: str) -> None:

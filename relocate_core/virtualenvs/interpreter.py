@@ -15,7 +15,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ..errors import InterpreterMismatch, InterpreterNotFound, InvalidPath, UnsafeDirectory
+from ..errors import (
+    InterpreterMismatch,
+    InterpreterNotFound,
+    InvalidPath,
+    UnsafeDirectory,
+    reason_of,
+)
 from ..system.ownership import require_trusted
 from ..system.running import environment as bare_environment
 from ..system.running import identity, run
@@ -223,8 +229,7 @@ def _answer(executable: str, user: tuple[int, int] | None) -> dict[str, Any]:
             raise InterpreterNotFound(f"{executable} did not answer within {_ASK_SECONDS} seconds")
         answer = json.loads(done.output)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise InterpreterNotFound(f"{executable} does not run: {reason}") from error
+        raise InterpreterNotFound(f"{executable} does not run: {reason_of(error)}") from error
     except (ValueError, RecursionError) as error:
         said = done.errors.strip().splitlines()
         reason = f"it ended with code {done.code}"
