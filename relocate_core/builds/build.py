@@ -19,7 +19,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -36,7 +36,7 @@ from ..errors import (
     TreeChanged,
     TreeError,
 )
-from ..progress import Tell, silent
+from ..progress import Report, Tell, silent
 from ..system.locks import held, locked
 from ..system.ownership import require_trusted
 from ..system.redact import without_credentials
@@ -60,7 +60,7 @@ _FORMAT = 1  # to be raised when a build of the same inputs gives something else
 
 
 @dataclass
-class Building:
+class Building(Report):
     """What was built, or in a dry run would be.
 
     Attributes:
@@ -106,10 +106,6 @@ class Building:
     against: dict[str, int] = field(default_factory=dict)
     log: str | None = None
     warnings: list[dict[str, str]] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        """All of it as plain values, for JSON and Salt."""
-        return asdict(self)
 
 
 def build(

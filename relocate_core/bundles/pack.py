@@ -21,7 +21,7 @@ import stat
 import tempfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -31,7 +31,7 @@ from ..artefacts import bytecode, metadata
 from ..artefacts.bytecode import MODES
 from ..artefacts.elf import Needs, needs
 from ..errors import BadArchive, Busy, CannotTravel, InvalidPath, TreeChanged, TreeError
-from ..progress import Tell, silent
+from ..progress import Report, Tell, silent
 from ..relocation.relocate import relocate
 from ..relocation.scan import HIDDEN_FIRST, WHOLE, hidden_reference, needles
 from ..system import files
@@ -53,7 +53,7 @@ _MOST_FACTS = 100
 
 
 @dataclass
-class Packing:
+class Packing(Report):
     """What was packed.
 
     Attributes:
@@ -85,10 +85,6 @@ class Packing:
     references: int = 0
     compiled: int = 0
     warnings: list[dict[str, str]] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        """All of it as plain values, for JSON and Salt."""
-        return asdict(self)
 
 
 def pack(

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import InvalidPath, ReleaseInUse, TreeError, reason_of
-from ..progress import Tell, silent
+from ..progress import Report, Tell, silent
 from ..system.processes import using
 from . import history
 from .root import WAIT, Release, Root, name_of
 
 
 @dataclass
-class Pruning:
+class Pruning(Report):
     """What was removed, or in a dry run would be.
 
     Attributes:
@@ -33,14 +33,10 @@ class Pruning:
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as plain values, for JSON and Salt."""
-        failed = {"failed": self.failed} if self.failed else {}
-        return {
-            "root": self.root,
-            "removed": self.removed,
-            "kept": self.kept,
-            "dry_run": self.dry_run,
-            **failed,
-        }
+        known = super().as_dict()
+        if not self.failed:
+            del known["failed"]
+        return known
 
 
 def prune(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..bundles.reuse import Earlier
 from ..bundles.unpack import Limits, unpack
 from ..errors import CannotRun, InvalidPath, NoBase, NotARelease, RelocateError
-from ..progress import Tell, silent
+from ..progress import Report, Tell, silent
 from ..relocation.check import check
 from ..relocation.reinitialize import reinitialize
 from ..relocation.relocate import has_leftovers, relocate
@@ -30,7 +30,7 @@ _FATAL = ("interpreter", "reference")
 
 
 @dataclass
-class Publication:
+class Publication(Report):
     """What was deployed, or in a dry run would be.
 
     Attributes:
@@ -60,10 +60,6 @@ class Publication:
     size: int = 0
     reused: int = 0
     problems: list[dict[str, str]] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        """All of it as plain values, for JSON and Salt."""
-        return asdict(self)
 
 
 def publish(

@@ -7,12 +7,13 @@ import json
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from ..archives.tar import DIRECTORY, FILE, LINK, Refused
 from ..artefacts import metadata, scripts
 from ..errors import InterpreterNotFound, RelocateError, TreeError
+from ..progress import Report
 from ..system import files
 from ..virtualenvs import interpreter, manifest, manifest_reader
 from ..virtualenvs import rewritten as ledger
@@ -39,7 +40,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verdict(Report):
     """Whether a virtualenv can run, and if not, why.
 
     Attributes:
@@ -61,13 +62,7 @@ class Verdict:
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as plain values, for JSON and Salt."""
-        return {
-            "path": self.path,
-            "ok": self.ok,
-            "python": self.python,
-            "deep": self.deep,
-            "problems": [asdict(problem) for problem in self.problems],
-        }
+        return {**super().as_dict(), "ok": self.ok}
 
 
 def check(

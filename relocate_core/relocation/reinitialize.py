@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import re
 import stat
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import InterpreterMismatch, TreeError
+from ..progress import Report
 from ..system import files
 from ..system.locks import locked
 from ..system.transaction import Staged, Staging, reserve
@@ -25,7 +26,7 @@ _NAME = re.compile(r"(?:python|pypy)[\d.]*t?\Z")
 
 
 @dataclass
-class Reinitialization:
+class Reinitialization(Report):
     """What putting a virtualenv onto a Python did, or in a dry run would do.
 
     Attributes:
@@ -51,7 +52,7 @@ class Reinitialization:
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as plain values, for JSON and Salt."""
-        return {**asdict(self), "changed": self.changed}
+        return {**super().as_dict(), "changed": self.changed}
 
 
 def reinitialize(

@@ -27,6 +27,7 @@ from ..artefacts.kinds import rewrite
 from ..artefacts.large import LargeFile
 from ..artefacts.prefix import Prefixes
 from ..errors import InvalidPath, RelocateError, TreeChanged, TreeError, UnknownPrefix, reason_of
+from ..progress import Report
 from ..system import files
 from ..system.locks import locked
 from ..system.transaction import LINK, Rehearsal, Staged, Staging, reserve
@@ -44,7 +45,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass
-class Relocation:
+class Relocation(Report):
     """What a relocation did, or in a dry run would do.
 
     Attributes:
@@ -75,17 +76,8 @@ class Relocation:
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as plain values, for JSON and Salt."""
-        return {
-            "path": self.path,
-            "prefix": self.prefix,
-            "old_prefixes": self.old_prefixes,
-            "changed": self.changed,
-            "dry_run": self.dry_run,
-            "rewritten": self.rewritten,
-            "files": self.files,
-            "problems": [{"file": path, "reason": reason} for path, reason in self.problems],
-            "seen": self.seen,
-        }
+        problems = [{"file": path, "reason": reason} for path, reason in self.problems]
+        return {**super().as_dict(), "changed": self.changed, "problems": problems}
 
 
 def relocate(

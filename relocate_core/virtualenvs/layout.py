@@ -6,12 +6,12 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from ..artefacts import bytecode, metadata, scripts
 from ..artefacts.quoting import CSH, FISH, SH, Language
 from ..errors import InvalidPath, NotAVirtualenv, TreeError
+from ..progress import Report
 from ..system import files
 
 _LIB = re.compile(r"(python|pypy)(\d+\.\d+)(t?)\Z")
@@ -28,7 +28,7 @@ _LONGEST_CONFIG = 1 << 20
 
 
 @dataclass(frozen=True)
-class Virtualenv:
+class Virtualenv(Report):
     """A virtualenv as its files describe it; nothing in it is run.
 
     Attributes:
@@ -60,13 +60,6 @@ class Virtualenv:
     copies: bool
     relocatable: bool
     config: dict[str, str] = field(repr=False)
-
-    def as_dict(self) -> dict[str, Any]:
-        """All of it as plain values, for JSON and Salt."""
-        return asdict(self) | {
-            "old_prefixes": list(self.old_prefixes),
-            "site_packages": list(self.site_packages),
-        }
 
 
 def absolute_prefix(path: str, what: str) -> str:
