@@ -15,8 +15,8 @@ from typing import Any
 
 _PUBLIC = {
     "errors": "InvalidPath RelocateError",
-    "system.running": "Ended run_line",
-    "virtualenvs.description": "describe",
+    "system.processes": "Ended run_line",
+    "virtualenvs.contents": "describe",
     "virtualenvs.interpreter": "Interpreter",
     "virtualenvs.layout": "Virtualenv inspect",
     "relocation.check": "Problem Verdict check",

@@ -191,7 +191,7 @@ def _reinitialize(path: str, options: argparse.Namespace) -> None:
 
 
 def _info(path: str, options: argparse.Namespace) -> None:
-    from .virtualenvs.description import describe
+    from .virtualenvs.contents import describe
 
     facts = describe(path)
     if options.json:

@@ -41,7 +41,8 @@ from ..system.locks import held, locked
 from ..system.ownership import require_trusted
 from ..system.redact import without_credentials
 from ..virtualenvs import manifest
-from ..virtualenvs.interpreter import Interpreter, ask, named
+from ..virtualenvs.discovery import find_named, program_directories
+from ..virtualenvs.interpreter import Interpreter, probe
 from ..virtualenvs.layout import absolute_prefix
 from . import sources
 from .environment import TOOLS, Environment, Program, find_tool
@@ -196,7 +197,7 @@ def build(
         links = tuple(_link(one) for one in _texts(find_links, "find_links"))
         first = index if index is None else _texts(index, "index")[0]
         indexes = _Indexes(first, _texts(extra_index, "extra_index"), no_index, links)
-        interpreter = _default_python() if python is None else named(python)
+        interpreter = _default_python() if python is None else find_named(python)
         revision = sources.commit_of(commit, known.tree, COMMIT in archive)
         pattern = fnmatch.translate(os.path.basename(archive.replace(COMMIT, "*")))
         archive = _place(archive, revision, level)
@@ -754,14 +755,14 @@ def _default_python() -> Interpreter:
     Raises:
         InterpreterNotFound: there is none at all.
     """
-    first = named("python3")
+    first = find_named("python3")
     if not _is_salts(first):
         return first
-    for directory in (*os.get_exec_path(), "/usr/local/bin", "/usr/bin"):
+    for directory in program_directories():
         executable = os.path.join(directory, "python3")
         if os.access(executable, os.X_OK):
             with suppress(InterpreterNotFound):
-                other = ask(executable)
+                other = probe(executable)
                 if not _is_salts(other):
                     return other
     return first

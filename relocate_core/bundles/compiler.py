@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from ..errors import InterpreterNotFound, reason_of
 from ..system.processes import usable_cores
-from ..virtualenvs.interpreter import ask
+from ..virtualenvs.interpreter import probe
 
 MOST_HELPERS = 8
 
@@ -439,7 +439,7 @@ class _Helper:
         self.tasks.clear()
 
     def _not_started(self) -> InterpreterNotFound:
-        found = ask(self._python)  # which says in its own words why it does not run
+        found = probe(self._python)  # which says in its own words why it does not run
         if found.version < (3, 6):
             return InterpreterNotFound(
                 f"{self._python} is Python {found.long_version}, and compiling ahead needs 3.6 or "

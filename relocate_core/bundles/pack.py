@@ -37,8 +37,8 @@ from ..relocation.scan import HIDDEN_FIRST, WHOLE, hidden_reference, needles
 from ..system import files
 from ..system.locks import locked
 from ..virtualenvs import manifest, rewritten
-from ..virtualenvs.contents import compiled_module, editables, survey
-from ..virtualenvs.interpreter import ask
+from ..virtualenvs.contents import compiled_module, editables, read_contents
+from ..virtualenvs.interpreter import probe
 from ..virtualenvs.layout import absolute_prefix, inspect, recorded_prefixes
 from ..virtualenvs.manifest import PLACE, RECORD, Base, Head, Row, directory_mode, file_mode
 from . import delta, reader
@@ -299,7 +299,7 @@ class _Packer:
         self.mode = mode
         self.tell = tell
         self.environment = inspect(path)
-        self.interpreter = ask(os.path.join(os.path.abspath(path), "bin", "python"))
+        self.interpreter = probe(os.path.join(os.path.abspath(path), "bin", "python"))
         if mode != "timestamp" and self.interpreter.version < (3, 7):
             raise InvalidPath(
                 f"Python {self.interpreter.long_version} knows its bytecode by the time alone, and "
@@ -546,8 +546,8 @@ class _Packer:
     def _require_travel(self, entries: list[_Entry]) -> None:
         """Refuse what would not work on another machine; warn of what may not."""
         packed = {entry.path for entry in entries}
-        surveyed = survey(self.environment)
-        for file, line in (*surveyed.outside, *editables(self.environment)):
+        contents = read_contents(self.environment)
+        for file, line in (*contents.outside, *editables(self.environment)):
             if file in packed:
                 raise CannotTravel(
                     f"cannot pack {self.name}: {file} names {line}, which is outside of it; "

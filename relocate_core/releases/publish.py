@@ -16,9 +16,9 @@ from ..relocation.check import check
 from ..relocation.reinitialize import reinitialize
 from ..relocation.relocate import has_leftovers, relocate
 from ..system import locks
-from ..system.running import identity, let_through
-from ..virtualenvs.fitting import require_fit
-from ..virtualenvs.interpreter import Interpreter, named
+from ..system.processes import identity, let_through
+from ..virtualenvs.discovery import find_named, for_bundle
+from ..virtualenvs.interpreter import Interpreter
 from ..virtualenvs.manifest import RECORD
 from . import history
 from .root import WAIT, Root, name_of
@@ -121,7 +121,7 @@ def publish(
     stands = _stands(root, name, path, digests)
     runs = stands and _runs(path)
     if python is not None and not runs:
-        named(python)  # a wrong one is refused before anything is done
+        find_named(python)  # a wrong one is refused before anything is done
     if stands:
         if dry_run or (runs and root.is_tidy() and not has_leftovers(path)):
             return _standing(path, runs, dry_run)
@@ -253,7 +253,7 @@ def _prepare(
             digests=digests,
             owner=owner,
             progress=lambda files, size: tell("unpacking", {"files": files, "size": size}),
-            accept=lambda head: fitting.append(require_fit(head, path, python)),
+            accept=lambda head: fitting.append(for_bundle(head, path, python)),
             find=bases.find,
         )
         if owner is not None:

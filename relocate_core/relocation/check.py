@@ -17,7 +17,7 @@ from ..progress import Report
 from ..system import files
 from ..virtualenvs import interpreter, manifest, manifest_reader
 from ..virtualenvs import rewritten as ledger
-from ..virtualenvs.contents import Survey, broken_modules, survey
+from ..virtualenvs.contents import Contents, broken_modules, read_contents
 from ..virtualenvs.layout import Virtualenv, inspect
 from ..virtualenvs.manifest import RECORD, Row
 from ..virtualenvs.manifest_reader import Manifest
@@ -81,9 +81,9 @@ def check(
         deep: compare every file as well: with the manifest where it came as a bundle, so that
             whatever was changed, removed or added is found; else with the hash in its RECORD.
         home: the path that it is going to be renamed to, where it does not stand there yet.
-        base: the directory of its base Python, where that is known for sure; see `ask_own`.
+        base: the directory of its base Python, where that is known for sure; see `probe_own`.
         compiled: its compiled modules, and
-        links: its links, where both are known; see `survey`.
+        links: its links, where both are known; see `read_contents`.
 
     Returns:
         The verdict, with every problem that was found.
@@ -94,15 +94,15 @@ def check(
     """
     environment = inspect(path)
     try:
-        surveyed = survey(environment, compiled, links)
-        version, problems = _interpreter(environment, surveyed, base)
+        contents = read_contents(environment, compiled, links)
+        version, problems = _interpreter(environment, contents, base)
         place = _Place(path, home)
         problems += _scripts(environment, place)
-        problems += _links(surveyed, problems, place)
+        problems += _links(contents, problems, place)
         problems += _references(environment, home)
         problems += [
             Problem("path", file, f"it names {line}, which is not on this machine")
-            for file, line in surveyed.outside
+            for file, line in contents.outside
             if not os.path.exists(place.now(line))
         ]
         if deep:
@@ -128,7 +128,7 @@ class _Place:
 
 
 def _interpreter(
-    environment: Virtualenv, surveyed: Survey, base: str | None
+    environment: Virtualenv, contents: Contents, base: str | None
 ) -> tuple[str | None, list[Problem]]:
     file = "bin/python"
     executable = os.path.join(os.path.abspath(environment.path), file)
@@ -137,14 +137,14 @@ def _interpreter(
         reason = f"it points to {target}, which is not on this machine: reinitialize"
         return None, [Problem("interpreter", file, reason)]
     try:
-        found = interpreter.ask_own(environment.path, base)
+        found = interpreter.probe_own(environment.path, base)
     except InterpreterNotFound as error:
         return None, [Problem("interpreter", file, f"{error}: reinitialize")]
     problems = []
     if found.short_version != environment.python:
         reason = f"it is Python {found.short_version}, the virtualenv is for {environment.python}"
         problems.append(Problem("interpreter", file, f"{reason}: reinitialize"))
-    broken = broken_modules(surveyed.compiled, found.suffixes)
+    broken = broken_modules(contents.compiled, found.suffixes)
     if broken:
         more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
         reason = f"it cannot load {', '.join(broken[:3])}{more}: built for another ABI"
@@ -173,10 +173,10 @@ def _scripts(environment: Virtualenv, place: _Place) -> Iterator[Problem]:
             yield Problem("script", f"bin/{entry.name}", f"{reason}: relocate")
 
 
-def _links(surveyed: Survey, known: list[Problem], place: _Place) -> Iterator[Problem]:
+def _links(contents: Contents, known: list[Problem], place: _Place) -> Iterator[Problem]:
     """Dangling links, save those that only follow from a missing interpreter."""
     missing = any(problem.kind == "interpreter" for problem in known)
-    for name, target in surveyed.dangling:
+    for name, target in contents.dangling:
         waits = place.now(target) != target and os.path.exists(place.now(target))
         if not (waits or (missing and name.startswith("bin/"))):
             yield Problem("link", name, f"it points to {target}, which is not on this machine")

@@ -18,8 +18,9 @@ from ..system import files
 from ..system.locks import locked
 from ..system.transaction import Staged, Staging, reserve
 from ..virtualenvs import rewritten
-from ..virtualenvs.contents import survey
-from ..virtualenvs.interpreter import Interpreter, ask_own, fitting, named, require_fit
+from ..virtualenvs.contents import read_contents
+from ..virtualenvs.discovery import find_fitting, find_named, require_fit
+from ..virtualenvs.interpreter import Interpreter, probe_own
 from ..virtualenvs.layout import Virtualenv, inspect, read_config
 
 _NAME = re.compile(r"(?:python|pypy)[\d.]*t?\Z")
@@ -76,7 +77,8 @@ def reinitialize(
         dry_run: look, and change nothing.
         wait: seconds to wait for another run on the same virtualenv.
         staged: whether nobody relies on the tree yet; see `relocate`.
-        compiled: the file name endings of its compiled modules, where they are known; see `survey`.
+        compiled: the file name endings of its compiled modules, where they are known; see
+            `read_contents`.
 
     Returns:
         What was done. Nothing is done where it is on that Python already.
@@ -90,11 +92,11 @@ def reinitialize(
         with locked(root, path, wait):
             environment = inspect(path)
             if compiled is None:
-                compiled = survey(environment).compiled
+                compiled = read_contents(environment).compiled
             if python is None:
-                interpreter = fitting(environment, compiled)
+                interpreter = find_fitting(environment, compiled)
             else:
-                interpreter = named(python)
+                interpreter = find_named(python)
                 require_fit(environment, interpreter, compiled)
             return _Swap(root, environment, interpreter, dry_run, staged).run()
     except OSError as error:
@@ -246,7 +248,7 @@ class _Swap:
 
     def _prove(self) -> None:
         """Run the virtualenv's Python: it has to be the wanted one."""
-        found = ask_own(self.environment.path, os.path.dirname(self.interpreter.executable))
+        found = probe_own(self.environment.path, os.path.dirname(self.interpreter.executable))
         if found.version != self.interpreter.version:
             raise InterpreterMismatch(
                 f"cannot put {self.environment.path} onto {self.interpreter.executable}: "

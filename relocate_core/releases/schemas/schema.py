@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import CannotMigrate, reason_of
+from ...system.processes import Ended, environment, identity, run
 from ...system.redact import redact, secrets_in
-from ...system.running import Ended, environment, identity, run
 from .recipe import Recipe
 
 Version = Any

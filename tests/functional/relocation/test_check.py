@@ -12,7 +12,7 @@ import pytest
 from relocate_core.errors import NotAVirtualenv
 from relocate_core.relocation.check import Problem, check
 from relocate_core.relocation.relocate import relocate
-from relocate_core.virtualenvs.description import describe
+from relocate_core.virtualenvs.contents import describe
 from tests.support.environments import Environment, Project, digest, make
 
 

@@ -183,10 +183,10 @@ def test_a_failing_proof_puts_everything_back(tmp_path: Path) -> None:
     )
     liar.chmod(0o755)
     before = digest(made.path, times="files")
-    real = interpreter.ask(made.python)
+    real = interpreter.probe(made.python)
     with pytest.MonkeyPatch.context() as patch:
         found = real.__class__(**{**vars(real), "executable": str(liar)})
-        patch.setattr(reinitialization, "named", lambda python: found)
+        patch.setattr(reinitialization, "find_named", lambda python: found)
         with pytest.raises(
             InterpreterNotFound, match="is no Python that runs here: no: cannot run"
         ):
