@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote
 
 from ..errors import InvalidPath, TreeError, reason_of
-from ..system.files import sha256
+from ..system.files import digest
 from .runner import found, output_of
 
 _EXTRAS = re.compile(r"(.+?)(\[[\w\s.,-]+\])\Z", re.S)
@@ -40,7 +40,7 @@ def digest_of(*values: object) -> str:
 def file_digest(path: str) -> str:
     """The SHA-256 of a file's content."""
     with open(path, "rb", 0) as file:
-        return sha256(file.fileno())
+        return digest(file.fileno()).hex()
 
 
 # --- requirement files ----------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from ..artefacts.metadata import Digests
 from ..artefacts.prefix import Prefixes
 from ..system import files
 from ..system.transaction import LINK, Staging
+from ..virtualenvs.distributions import listed_path, records
 
 _HASHED_BYTECODE = b".pyc,sha"
 
@@ -32,20 +33,7 @@ class Records:
 
     def __iter__(self) -> Iterator[tuple[str, bytes]]:
         """Path and content of each."""
-        for site_packages in self.site_packages:
-            directory = files.open_directory(self.root, site_packages)
-            try:
-                for name in sorted(os.listdir(directory)):
-                    if name.endswith(".dist-info"):
-                        path = f"{site_packages}/{name}/RECORD"
-                        try:
-                            with files.directory_of(directory, f"{name}/RECORD") as (inner, record):
-                                data, _ = files.read(inner, record)
-                        except (FileNotFoundError, NotADirectoryError):
-                            continue
-                        yield path, data
-            finally:
-                os.close(directory)
+        return records(self.root, self.site_packages)
 
     def update(
         self, staging: Staging, listed: Collection[str] | None = None
@@ -63,7 +51,7 @@ class Records:
         for record, data in self if listed is None else self._read(listed):
             changed: dict[bytes, Callable[[str], Digests]] = {}
             for row, line in metadata.record_rows(data, marks):
-                path = _path(record, row)
+                path = listed_path(record, row)
                 item = staging.items.get(path)
                 if item is not None and item.kind != LINK:
                     changed[row] = partial(_digests, staging, path)
@@ -109,12 +97,6 @@ class Records:
 
 def _digests(staging: Staging, path: str, algorithm: str) -> Digests:
     return Digests(*staging.digests(path, algorithm))
-
-
-def _path(record: str, row: bytes) -> str:
-    """The path, relative to the virtualenv, that a row of a RECORD names."""
-    base = os.path.dirname(os.path.dirname(record))
-    return os.path.normpath(os.path.join(base, os.fsdecode(row)))
 
 
 def _mark(path: str) -> bytes:

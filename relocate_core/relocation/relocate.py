@@ -31,8 +31,7 @@ from ..progress import Report
 from ..system import files
 from ..system.locks import locked
 from ..system.transaction import LINK, Rehearsal, Staged, Staging, reserve
-from ..virtualenvs import manifest, manifest_reader
-from ..virtualenvs import rewritten as ledger
+from ..virtualenvs import manifest, manifest_reader, rewritten
 from ..virtualenvs.layout import Virtualenv, absolute_prefix, inspect, recorded_prefixes
 from ..virtualenvs.manifest import Head
 from . import pool
@@ -301,7 +300,7 @@ class _Run:
         if self.head is not None:
             self._take_listed(self.head)
             return
-        account = _exists(self.root, ledger.NAME)
+        account = _exists(self.root, rewritten.NAME)
         scanner = Scanner(self.root, self.prefixes, not self.report.dry_run, account)
         pool.scan(scanner, self.walk.directories(), self._take)
         if self.failure is not None:
@@ -361,7 +360,7 @@ class _Run:
         for record, known in records.update(self.staging, listed):
             if not known:
                 self._count(record, metadata.KIND)
-        ledger.update(self.root, self.staging)
+        rewritten.update(self.root, self.staging)
 
     def _count(self, path: str, kind: str) -> None:
         self.report.rewritten[kind] = self.report.rewritten.get(kind, 0) + 1
@@ -479,7 +478,7 @@ _IDENTITY = 3
 
 def _rank(item: Staged) -> int:
     """The order of the renames; see the module's first lines."""
-    if item.path.endswith(".dist-info/RECORD") or item.kind == ledger.KIND:
+    if item.path.endswith(".dist-info/RECORD") or item.kind == rewritten.KIND:
         return 0
     if item.kind == bytecode.KIND:
         return 1

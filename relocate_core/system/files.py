@@ -111,12 +111,21 @@ def read_whole(file: int) -> bytes:
         pieces.append(piece)
 
 
-def sha256(file: int) -> str:
-    """The digest of the rest of an open file, in hexadecimal."""
-    digest = hashlib.sha256()
+def digest(file: int, algorithm: str = "sha256") -> bytes:
+    """The digest of the rest of an open file."""
+    found = hashlib.new(algorithm)
     while piece := os.read(file, 1 << 20):
-        digest.update(piece)
-    return digest.hexdigest()
+        found.update(piece)
+    return found.digest()
+
+
+def digest_of(directory: int, name: str, algorithm: str = "sha256") -> bytes:
+    """The digest of a file in an open directory."""
+    file = open_file(directory, name)
+    try:
+        return digest(file, algorithm)
+    finally:
+        os.close(file)
 
 
 def read(directory: int, name: str) -> tuple[bytes, os.stat_result]:

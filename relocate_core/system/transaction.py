@@ -129,8 +129,9 @@ class Staging:
         """The digests of a staged file's old and new content, and the new one's size in bytes."""
         staged = self.items[path]
         with files.directory_of(self.root, path) as (directory, name):
-            old, _ = _digest(directory, name, algorithm)
-            new, size = _digest(directory, staged.temporary, algorithm)
+            old = files.digest_of(directory, name, algorithm)
+            new = files.digest_of(directory, staged.temporary, algorithm)
+            size = os.stat(staged.temporary, dir_fd=directory).st_size
         return old, new, size
 
     def commit(self, rank: Callable[[Staged], int], last: int, *, keep: bool = False) -> None:
@@ -277,20 +278,3 @@ def _second_link(directory: int, name: str) -> str | None:
     except OSError:
         return None
     return backup
-
-
-def _digest(directory: int, name: str, algorithm: str) -> tuple[bytes, int]:
-    """A file's digest and its size."""
-    import hashlib
-
-    digest, size = hashlib.new(algorithm), 0
-    file = files.open_file(directory, name)
-    try:
-        while True:
-            piece = os.read(file, 1 << 20)
-            if not piece:
-                return digest.digest(), size
-            digest.update(piece)
-            size += len(piece)
-    finally:
-        os.close(file)

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from relocate_core.errors import NotAVirtualenv
-from relocate_core.relocation.check import Problem, check
+from relocate_core.relocation.check import check
 from relocate_core.relocation.relocate import relocate
 from relocate_core.virtualenvs.contents import describe
+from relocate_core.virtualenvs.verify import Problem
 from tests.support.environments import Environment, Project, digest, make
 
 
