@@ -34,7 +34,7 @@ from ..system.transaction import LINK, Rehearsal, Staged, Staging, reserve
 from ..virtualenvs import manifest, manifest_reader, rewritten
 from ..virtualenvs.layout import Virtualenv, absolute_prefix, inspect, recorded_prefixes
 from ..virtualenvs.manifest import Head
-from . import pool
+from . import workers
 from .records import Records
 from .scan import WHOLE, Findings, Scanner
 from .walk import Walk
@@ -287,7 +287,7 @@ class _Run:
                     directory, _, name = path.rpartition("/")
                     directories.setdefault(directory, []).append(name)
             scanner = Scanner(self.root, Prefixes((self.prefixes.new,), old), write=True)
-            pool.scan(scanner, iter(directories.items()), _require_success)
+            workers.scan(scanner, iter(directories.items()), _require_success)
 
     # --- finding --------------------------------------------------------------------------------
 
@@ -302,7 +302,7 @@ class _Run:
             return
         account = _exists(self.root, rewritten.NAME)
         scanner = Scanner(self.root, self.prefixes, not self.report.dry_run, account)
-        pool.scan(scanner, self.walk.directories(), self._take)
+        workers.scan(scanner, self.walk.directories(), self._take)
         if self.failure is not None:
             raise self.failure
         self.report.problems += [(path, "it is another file system") for path in self.walk.foreign]

@@ -1,9 +1,9 @@
 """Finding the files that name a prefix, and rewriting bytecode on the spot.
 
 This is the part that touches every file of a tree, so it runs in several processes where there are
-several cores (see `pool`), in fixed memory whatever a file's size. Bytecode is nearly all there is
-to rewrite and every file of it stands for itself, so it is rewritten as it is met. All other hits
-are handed back, for `relocation` to rewrite in an order that survives a kill.
+several cores (see `workers`), in fixed memory whatever a file's size. Bytecode is nearly all there
+is to rewrite and every file of it stands for itself, so it is rewritten as it is met. All other
+hits are returned, for `relocate` to rewrite in an order that survives a kill.
 """
 
 from __future__ import annotations

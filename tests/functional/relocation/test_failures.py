@@ -33,8 +33,8 @@ from relocate_core.errors import (
     TreeError,
     UnknownPrefix,
 )
-from relocate_core.relocation import pool, scan
 from relocate_core.relocation import relocate as relocation
+from relocate_core.relocation import scan, workers
 from relocate_core.relocation.relocate import relocate
 from relocate_core.system import files, processes
 from relocate_core.system.locks import locked
@@ -649,14 +649,14 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Environment:
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many workers each scan has started."""
-    real, counts = pool._start, []
+    real, counts = workers._start, []
 
-    def start(scanner: scan.Scanner) -> list[pool._Worker]:
-        workers = real(scanner)
-        counts.append(len(workers))
-        return workers
+    def start(scanner: scan.Scanner) -> list[workers.Worker[workers.Batch]]:
+        given = real(scanner)
+        counts.append(len(given))
+        return given
 
-    monkeypatch.setattr(pool, "_start", start)
+    monkeypatch.setattr(workers, "_start", start)
     return counts
 
 
@@ -665,7 +665,7 @@ def test_no_workers_to_be_had(
 ) -> None:
     trees = [copy(big.path, tmp_path / name) for name in ("with", "without", "thread")]
     reports = [relocate(trees[0], NEW)]
-    if started != [min(pool.MOST_WORKERS, processes.usable_cores())]:
+    if started != [min(workers.MOST_WORKERS, processes.usable_cores())]:
         assert processes.usable_cores() < 2
     thread = threading.Thread(target=lambda: reports.append(relocate(trees[2], NEW)))
     thread.start()

@@ -14,7 +14,7 @@ from relocate_core.errors import InterpreterMismatch, InterpreterNotFound, Reloc
 from relocate_core.relocation import reinitialize as reinitialization
 from relocate_core.relocation.check import check
 from relocate_core.relocation.reinitialize import reinitialize
-from relocate_core.virtualenvs import interpreter
+from relocate_core.virtualenvs import discovery, interpreter
 from tests.support import environments
 from tests.support.environments import Environment, copy, differences, digest, make
 from tests.support.steps import Steps, in_child, temporaries
@@ -166,7 +166,7 @@ def test_another_abi_of_the_same_version(tmp_path: Path) -> None:
 def test_none_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = make("venv-3.12", tmp_path / "venv")
     carry(made)
-    monkeypatch.setattr(interpreter, "_USUAL_DIRECTORIES", ())
+    monkeypatch.setattr(discovery, "USUAL_DIRECTORIES", ())
     monkeypatch.setenv("PATH", str(tmp_path))
     refuses(made.path, None, InterpreterNotFound, r"needs Python 3\.12, and none was found on this")
 
