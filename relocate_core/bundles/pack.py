@@ -308,7 +308,7 @@ class _Packer:
         self.prefixes = self._find_prefixes()
         self.old = tuple(map(os.fsencode, self.prefixes))
         self.needles = needles(self.old) if self.old else ()
-        self.descent = files.Descent(root)
+        self.descent = files.DirectoryCursor(root)
         self.newest = 0
         self.rows: list[Row] = []
         self.references: list[str] = []
@@ -618,7 +618,7 @@ class _Packer:
 
     def _jobs(self, entries: list[_Entry]) -> Iterator[Job]:
         """What the virtualenv's Python has to do, in the order of the entries."""
-        descent = files.Descent(self.root)
+        descent = files.DirectoryCursor(self.root)
         try:
             for entry in entries:
                 if entry.kind == BYTECODE and not self._is_kept(entry):
@@ -722,7 +722,7 @@ class _Packer:
         if module is not None:
             self.compiled.setdefault(module[0], set()).add(module[1])
 
-    def _read(self, path: str, descent: files.Descent | None = None) -> tuple[bytes, Any]:
+    def _read(self, path: str, descent: files.DirectoryCursor | None = None) -> tuple[bytes, Any]:
         parent, _, name = path.rpartition("/")
         return files.read((descent or self.descent).open(parent), name)
 

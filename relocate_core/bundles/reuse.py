@@ -57,7 +57,7 @@ class Earlier:
             self._sealed = self._seal(seal)
             self._uid = os.geteuid()
             self._clones: bool | None = None
-            self._descent = files.Descent(self.root)
+            self._descent = files.DirectoryCursor(self.root)
             self._parent: str | None = None
             self._place = -1
         except BaseException:

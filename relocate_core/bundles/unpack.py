@@ -244,7 +244,7 @@ class _Writer:
         self.directories: dict[str, tuple[int, int] | None] = {"": None}
         self.links: dict[str, str] = {}
         self.hard_links: list[tuple[str, str]] = []
-        self.descent = files.Descent(directory)
+        self.descent = files.DirectoryCursor(directory)
         self.parent = ""
         self.descriptor = self.descent.open("")
         self.look = _LOOK_AT_ROOM

@@ -388,7 +388,7 @@ class Root:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         file = os.open(name, flags, 0o600, dir_fd=self._records)
         try:
-            with locks.left(file, self.path, wait):
+            with locks.inherited(file, self.path, wait):
                 yield file
         finally:
             os.close(file)

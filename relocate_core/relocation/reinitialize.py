@@ -16,7 +16,7 @@ from ..errors import InterpreterMismatch, TreeError
 from ..progress import Report
 from ..system import files
 from ..system.locks import locked
-from ..system.transaction import Staged, Staging, reserve
+from ..system.transaction import Change, Transaction, reserve
 from ..virtualenvs import rewritten
 from ..virtualenvs.contents import read_contents
 from ..virtualenvs.discovery import find_fitting, find_named, require_fit
@@ -142,16 +142,16 @@ class _Swap:
         self._plan_config()
         self.report.files = sorted((*self.links, *self.copies, *self.texts))
         if not self.report.dry_run and self.report.changed:
-            staging = Staging(self.root, self.environment.path, durable=not self.staged)
+            transaction = Transaction(self.root, self.environment.path, durable=not self.staged)
             with reserve(self.root) as release:
                 try:
-                    self._stage(staging)
-                    staging.commit(_rank, 1, keep=True)
+                    self._stage(transaction)
+                    transaction.commit(_rank, 1, keep=True)
                     self._prove()
-                    staging.clean()
+                    transaction.clean()
                 except BaseException:
                     release()
-                    staging.put_back()
+                    transaction.put_back()
                     raise
         return self.report
 
@@ -236,15 +236,15 @@ class _Swap:
             lines.append(line)
         return b"".join(lines)
 
-    def _stage(self, staging: Staging) -> None:
+    def _stage(self, transaction: Transaction) -> None:
         for path, target in self.links.items():
-            staging.link(path, target)
+            transaction.link(path, target)
         for path, source in self.copies.items():
             with open(source, "rb") as file:
-                staging.write(path, "copy", iter(lambda: file.read(1 << 20), b""))
+                transaction.write(path, "copy", iter(lambda: file.read(1 << 20), b""))
         for path, data in self.texts.items():
-            staging.write(path, "config", data)
-        rewritten.update(self.root, staging)
+            transaction.write(path, "config", data)
+        rewritten.update(self.root, transaction)
 
     def _prove(self) -> None:
         """Run the virtualenv's Python: it has to be the wanted one."""
@@ -256,7 +256,7 @@ class _Swap:
             )
 
 
-def _rank(item: Staged) -> int:
+def _rank(item: Change) -> int:
     # What names the old base comes last: a second run has to know it to find what is left.
     return 1 if item.kind == "config" else 0
 

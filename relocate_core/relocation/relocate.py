@@ -14,29 +14,26 @@ that is kept to the old content until the end.
 from __future__ import annotations
 
 import os
-import re
-import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..archives.tar import Refused
-from ..artefacts import binaries, bytecode, metadata
-from ..artefacts.kinds import rewrite
-from ..artefacts.large import LargeFile
+from ..artefacts import bytecode, metadata
 from ..artefacts.prefix import Prefixes
 from ..errors import InvalidPath, RelocateError, TreeChanged, TreeError, UnknownPrefix, reason_of
 from ..progress import Report
 from ..system import files
 from ..system.locks import locked
-from ..system.transaction import LINK, Rehearsal, Staged, Staging, reserve
+from ..system.transaction import Change, DryRun, Transaction, reserve
 from ..virtualenvs import manifest, manifest_reader, rewritten
 from ..virtualenvs.layout import Virtualenv, absolute_prefix, inspect, recorded_prefixes
 from ..virtualenvs.manifest import Head
 from . import workers
 from .records import Records
-from .scan import WHOLE, Findings, Scanner
+from .rewriter import Rewriter
+from .scan import Findings, Scanner
 from .walk import Walk
 
 Progress = Callable[[int, int], None]
@@ -151,7 +148,7 @@ def _manifest(root: int, environment: Virtualenv, as_packed: bool) -> Head | Non
     """What the manifest of an unpacked bundle says; None where it may not be true any more.
 
     Whatever is installed or removed changes the directory of programs or that of packages, whose
-    times are those of the bundle as long as nobody but `staging` has worked on them.
+    times are those of the bundle as long as nobody but a transaction has worked on them.
     """
     try:
         known = manifest_reader.of_tree(root)
@@ -241,20 +238,20 @@ class _Run:
         self.walk = Walk(root, environment.path, clear=not dry_run)
         self.bytecode: dict[str, int] = {}
         self.hits: list[str] = []
-        self.staging = (Rehearsal if dry_run else Staging)(
+        self.transaction = (DryRun if dry_run else Transaction)(
             root, environment.path, durable=not staged
         )
 
     def relocate(self) -> Relocation:
         if self.report.dry_run:
             self._scan()
-            self._stage()
+            self._write()
         else:
             with reserve(self.root) as release:
                 try:
                     self._scan()
-                    self._stage()
-                    self.staging.commit(_rank, _IDENTITY)
+                    self._write()
+                    self.transaction.commit(_rank, _IDENTITY)
                 except BaseException as error:
                     release()
                     if not self.staged:
@@ -267,7 +264,7 @@ class _Run:
     def _put_back(self, error: BaseException) -> None:
         """Undo what was done so far, as far as the same trouble does not forbid it."""
         try:
-            self.staging.put_back()
+            self.transaction.put_back()
             self._rewrite_back()
             files.clear_leftovers(self.root)  # an interrupt may come between any two steps
         except OSError as second:
@@ -338,133 +335,24 @@ class _Run:
     def _full(self, path: str) -> str:
         return os.path.join(self.environment.path, path)
 
-    # --- writing aside --------------------------------------------------------------------------
+    # --- writing --------------------------------------------------------------------------------
 
-    def _stage(self) -> None:
+    def _write(self) -> None:
         """Write every other new file beside its old one; nothing is in place yet."""
+        rewriter = Rewriter(self.root, self.prefixes, self.transaction, self.report, self.bytecode)
         for path in self.walk.links:
-            self._stage_link(path)
+            rewriter.link(path)
         for path in self.hits:
-            self._stage_file(path)
-        sources = [
-            item.path
-            for item in self.staging.items.values()
-            if item.path.endswith(".py") and item.kind != LINK
-        ]
-        for path in sources:
-            self._stage_bytecode_of(path)
+            rewriter.file(path)
+        rewriter.follow_sources()
         records = Records(self.root, self.environment.site_packages, self.prefixes)
         listed = None
         if self.head is not None:
             listed = [path for path in self.head.references if path.endswith("/RECORD")]
-        for record, known in records.update(self.staging, listed):
+        for record, known in records.update(self.transaction, listed):
             if not known:
-                self._count(record, metadata.KIND)
-        rewritten.update(self.root, self.staging)
-
-    def _count(self, path: str, kind: str) -> None:
-        self.report.rewritten[kind] = self.report.rewritten.get(kind, 0) + 1
-        if kind != bytecode.KIND:
-            self.report.files.append(path)
-
-    def _stage_link(self, path: str) -> None:
-        with files.directory_of(self.root, path) as (directory, name):
-            status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-            target = os.fsencode(os.readlink(name, dir_fd=directory))
-        match = next(self.prefixes.matches(target), None)
-        if match is not None and match.start() == 0:
-            moved = os.fsdecode(self.prefixes.new + target[match.end() :])
-            self.staging.link(path, moved, status)
-            self._count(path, LINK)
-
-    def _stage_file(self, path: str) -> None:
-        """Rewrite one hit beside the old file."""
-        with files.directory_of(self.root, path) as (directory, name):
-            file = files.open_file(directory, name)
-            try:
-                status = os.fstat(file)
-                if status.st_size > WHOLE:
-                    self._stage_large(path, file, status)
-                    return
-                data = files.read_whole(file)
-            finally:
-                os.close(file)
-        result = rewrite(path, data, self.prefixes)
-        problem = result.problem
-        if problem and result.kind == binaries.KIND:
-            runpath = binaries.longer_runpath(data, self.prefixes)
-            if runpath is not None:
-                problem = self._grow(path, result.data, status, os.fsdecode(runpath), problem)
-        if result.data != data and path not in self.staging.items:
-            self.staging.write(path, result.kind, result.data, status)
-        if problem:
-            self.report.problems.append((path, problem))
-        if path in self.staging.items:
-            self._count(path, result.kind)
-
-    def _grow(
-        self, path: str, data: bytes, status: os.stat_result, runpath: str, problem: str
-    ) -> str:
-        """Let `patchelf` write a RUNPATH that has no room; returns what is still wrong then."""
-        program = shutil.which("patchelf")
-        if program is None:
-            return f"{problem}: its RUNPATH can be given more by patchelf, which is not installed"
-        self.staging.write(path, binaries.KIND, data, status)
-        if self.report.dry_run:
-            return ""
-        if not self.staging.run(path, [program, "--set-rpath", runpath]):
-            self.staging.drop(path)
-            return f"{problem}, and patchelf failed on it"
-        return rewrite(path, self.staging.read(path)[0], self.prefixes).problem
-
-    def _stage_large(self, path: str, file: int, status: os.stat_result) -> None:
-        large = LargeFile(file, self.prefixes)
-        if not large.problem:
-            self.staging.write(path, large.kind, large.pieces(), status)
-            if large.changed and (large.binary or not large.problem):
-                self._count(path, large.kind)
-            else:
-                self.staging.drop(path)
-        if large.problem:
-            self.report.problems.append((path, large.problem))
-
-    def _stage_bytecode_of(self, path: str) -> None:
-        """Make the bytecode of a changed source fit the new source.
-
-        The source keeps its time, and often its size, so Python would go on using the old one.
-        """
-        with files.directory_of(self.root, path) as (directory, name):
-            data, status = files.read(directory, name)
-        mtime = int(status.st_mtime)
-        old = bytecode.Source(data, mtime)
-        new = bytecode.Source(self.staging.read(path)[0], mtime)
-        parent, _, name = path.rpartition("/")
-        for pyc in self._bytecode_files(parent, name[: -len(".py")]):
-            content, status = self.staging.read(pyc)
-            try:
-                moved = bytecode.follow_source(content, old, new)
-            except bytecode.Unreadable:
-                continue  # no Python that is known would load it
-            if moved != content:
-                known = pyc in self.staging.items or pyc in self.bytecode
-                self.staging.write(pyc, bytecode.KIND, moved, status)
-                if not known:
-                    self._count(pyc, bytecode.KIND)
-
-    def _bytecode_files(self, parent: str, stem: str) -> Iterator[str]:
-        """The existing bytecode files of a source `parent/stem.py`."""
-        beside = re.compile(re.escape(stem) + r"\.py[co]\Z")
-        cached = re.compile(re.escape(stem) + r"\.[^/]*\.pyc\Z")
-        for directory, pattern in ((parent, beside), (f"{parent}/__pycache__".lstrip("/"), cached)):
-            try:
-                descriptor = files.open_directory(self.root, directory)
-            except OSError:
-                continue
-            try:
-                names = sorted(filter(pattern.match, os.listdir(descriptor)))
-            finally:
-                os.close(descriptor)
-            yield from (f"{directory}/{name}".lstrip("/") for name in names)
+                rewriter.count(record, metadata.KIND)
+        rewritten.update(self.root, self.transaction)
 
 
 def _require_success(findings: Findings) -> None:
@@ -476,7 +364,7 @@ def _require_success(findings: Findings) -> None:
 _IDENTITY = 3
 
 
-def _rank(item: Staged) -> int:
+def _rank(item: Change) -> int:
     """The order of the renames; see the module's first lines."""
     if item.path.endswith(".dist-info/RECORD") or item.kind == rewritten.KIND:
         return 0

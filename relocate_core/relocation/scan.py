@@ -75,7 +75,7 @@ class Scanner:
         failure = None
         seen = 0
         path = name = ""
-        descent = files.Descent(self.root)
+        cursor = files.DirectoryCursor(self.root)
         # What follows is done for every file of a tree, so it calls nothing that it can do without.
         first, *_ = self.needles
         buffer, buffers, find = self.buffer, self.buffers, self.buffer.find
@@ -83,7 +83,7 @@ class Scanner:
         try:
             for path, names in directories:
                 name = ""
-                directory = descent.open(path)
+                directory = cursor.open(path)
                 for name in names:
                     seen += 1
                     file = os.open(name, files.FILE, dir_fd=directory)
@@ -102,7 +102,7 @@ class Scanner:
         except TreeChanged as error:
             failure = (_join(path, name), "TreeChanged", 0, str(error))
         finally:
-            descent.close()
+            cursor.close()
             take(findings._replace(seen=seen, failure=failure))
 
     def _look(

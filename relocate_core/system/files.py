@@ -48,7 +48,7 @@ def open_directory(root: int, path: str) -> int:
     return directory
 
 
-class Descent:
+class DirectoryCursor:
     """Opens one directory after the other below a root, as `open_directory` does.
 
     The descriptors on the way to the last one stay open, so that a neighbour costs one call and

@@ -18,7 +18,7 @@ LINK = "link"
 
 
 @dataclass
-class Staged:
+class Change:
     """A new file or link, written beside the old one."""
 
     path: str
@@ -30,7 +30,7 @@ class Staged:
     """The second link to the old content, once the new one is in place."""
 
 
-class Staging:
+class Transaction:
     """New files and links below a root.
 
     Args:
@@ -43,15 +43,15 @@ class Staging:
         self.root = root
         self.name = name
         self.durable = durable
-        self.items: dict[str, Staged] = {}
+        self.items: dict[str, Change] = {}
         self._times: dict[str, tuple[int, int]] = {}
 
     def read(self, path: str) -> tuple[bytes, os.stat_result]:
         """A file's content as it will be, and what the old one was like when it was read."""
-        staged = self.items.get(path)
+        change = self.items.get(path)
         with files.directory_of(self.root, path) as (directory, name):
-            data, status = files.read(directory, staged.temporary if staged else name)
-        return data, staged.status if staged else status
+            data, status = files.read(directory, change.temporary if change else name)
+        return data, change.status if change else status
 
     def write(
         self,
@@ -59,7 +59,7 @@ class Staging:
         kind: str,
         data: bytes | Iterable[bytes],
         status: os.stat_result | None = None,
-    ) -> Staged:
+    ) -> Change:
         """Write the new content of `path` aside; a second one takes the place of the first.
 
         Args:
@@ -79,7 +79,7 @@ class Staging:
                 os.close(original)
         return self._add(path, kind, status, temporary)
 
-    def link(self, path: str, target: str, status: os.stat_result | None = None) -> Staged:
+    def link(self, path: str, target: str, status: os.stat_result | None = None) -> Change:
         """Make the link that should stand at `path`."""
         with files.directory_of(self.root, path) as (directory, name):
             self._note_time(path, directory)
@@ -94,26 +94,26 @@ class Staging:
             status = os.fstat(directory)
             self._times[parent] = (status.st_atime_ns, status.st_mtime_ns)
 
-    def _add(self, path: str, kind: str, status: os.stat_result, temporary: str) -> Staged:
+    def _add(self, path: str, kind: str, status: os.stat_result, temporary: str) -> Change:
         self.drop(path)
-        self.items[path] = Staged(path, kind, status, temporary)
+        self.items[path] = Change(path, kind, status, temporary)
         return self.items[path]
 
     def drop(self, path: str) -> None:
-        """Forget what was staged for `path`."""
-        staged = self.items.pop(path, None)
-        if staged is not None:
-            self._remove(path, staged.temporary)
+        """Forget the change of `path`."""
+        change = self.items.pop(path, None)
+        if change is not None:
+            self._remove(path, change.temporary)
 
     def run(self, path: str, command: list[str]) -> bool:
-        """Let a program edit the staged file, given as its last argument; whether it did."""
+        """Let a program edit the new file, given as its last argument; whether it did."""
         import subprocess
 
-        staged = self.items[path]
+        change = self.items[path]
         with files.directory_of(self.root, path) as (directory, _):
             try:
                 subprocess.run(
-                    [*command, staged.temporary],
+                    [*command, change.temporary],
                     cwd=f"/proc/self/fd/{directory}",
                     check=True,
                     capture_output=True,
@@ -121,20 +121,20 @@ class Staging:
                 )
             except (OSError, subprocess.SubprocessError):
                 return False
-            times = (staged.status.st_atime_ns, staged.status.st_mtime_ns)
-            os.utime(staged.temporary, ns=times, dir_fd=directory)
+            times = (change.status.st_atime_ns, change.status.st_mtime_ns)
+            os.utime(change.temporary, ns=times, dir_fd=directory)
         return True
 
     def digests(self, path: str, algorithm: str) -> tuple[bytes, bytes, int]:
-        """The digests of a staged file's old and new content, and the new one's size in bytes."""
-        staged = self.items[path]
+        """The digests of a file's old and new content, and the new one's size in bytes."""
+        change = self.items[path]
         with files.directory_of(self.root, path) as (directory, name):
             old = files.digest_of(directory, name, algorithm)
-            new = files.digest_of(directory, staged.temporary, algorithm)
-            size = os.stat(staged.temporary, dir_fd=directory).st_size
+            new = files.digest_of(directory, change.temporary, algorithm)
+            size = os.stat(change.temporary, dir_fd=directory).st_size
         return old, new, size
 
-    def commit(self, rank: Callable[[Staged], int], last: int, *, keep: bool = False) -> None:
+    def commit(self, rank: Callable[[Change], int], last: int, *, keep: bool = False) -> None:
         """Rename everything into place in the order of `rank`.
 
         Everything of a rank below `last` is on disk before the first item from there on. With
@@ -194,8 +194,8 @@ class Staging:
                 os.unlink(name, dir_fd=directory)
 
 
-class Rehearsal(Staging):
-    """A staging that keeps new contents in memory and writes nothing: for a dry run."""
+class DryRun(Transaction):
+    """A transaction that keeps new contents in memory and writes nothing."""
 
     def __init__(self, root: int, name: str, durable: bool = True) -> None:
         super().__init__(root, name, durable)
@@ -211,7 +211,7 @@ class Rehearsal(Staging):
         kind: str,
         data: bytes | Iterable[bytes],
         status: os.stat_result | None = None,
-    ) -> Staged:
+    ) -> Change:
         if isinstance(data, bytes):
             self.contents[path] = data
         else:
@@ -219,13 +219,13 @@ class Rehearsal(Staging):
                 pass
         return self._pretend(path, kind)
 
-    def link(self, path: str, target: str, status: os.stat_result | None = None) -> Staged:
+    def link(self, path: str, target: str, status: os.stat_result | None = None) -> Change:
         return self._pretend(path, LINK)
 
-    def _pretend(self, path: str, kind: str) -> Staged:
+    def _pretend(self, path: str, kind: str) -> Change:
         with files.directory_of(self.root, path) as (directory, name):
             status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-        self.items[path] = Staged(path, kind, status, name)
+        self.items[path] = Change(path, kind, status, name)
         return self.items[path]
 
     def drop(self, path: str) -> None:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 from ..system import files
-from ..system.transaction import LINK, Rehearsal, Staging
+from ..system.transaction import LINK, DryRun, Transaction
 from .manifest import PLACE
 
 NAME = f"{PLACE}/ledger.json"
@@ -51,29 +51,29 @@ def read(root: int) -> dict[str, str]:
     return {path: value for path, value in known.items() if isinstance(value, str)}
 
 
-def update(root: int, staging: Staging) -> None:
+def update(root: int, transaction: Transaction) -> None:
     """Stage the ledger with all that is staged so far; keep the old contents.
 
     Args:
         root: descriptor of the virtualenv; nothing is done where it has no ledger.
-        staging: what is about to be put in place.
+        transaction: what is about to be put in place.
     """
-    if not staging.items or isinstance(staging, Rehearsal):
+    if not transaction.items or isinstance(transaction, DryRun):
         return
     try:
         status = _status(root)
     except OSError:
         return
     known = read(root)
-    for path, item in sorted(staging.items.items()):
+    for path, item in sorted(transaction.items.items()):
         if item.kind == LINK:
             known[path] = f"{LEADS}{_target(root, path, item.temporary)}"
             continue
-        old, new, _ = staging.digests(path, "sha256")
+        old, new, _ = transaction.digests(path, "sha256")
         if path not in known:
             keep(root, path, old.hex())
         known[path] = f"{HASHES}{new.hex()}"
-    staging.write(NAME, KIND, _document(known), status)
+    transaction.write(NAME, KIND, _document(known), status)
 
 
 def add(root: int, entries: Mapping[str, str]) -> None:
@@ -87,9 +87,9 @@ def add(root: int, entries: Mapping[str, str]) -> None:
         status = _status(root)
     except OSError:
         return
-    staging = Staging(root, NAME, durable=False)
-    staging.write(NAME, KIND, _document({**read(root), **entries}), status)
-    staging.commit(lambda item: 0, 0)
+    transaction = Transaction(root, NAME, durable=False)
+    transaction.write(NAME, KIND, _document({**read(root), **entries}), status)
+    transaction.commit(lambda item: 0, 0)
 
 
 def _document(known: Mapping[str, str]) -> bytes:
