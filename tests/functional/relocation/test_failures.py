@@ -168,7 +168,8 @@ def test_somebody_elses_virtualenv(closed: bool, venv: Environment) -> None:
     if closed:
         os.chmod(venv.path, 0o700)
     before = digest(venv.path)
-    core = "import sys; sys.path.insert(0, sys.argv[1]); import relocate_core.cli, os; "
+    # All before it is somebody else, who may not be able to read this Python.
+    core = "import sys; sys.path.insert(0, sys.argv[1]); import relocate_core.cli, os, locale; "
     core += "import relocate_core.virtualenvs.interpreter, relocate_core.relocation.check; "
     core += "import relocate_core.relocation.relocate; "
     core += "os.setgroups([]); os.setgid(65534); os.setuid(65534); "
