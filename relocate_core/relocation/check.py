@@ -1,4 +1,4 @@
-"""Whether a virtualenv can run where it stands: its Python, its scripts, its links, its files."""
+"""Whether a virtualenv can run where it is: its Python, its scripts, its symlinks, its files."""
 
 from __future__ import annotations
 
@@ -52,16 +52,16 @@ def check(
     compiled: dict[str, set[str]] | None = None,
     links: Mapping[str, str] | None = None,
 ) -> Verdict:
-    """Tell whether the virtualenv at `path` can run here. Nothing is changed.
+    """Report whether the virtualenv at `path` can run here. Nothing is changed.
 
     Args:
         path: its directory.
         deep: compare every file as well: with the manifest where it came as a bundle, so that
             whatever was changed, removed or added is found; else with the hash in its RECORD.
-        home: the path that it is going to be renamed to, where it does not stand there yet.
+        home: the path that it is going to be renamed to, where it is not there yet.
         base: the directory of its base Python, where that is known for sure; see `probe_own`.
         compiled: its compiled modules, and
-        links: its links, where both are known; see `read_contents`.
+        links: its symlinks, where both are known; see `read_contents`.
 
     Returns:
         The verdict, with every problem that was found.
@@ -79,7 +79,7 @@ def check(
         problems += _links(contents, problems, place)
         problems += _references(environment, home)
         problems += [
-            Problem("path", file, f"it names {line}, which is not on this machine")
+            Problem("path", file, f"it refers to {line}, which is not on this machine")
             for file, line in contents.outside
             if not os.path.exists(place.now(line))
         ]
@@ -92,14 +92,14 @@ def check(
 
 
 class _Place:
-    """Where a virtualenv stands, and where its files say so."""
+    """Where a virtualenv is, and where its files expect it."""
 
     def __init__(self, path: str, home: str | None) -> None:
         self.path = os.path.abspath(path)
         self.home = home
 
     def now(self, path: str) -> str:
-        """Where something is now that its files have at `path`."""
+        """Where something is now that its files refer to as `path`."""
         if self.home is not None and (path + "/").startswith(self.home + "/"):
             return self.path + path[len(self.home) :]
         return path
@@ -152,7 +152,7 @@ def _scripts(environment: Virtualenv, place: _Place) -> Iterator[Problem]:
 
 
 def _links(contents: Contents, known: list[Problem], place: _Place) -> Iterator[Problem]:
-    """Dangling links, save those that only follow from a missing interpreter."""
+    """Dangling symlinks, except those that only follow from a missing interpreter."""
     missing = any(problem.kind == "interpreter" for problem in known)
     for name, target in contents.dangling:
         waits = place.now(target) != target and os.path.exists(place.now(target))
@@ -161,7 +161,7 @@ def _links(contents: Contents, known: list[Problem], place: _Place) -> Iterator[
 
 
 def _references(environment: Virtualenv, home: str | None) -> Iterator[Problem]:
-    """References to another place than the one where the virtualenv stands, or is going to."""
+    """References to another place than the one where the virtualenv is, or is going to be."""
     here = home or os.path.abspath(environment.path)
     real = os.path.realpath(here)
     strangers = [prefix for prefix in environment.old_prefixes if prefix not in (here, real)]
@@ -174,4 +174,4 @@ def _references(environment: Virtualenv, home: str | None) -> Iterator[Problem]:
         return
     count = sum(found.rewritten.values())
     names = ", ".join(strangers)
-    yield Problem("reference", "", f"{count} files name {names}: update the path to {here}")
+    yield Problem("reference", "", f"{count} files refer to {names}: update the path to {here}")

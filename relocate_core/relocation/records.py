@@ -38,14 +38,14 @@ class Records:
     def update(
         self, transaction: Transaction, listed: Collection[str] | None = None
     ) -> Iterator[tuple[str, bool]]:
-        """Stage every RECORD that lists a rewritten file, with that file's new hash and size.
+        """Rewrite every RECORD that lists a rewritten file, with that file's new hash and size.
 
         Args:
             transaction: what was rewritten.
             listed: the RECORDs to look at; by default all.
 
         Yields:
-            The RECORD's path, and whether it was staged already.
+            The RECORD's path, and whether it was rewritten already.
         """
         marks = {_mark(path) for path in transaction.items} | {_HASHED_BYTECODE}
         for record, data in self if listed is None else self._read(listed):
@@ -71,7 +71,7 @@ class Records:
                 yield path, files.read(directory, name)[0]
 
     def _bytecode_digests(self, path: str, line: bytes, algorithm: str) -> Digests:
-        """What a RECORD says of bytecode, which was rewritten before anybody looked at the RECORD.
+        """The digests of bytecode, which was rewritten before anybody looked at the RECORD.
 
         Perhaps by a run that was then killed. So its old content is what the opposite rewrite
         gives, if the row fits that, and else it was never rewritten.

@@ -1,7 +1,7 @@
 """Putting a virtualenv onto another base Python.
 
-A virtualenv holds no Python, only links to one (or a copy of its executable) and pyvenv.cfg, which
-says where that one lives. Carried to another machine, both have to name a Python there.
+A virtualenv holds no Python, only symlinks to one (or a copy of its executable) and pyvenv.cfg,
+which records where that one is. On another machine, both have to refer to a Python there.
 """
 
 from __future__ import annotations
@@ -67,13 +67,13 @@ def reinitialize(
 ) -> Reinitialization:
     """Put the virtualenv at `path` onto a Python of this machine.
 
-    Links and copies of the interpreter and pyvenv.cfg are made to name it; nothing is downloaded
-    and no package is touched. The result is run once before it counts.
+    Symlinks and copies of the interpreter and pyvenv.cfg are made to refer to it; nothing is
+    downloaded and no package is touched. The result is run once before it counts.
 
     Args:
         path: the virtualenv's directory.
         python: an executable, a command on the PATH or a version `X.Y`; by default the Python that
-            pyvenv.cfg names, if it is there and fits, else the first that fits.
+            pyvenv.cfg refers to, if it is there and fits, else the first that fits.
         dry_run: look, and change nothing.
         wait: seconds to wait for another run on the same virtualenv.
         staged: whether nobody relies on the tree yet; see `relocate`.
@@ -121,7 +121,7 @@ class _Swap:
         self.environment = environment
         self.interpreter = interpreter
         self.old_base = _old_base(environment)
-        # What is to be written, by its path: links and where they lead, copies and of what, texts.
+        # What is to be written, by its path: symlinks and their targets, copies and of what, texts.
         self.links: dict[str, str] = {}
         self.copies: dict[str, str] = {}
         self.texts: dict[str, bytes] = {}
@@ -145,9 +145,9 @@ class _Swap:
             transaction = Transaction(self.root, self.environment.path, durable=not self.staged)
             with reserve(self.root) as release:
                 try:
-                    self._stage(transaction)
+                    self._write(transaction)
                     transaction.commit(_rank, 1, keep=True)
-                    self._prove()
+                    self._verify()
                     transaction.clean()
                 except BaseException:
                     release()
@@ -156,7 +156,7 @@ class _Swap:
         return self.report
 
     def _plan_interpreters(self) -> None:
-        """The links and copies in `bin` that are the base Python."""
+        """The symlinks and copies in `bin` that are the base Python."""
         base = self.interpreter.executable
         directory = os.path.join(self.environment.path, "bin")
         for name in sorted(os.listdir(directory)):
@@ -171,7 +171,7 @@ class _Swap:
                 self.copies[f"bin/{name}"] = base
 
     def _plan_links(self) -> None:
-        """Other links into the old base: virtualenv 16's library, PyPy's shared library."""
+        """Other symlinks into the old base: virtualenv 16's library, PyPy's shared library."""
         if self.old_base is None or self.old_base == self.interpreter.base_prefix:
             return
         for top in ("bin", "lib", "include"):
@@ -236,7 +236,7 @@ class _Swap:
             lines.append(line)
         return b"".join(lines)
 
-    def _stage(self, transaction: Transaction) -> None:
+    def _write(self, transaction: Transaction) -> None:
         for path, target in self.links.items():
             transaction.link(path, target)
         for path, source in self.copies.items():
@@ -246,7 +246,7 @@ class _Swap:
             transaction.write(path, "config", data)
         rewritten.update(self.root, transaction)
 
-    def _prove(self) -> None:
+    def _verify(self) -> None:
         """Run the virtualenv's Python: it has to be the wanted one."""
         found = probe_own(self.environment.path, os.path.dirname(self.interpreter.executable))
         if found.version != self.interpreter.version:
@@ -257,12 +257,12 @@ class _Swap:
 
 
 def _rank(item: Change) -> int:
-    # What names the old base comes last: a second run has to know it to find what is left.
+    # What refers to the old base comes last: a second run has to know it to find what is left.
     return 1 if item.kind == "config" else 0
 
 
 def _final_link(path: str) -> str | None:
-    """Where a chain of links leads out of its own directory; None where `path` is no link."""
+    """Where a chain of symlinks leaves its own directory; None where `path` is no symlink."""
     directory = os.path.dirname(path)
     target = None
     for _ in range(8):
@@ -276,7 +276,7 @@ def _final_link(path: str) -> str | None:
 
 
 def _inside(path: str, target: str, directory: str) -> bool:
-    """Whether a link in `directory` stays in it."""
+    """Whether a symlink in `directory` stays in it."""
     return (
         os.path.dirname(os.path.normpath(os.path.join(os.path.dirname(path), target))) == directory
     )
@@ -310,6 +310,6 @@ def _old_base(environment: Virtualenv) -> str | None:
 
 
 def _version_info(old: bytes, interpreter: Interpreter) -> bytes:
-    """The version in as many parts as stood there: `3.11.7` (uv) or `3.11.7.final.0`."""
+    """The version in as many parts as there were: `3.11.7` (uv) or `3.11.7.final.0`."""
     parts = [*map(str, interpreter.version), "final", "0"]
     return ".".join(parts[: max(3, old.count(b".") + 1)]).encode()

@@ -2,10 +2,10 @@
 
 The order is what makes a kill harmless. Whatever describes a file is brought up to date before the
 file: RECORD rows, then the bytecode of a changed source, then the source. A run that was killed in
-between finds the source still naming the old prefix and does the same once more. The files that say
-where the virtualenv was built - scripts, pyvenv.cfg, `activate` as the very last - are renamed into
-place after everything else is on disk; once they name the new prefix, the work is done, and telling
-so costs no walk.
+between finds that the source still contains the old prefix and does the same once more. The files
+that record where the virtualenv was built - scripts, pyvenv.cfg, `activate` as the very last - are
+renamed into place after everything else is on disk; once they contain the new prefix, the work is
+done, and seeing that takes no walk.
 
 A failure puts everything back: bytecode by the opposite rewrite, all other files from a second link
 that is kept to the old content until the end.
@@ -46,8 +46,8 @@ class Relocation(Report):
 
     Attributes:
         path: the virtualenv, as it was given.
-        prefix: the path that its files name now.
-        old_prefixes: the paths that they named before; empty where nothing was to be done.
+        prefix: the path that its files refer to now.
+        old_prefixes: the paths that they referred to before; empty where nothing was to be done.
         dry_run: whether it was only looked at.
         rewritten: how many files were rewritten, by kind.
         files: the rewritten files that are no bytecode, relative to the virtualenv, sorted.
@@ -89,14 +89,14 @@ def relocate(
 ) -> Relocation:
     """Relocate the virtualenv at `path` to `new_path`.
 
-    Of an unpacked bundle only the files are looked at that its manifest names, unless something was
+    Of an unpacked bundle only the files are looked at that its manifest lists, unless something was
     installed into it since.
 
     Args:
-        path: the virtualenv's directory, as it stands on this machine.
-        new_path: the absolute path that its files should name; "auto" is where it stands (where
-            `path` is a link to it, the directory behind the link).
-        old_path: one more path to look for, where the virtualenv itself does not tell.
+        path: the virtualenv's directory, as it is on this machine.
+        new_path: the absolute path that its files should refer to; "auto" is where it is (where
+            `path` is a symlink to it, the directory behind it).
+        old_path: one more path to look for, which the virtualenv itself does not record.
         dry_run: look, and change nothing.
         progress: called now and then.
         wait: seconds to wait for another run on the same virtualenv.
@@ -105,13 +105,13 @@ def relocate(
         as_packed: whether the tree is known to be just what its manifest says.
 
     Returns:
-        What was done. Nothing is done where all files name the new path already.
+        What was done. Nothing is done where all files refer to the new path already.
 
     Raises:
         RelocateError: one of its subclasses, in one sentence; the virtualenv is as it was before.
     """
     if new_path == "auto":
-        new = absolute_prefix(_standing_at(path), "the path")
+        new = absolute_prefix(_location(path), "the path")
     else:
         new = absolute_prefix(new_path, "the new path")
     given = [absolute_prefix(old_path, "the old path")] if old_path else []
@@ -145,7 +145,7 @@ def relocate(
 
 
 def _manifest(root: int, environment: Virtualenv, as_packed: bool) -> Head | None:
-    """What the manifest of an unpacked bundle says; None where it may not be true any more.
+    """The head of the manifest of an unpacked bundle; None where it may not be true any more.
 
     Whatever is installed or removed changes the directory of programs or that of packages, whose
     times are those of the bundle as long as nobody but a transaction has worked on them.
@@ -178,8 +178,8 @@ def _exists(root: int, path: str) -> bool:
     return True
 
 
-def _standing_at(path: str) -> str:
-    """Where the virtualenv stands: a link to it, like `current`, is no place to relocate to.
+def _location(path: str) -> str:
+    """Where the virtualenv is: a symlink to it, like `current`, is no place to relocate to.
 
     Programs started from there would find another release behind it after the next switch.
     """
@@ -204,7 +204,7 @@ def _nothing_to_do(environment: Virtualenv, new: str) -> Relocation:
     if environment.prefix is None and not environment.relocatable:
         raise UnknownPrefix(
             f"{environment.path} does not say where it was built: its activation scripts, "
-            "pyvenv.cfg and console scripts name no path; name it (--old-path, in Salt old_path)"
+            "pyvenv.cfg and console scripts contain no path; give it (--old-path, in Salt old_path)"
         )
     return Relocation(environment.path, new, [])
 
@@ -279,8 +279,8 @@ class _Run:
         """Give rewritten bytecode its old prefix again."""
         for which, old in enumerate(self.prefixes.old):
             directories: dict[str, list[str]] = {}
-            for path, named in self.bytecode.items():
-                if named == which:
+            for path, number in self.bytecode.items():
+                if number == which:
                     directory, _, name = path.rpartition("/")
                     directories.setdefault(directory, []).append(name)
             scanner = Scanner(self.root, Prefixes((self.prefixes.new,), old), write=True)
@@ -289,7 +289,7 @@ class _Run:
     # --- finding --------------------------------------------------------------------------------
 
     def _scan(self) -> None:
-        """Find what names a prefix; where that needs a walk, bytecode is rewritten on the way."""
+        """Find what contains a prefix; a walk, if it takes one, rewrites bytecode on the way."""
         listed = self.head.references if self.head is not None else ()
         if not self.report.dry_run:
             parents = {path.rpartition("/")[0] for path in listed}
@@ -307,7 +307,7 @@ class _Run:
             self.report.rewritten[bytecode.KIND] = len(self.bytecode)
 
     def _take_listed(self, head: Head) -> None:
-        """Take for found what the manifest of a bundle names."""
+        """Take for found what the manifest of a bundle lists."""
         for path in head.references:
             status = os.stat(path, dir_fd=self.root, follow_symlinks=False)
             (self.walk.links if stat.S_ISLNK(status.st_mode) else self.hits).append(path)

@@ -73,7 +73,7 @@ def scan(
         scanner: what looks through a batch of directories.
         directories: the directories.
         take: called with the findings of each batch as they come; whatever interrupts the scan,
-            it is told of everything that was rewritten, so that this can be undone.
+            it gets everything that was rewritten, so that this can be undone.
     """
     batches = _batches(directories)
     first, count = [], 0

@@ -1,5 +1,4 @@
-"""One run at a time: a virtualenv is locked by its directory, a root by a file that says by
-whom."""
+"""One run at a time: a virtualenv is locked by its directory, a root by a file with its holder."""
 
 from __future__ import annotations
 
@@ -41,8 +40,8 @@ def locked(directory: int, path: str, wait: float) -> AbstractContextManager[Non
 def held(records: int, path: str, doing: str, wait: float) -> Iterator[None]:
     """Hold the lock of a root of releases.
 
-    The file stays, as removing it would let two runs hold two files of one name; it says who holds
-    it for as long as it is held.
+    The file stays, as removing it would let two runs hold two files of one name; it contains who
+    holds it for as long as it is held.
 
     Args:
         records: descriptor of the root's directory of records.

@@ -76,7 +76,7 @@ class Program:
                     self._unsent.popleft()
         except BlockingIOError:
             return
-        except OSError:  # it has ended, which its output tells as well
+        except OSError:  # it has ended, as its output shows as well
             self._unsent.clear()
             self.refuses = True
 
@@ -169,7 +169,7 @@ class Worker(Program, Generic[Task]):
         return not self.open
 
     def give(self, task: Task, *pieces: bytes) -> None:
-        """Take a task into hand, and send what it is told by."""
+        """Take a task into hand, and send the message for it."""
         if not self.tasks:
             self.since = time.monotonic()
         self.tasks.append(task)

@@ -25,7 +25,7 @@ def using(directories: Iterable[str]) -> dict[str, int]:
     process.
 
     A program that was started as `current/bin/python` and has read only modules in pure Python
-    leaves no trace of its release: start programs by their scripts, whose first line names it.
+    leaves no trace of its release: start programs by their scripts, whose first line refers to it.
 
     Args:
         directories: absolute paths.
@@ -49,7 +49,7 @@ def using(directories: Iterable[str]) -> dict[str, int]:
 
 
 def _traces(process: str) -> Iterator[bytes]:
-    """All paths that tell what a process uses, each followed by a slash."""
+    """All paths that a process uses, each followed by a slash."""
     for name in ("exe", "cwd", "root"):
         with suppress(OSError):
             yield os.fsencode(os.readlink(f"{process}/{name}")) + b"/"
@@ -100,11 +100,11 @@ def run(
         command: its words.
         directory: its working directory.
         variables: all of its environment.
-        user: whom to run it as, as `identity` tells it.
+        user: whom to run it as, as `identity` gives it.
         seconds: how long it may take.
         descriptors: files that it inherits: what is locked by one stays so for as long as the
             program lives, though this process was killed.
-        together: whether its errors are to stand in its output, where it printed them.
+        together: whether its errors go to its output, where it printed them.
 
     Raises:
         OSError: it cannot be started.
@@ -146,7 +146,7 @@ def run_line(
     *,
     before: Sequence[str] = (),
 ) -> Ended:
-    """Run a line for /bin/sh in a release; its errors stand in the output.
+    """Run a line for /bin/sh in a release; its errors are in the output.
 
     Args:
         line: the command.
@@ -170,7 +170,7 @@ def run_line(
 
 
 def let_through(staged: str) -> None:
-    """Let other users into a staged release, of which nobody can guess the directory's name.
+    """Let other users into a release that is being unpacked, in a directory that nobody can guess.
 
     Args:
         staged: its path, two directories below one that only root can list.
@@ -199,7 +199,7 @@ def environment(release: str, home: str, *before: str) -> dict[str, str]:
 
 
 def identity(owner: tuple[int, int] | None) -> tuple[dict[str, object], str]:
-    """Who runs a command, as Popen wants it told, and that user's home.
+    """Who runs a command, as options of Popen, and that user's home.
 
     Raises:
         CannotRun: only root could run it as that user.

@@ -1,4 +1,4 @@
-"""New files and links: written aside first, renamed into place together, put back on failure.
+"""New files and symlinks: written beside the old ones, renamed into place together, or undone.
 
 Until `commit` nothing is in place, so a full disk or a missing permission costs nothing. From then
 on each old content keeps a second link until all is done; `put_back` renames those over again.
@@ -19,7 +19,7 @@ LINK = "link"
 
 @dataclass
 class Change:
-    """A new file or link, written beside the old one."""
+    """A new file or symlink, written beside the old one."""
 
     path: str
     kind: str
@@ -31,7 +31,7 @@ class Change:
 
 
 class Transaction:
-    """New files and links below a root.
+    """New files and symlinks below a root.
 
     Args:
         root: descriptor of the directory that all paths are relative to.
@@ -60,7 +60,7 @@ class Transaction:
         data: bytes | Iterable[bytes],
         status: os.stat_result | None = None,
     ) -> Change:
-        """Write the new content of `path` aside; a second one takes the place of the first.
+        """Write the new content of `path` beside it; a second one replaces the first.
 
         Args:
             path: the file.
@@ -74,21 +74,21 @@ class Transaction:
             original = files.open_file(directory, name)
             try:
                 status = status or os.fstat(original)
-                temporary = files.write_aside(directory, original, status, pieces)
+                temporary = files.write_beside(directory, original, status, pieces)
             finally:
                 os.close(original)
         return self._add(path, kind, status, temporary)
 
     def link(self, path: str, target: str, status: os.stat_result | None = None) -> Change:
-        """Make the link that should stand at `path`."""
+        """Make the symlink that `path` should be."""
         with files.directory_of(self.root, path) as (directory, name):
             self._note_time(path, directory)
             status = status or os.stat(name, dir_fd=directory, follow_symlinks=False)
-            temporary = files.link_aside(directory, status, target)
+            temporary = files.symlink_beside(directory, status, target)
         return self._add(path, LINK, status, temporary)
 
     def _note_time(self, path: str, directory: int) -> None:
-        """Remember a directory's times: its names stay, so nobody should take it for changed."""
+        """Remember a directory's times: as no name in it changes, nor should they."""
         parent = path.rpartition("/")[0]
         if parent not in self._times:
             status = os.fstat(directory)

@@ -1,4 +1,4 @@
-"""One look over a virtualenv's tree: compiled modules, links that lead out, packages, editables."""
+"""What a virtualenv contains: compiled modules, symlinks to the outside, packages, editables."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from ..system import files
 from . import manifest_reader
 from .layout import Virtualenv, inspect
 
-# How the name of a compiled module tells the Python it is for: `.cpython-311-x86_64-linux-gnu.so`,
-# `.pypy39-pp73-x86_64-linux-gnu.so`, `.abi3.so`. Other shared libraries tell nothing.
+# How the name of a compiled module shows the Python it is for: `.cpython-311-x86_64-linux-gnu.so`,
+# `.pypy39-pp73-x86_64-linux-gnu.so`, `.abi3.so`. Other shared libraries do not.
 _TAGGED = re.compile(r"([^.]+)(\.(?:cpython-\d|pypy\d|abi3)[^/]*\.so)\Z")
 _INTERPRETER = re.compile(r"(?:python|pypy)[\d.]*t?\Z")
 
 
 @dataclass
 class Contents:
-    """What one walk over a virtualenv's tree tells.
+    """What one walk over a virtualenv's tree finds.
 
     Attributes:
         compiled: the file name endings that each compiled module comes with, by its dotted name.
-        dangling: (link, target) of links to nothing.
-        leading_out: (link, target) of absolute links out of the tree, save the interpreter's.
+        dangling: (symlink, target) of those to nothing.
+        pointing_out: (symlink, target) of absolute ones out of the tree, but the interpreter's.
         packages: how many distributions are installed.
-        outside: (file, path) of `.pth` and `.egg-link` lines that name a place outside.
+        outside: (file, path) of `.pth` and `.egg-link` lines that refer to a place outside.
     """
 
     compiled: dict[str, set[str]] = field(default_factory=dict)
     dangling: list[tuple[str, str]] = field(default_factory=list)
-    leading_out: list[tuple[str, str]] = field(default_factory=list)
+    pointing_out: list[tuple[str, str]] = field(default_factory=list)
     packages: int = 0
     outside: list[tuple[str, str]] = field(default_factory=list)
 
@@ -51,7 +51,7 @@ def read_contents(
     Args:
         environment: the virtualenv.
         compiled: its compiled modules, where they are known.
-        links: its links and what they name; with both there is no walk.
+        links: its symlinks and their targets; with both there is no walk.
     """
     result = Contents(compiled or {})
     top = environment.path
@@ -63,7 +63,7 @@ def read_contents(
     for site_packages in environment.site_packages:
         _read_metadata(result, environment, site_packages)
     result.dangling.sort()
-    result.leading_out.sort()
+    result.pointing_out.sort()
     return result
 
 
@@ -108,7 +108,7 @@ def _read_link(
     is_interpreter = name.startswith("bin/") and _INTERPRETER.match(name[len("bin/") :])
     inside = target == environment.prefix or target.startswith(f"{environment.prefix}/")
     if target.startswith("/") and not inside and not is_interpreter:
-        result.leading_out.append((name, target))
+        result.pointing_out.append((name, target))
 
 
 def _read_metadata(result: Contents, environment: Virtualenv, site_packages: str) -> None:
@@ -158,11 +158,11 @@ def describe(path: str) -> dict[str, Any]:
         path: its directory.
 
     Returns:
-        path, prefix (the path that its files name), old_prefixes (all of them), python (X.Y),
-        implementation, builder, interpreter (where `bin/python` leads), home, copies,
+        path, prefix (the path that its files refer to), old_prefixes (all of them), python (X.Y),
+        implementation, builder, interpreter (what `bin/python` points to), home, copies,
         relocatable, system_site_packages, prompt, site_packages, packages (a count),
-        compiled_modules (a count), stays_behind (a list of what would not travel), build (what the
-        build of a bundle says of itself; empty for all else).
+        compiled_modules (a count), stays_behind (a list of what is not portable), build (the
+        metadata of the build of a bundle; empty for all else).
 
     Raises:
         NotAVirtualenv: there is none.
@@ -180,8 +180,8 @@ def describe(path: str) -> dict[str, Any]:
     facts["packages"] = contents.packages
     facts["compiled_modules"] = len(contents.compiled)
     facts["stays_behind"] = [
-        *(f"{file} names {line}" for file, line in contents.outside),
-        *(f"{name} points to {target}" for name, target in contents.leading_out),
+        *(f"{file} refers to {line}" for file, line in contents.outside),
+        *(f"{name} points to {target}" for name, target in contents.pointing_out),
     ]
     facts["build"] = _build(path)
     return facts

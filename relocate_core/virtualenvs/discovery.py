@@ -21,7 +21,7 @@ from .manifest import Head
 
 
 def find_named(python: str) -> Interpreter:
-    """The Python that an operator named: a path, a command, or a version.
+    """The Python that an operator chose: a path, a command, or a version.
 
     Raises:
         InvalidPath: it holds a line break or NUL.
@@ -67,7 +67,7 @@ class PythonSpec(Protocol):
 
 
 def _candidates(environment: PythonSpec) -> Iterator[str]:
-    """Where a Python of the right version may be, the one that the virtualenv names first."""
+    """Where a Python of the right version may be, the one that the virtualenv refers to first."""
     kind = "pypy" if environment.implementation == "pypy" else "python"
     names = (f"{kind}{environment.python}", f"{kind}{environment.python[0]}", kind)
     own = os.path.realpath(os.path.join(environment.path, "bin"))
@@ -80,7 +80,7 @@ def _candidates(environment: PythonSpec) -> Iterator[str]:
 
 
 def _is_safe(directory: str) -> bool:
-    """Whether a program may be run out of a directory that an archive names."""
+    """Whether a program may be run from a directory that an archive refers to."""
     if not (directory.startswith("/") and os.path.isdir(directory)):
         return False
     try:
@@ -133,7 +133,7 @@ def require_fit(
     """Refuse a Python that would not run the virtualenv.
 
     Raises:
-        InterpreterMismatch: says why, and which compiled modules would not load.
+        InterpreterMismatch: with the reason, and which compiled modules would not load.
     """
     broken = broken_modules(compiled, interpreter.suffixes)
     wrong = (
@@ -177,8 +177,8 @@ def for_bundle(head: Head, path: str, python: str | None) -> Interpreter:
     """The Python of this machine to run a bundle on.
 
     Args:
-        head: what its manifest says.
-        path: where it should stand, for messages.
+        head: that of its manifest.
+        path: where it is deployed, for messages.
         python: an executable, a command or `X.Y`; by default the first that fits.
 
     Raises:

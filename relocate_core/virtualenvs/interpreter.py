@@ -1,7 +1,7 @@
 """Probing a Python: it is run, and reports its version, ABI and places itself.
 
-A path proves nothing about what is behind it. What a virtualenv has in the place of its Python may
-be anything, as it may come from an archive: root runs it as another user, where one can run it.
+A path says nothing about the program behind it. What a virtualenv has in the place of its Python
+may be anything, as it may come from an archive: root runs it as another user, where one can.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Interpreter:
     """A Python as it describes itself.
 
     Attributes:
-        executable: its path; that of the base Python where a virtualenv's was asked.
+        executable: its path; that of the base Python where a virtualenv's was probed.
         version: (X, Y, Z).
         implementation: `cpython` or `pypy`.
         suffixes: the file name endings of compiled modules that it loads.
@@ -61,7 +61,7 @@ class Interpreter:
 
 
 def probe(executable: str, user: tuple[int, int] | None = None) -> Interpreter:
-    """What the Python at `executable` says of itself.
+    """Run the Python at `executable`, and return what it is.
 
     Args:
         executable: its path.
@@ -74,7 +74,7 @@ def probe(executable: str, user: tuple[int, int] | None = None) -> Interpreter:
     try:
         base = answer["executable"]
         if os.path.exists(os.path.join(os.path.dirname(os.path.dirname(base)), "pyvenv.cfg")):
-            # A virtualenv's: a link points to the base; a copy does not, but the newer ones know
+            # A virtualenv's: a symlink points to the base; a copy does not, but the newer ones know
             # it.
             known = answer["base_executable"]
             base = known if known and known != base else os.path.realpath(base)
@@ -93,12 +93,12 @@ def probe(executable: str, user: tuple[int, int] | None = None) -> Interpreter:
         )
     except (KeyError, TypeError, ValueError) as error:  # some other program
         raise InterpreterNotFound(
-            f"{executable} is no Python that runs here: it does not tell what it is"
+            f"{executable} is no Python that runs here: it does not report what it is"
         ) from error
 
 
 def probe_own(path: str, base: str | None = None) -> Interpreter:
-    """What a virtualenv's own Python says of itself.
+    """Run a virtualenv's own Python, and return what it is.
 
     Root runs it as the virtualenv's owner; one of root's own as nobody, where more than the base
     Python would run. Only where these cannot, as with a base Python in a closed directory, root
@@ -134,7 +134,7 @@ def _other_user(path: str, base: str | None) -> tuple[int, int] | None:
 def _runs_base_alone(path: str) -> bool:
     """Whether nothing of a virtualenv itself is run when its Python starts, without its `site`.
 
-    It is where the executable is a link to the base, and nothing tells that to look into the
+    It is where the executable is a symlink to the base, and nothing makes that look into the
     virtualenv for its library. A copy looks there by itself: for a library of C beside it, as
     $ORIGIN in the base's executable may have it, and for that of Python, unless pyvenv.cfg has a
     home; and a pyvenv.cfg in its own directory comes first (Modules/getpath.py of CPython).
@@ -190,9 +190,9 @@ def _answer(executable: str, user: tuple[int, int] | None) -> dict[str, Any]:
     except OSError as error:
         raise InterpreterNotFound(f"{executable} does not run: {reason_of(error)}") from error
     except (ValueError, RecursionError) as error:
-        said = done.errors.strip().splitlines()
+        lines = done.errors.strip().splitlines()
         reason = f"it ended with code {done.code}"
-        if said:  # a traceback tells at its end what is wrong, everything else at its beginning
-            reason = said[-1] if said[0].startswith("Traceback") else said[0]
+        if lines:  # a traceback has the error at its end, everything else at its beginning
+            reason = lines[-1] if lines[0].startswith("Traceback") else lines[0]
         raise InterpreterNotFound(f"{executable} is no Python that runs here: {reason}") from error
     return answer if isinstance(answer, dict) else {}

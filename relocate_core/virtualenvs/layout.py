@@ -33,8 +33,8 @@ class Virtualenv(Report):
 
     Attributes:
         path: the directory, as it was given.
-        prefix: the path that its activation or else its scripts name; None if nothing does.
-        old_prefixes: all paths that it was built at as far as its files tell, most trusted first.
+        prefix: the path that its activation or else its scripts contain; None if nothing does.
+        old_prefixes: all paths that it was built at as far as its files show, most trusted first.
         python: `X.Y` of the Python it is for.
         implementation: `cpython` or `pypy`.
         builder: which tool made it: `venv`, `virtualenv` or `uv`.
@@ -42,9 +42,9 @@ class Virtualenv(Report):
         site_packages: its site-packages directories, relative to it.
         system_site_packages: whether it sees the base Python's packages.
         prompt: the prompt that was chosen by hand, or None.
-        copies: whether `bin/python` is a copy of the base Python and no link.
+        copies: whether `bin/python` is a copy of the base Python and no symlink.
         relocatable: whether it was made by `uv venv --relocatable`.
-        config: pyvenv.cfg as it stands.
+        config: the keys and values of pyvenv.cfg.
     """
 
     path: str
@@ -129,7 +129,7 @@ def _inspect(path: str) -> Virtualenv:
 
 
 def _library(path: str) -> tuple[str, str, str]:
-    """The directory of the standard library or its stand-in, and what its name says."""
+    """The directory of the standard library or its substitute, and what its name contains."""
     for directory in ("bin", "lib"):
         if not _is_directory(os.path.join(path, directory)):
             raise NotAVirtualenv(path, "directory", os.path.join(path, directory))
@@ -193,7 +193,7 @@ def _sees_system(path: str, library: str, config: dict[str, str]) -> bool:
 
 
 def _is_copy(path: str) -> bool:
-    """Whether the interpreter is a file of the virtualenv, not a link out of it."""
+    """Whether the interpreter is a file of the virtualenv, not a symlink out of it."""
     interpreter = os.path.join(path, "bin", "python")
     bin_directory = os.path.realpath(os.path.join(path, "bin"))
     return (
@@ -208,7 +208,7 @@ def _is_copy(path: str) -> bool:
 def _prefixes(path: str, config: dict[str, str], site_packages: tuple[str, ...]) -> Iterator[str]:
     """Every prefix that the files give evidence of, each once, most trusted first.
 
-    A shebang alone proves nothing - a script may be meant to run on another Python - unless a
+    A shebang alone is no evidence - a script may be meant to run on another Python - unless a
     package's metadata lists the script, which only its installer into this very place writes.
     """
     known: list[str] = []
@@ -247,7 +247,7 @@ def _meaning(word: bytes, language: Language) -> str:
 
 
 def _built_by_command(config: dict[str, str], path: str) -> Iterator[str]:
-    """The target in pyvenv.cfg's `command`, which is not quoted, where only one path stands."""
+    """The target in pyvenv.cfg's `command`, which is not quoted, where that has only one path."""
     tail = re.search(r" -m (?:venv|virtualenv) (.*)", config.get("command", ""))
     if tail is None:
         return
@@ -286,7 +286,7 @@ def _listed_scripts(path: str, site_packages: tuple[str, ...]) -> set[str]:
                         names.update(_bin_name(row) for row, _ in rows if b"/bin/" in row)
                 except (FileNotFoundError, NotADirectoryError):
                     continue
-    # Scripts that `setup.py develop` writes are in no list, but say who wrote them.
+    # Scripts that `setup.py develop` writes are in no list, but contain who wrote them.
     with os.scandir(os.path.join(path, "bin")) as entries:
         for entry in entries:
             if entry.is_file(follow_symlinks=False) and b"# EASY-INSTALL" in _head(entry.path):
@@ -311,8 +311,8 @@ def _is_installation(prefix: str) -> bool:
 def recorded_prefixes(root: int, site_packages: tuple[str, ...]) -> list[str]:
     """Prefixes that bytecode of at least two packages gives as the place of its own source.
 
-    They are the only trace of a build through a link: pip then leaves the other spelling nowhere
-    else. A package that was shipped with its builder's bytecode does not count, hence the two.
+    They are the only trace of a build through a symlink: pip then leaves the other spelling in no
+    other place. A package that was shipped with its builder's bytecode does not count, hence two.
     """
     votes: dict[str, set[str]] = {}
     for directory in site_packages:

@@ -2,7 +2,7 @@
 
 It is one JSON document, written so that little of it has to be read. Its first line has the format
 and the SHA-256 of everything behind that line; the second one, the head, has all that decides
-about the bundle, the files to relocate among it; then each row stands on a line of its own, in the
+about the bundle, the files to relocate among it; then each row is on a line of its own, in the
 order of the archive, so that rows and members are compared as they come and never held together.
 
 A delta bundle has in its head the digest of its base's manifest, which paths of the base are gone,
@@ -26,7 +26,7 @@ PLACE = ".relocation"
 """The directory in a virtualenv that the manifest is in, and what belongs to it."""
 NAME = f"{PLACE}/manifest.json"
 RECORD = ".release.json"
-"""What says of a release that it is complete; see `releases`. No bundle has it."""
+"""What marks a release as complete; see `releases`. No bundle has it."""
 
 SOURCE_TIME = 315_619_200
 """What every `.py` file has for its modification time: 1980-01-02.
@@ -41,7 +41,7 @@ _PLAIN = re.compile(r"[ !#-\[\]-~]*\Z")
 
 
 class Row(NamedTuple):
-    """One file, directory or link of a bundle."""
+    """One file, directory or symlink of a bundle."""
 
     path: str
     """Relative to the virtualenv."""
@@ -51,9 +51,9 @@ class Row(NamedTuple):
     size: int = 0
     sha256: str = ""
     target: str = ""
-    """What a link names."""
+    """What a symlink points to."""
     source: str = ""
-    """Where the earlier bundle has this content, if this one lacks it."""
+    """Where the base of a delta bundle has this content, if the delta lacks it."""
 
     @property
     def key(self) -> str:
@@ -65,7 +65,7 @@ class Row(NamedTuple):
         return SOURCE_TIME if self.path.endswith(".py") else time
 
     def line(self) -> str:
-        """It as it stands in the manifest."""
+        """Its line in the manifest."""
         if self.kind == FILE and not self.source and _PLAIN.match(self.path):
             return f'["{self.path}", "file", {self.mode}, {self.size}, "{self.sha256}"]'
         if self.kind == DIRECTORY:
@@ -83,7 +83,7 @@ def order(path: str) -> str:
 
 @dataclass(frozen=True)
 class Base:
-    """The earlier bundle that another one was packed against.
+    """The bundle that a delta bundle was packed from.
 
     Attributes:
         manifest: the digest of its manifest.
@@ -98,26 +98,26 @@ class Base:
 
 @dataclass(frozen=True)
 class Head:
-    """What a manifest says of the whole.
+    """What a manifest records about the whole bundle.
 
     Attributes:
-        prefix: the path that most of its files name; "" where it is relocatable.
-        prefixes: all paths that they name.
+        prefix: the path that most of its files refer to; "" where it is relocatable.
+        prefixes: all paths that they refer to.
         python: X.Y of the Python that it is for.
         version: X.Y.Z of the one that it was built with.
         implementation: `cpython` or `pypy`.
-        home: the directory of that one; "" where pyvenv.cfg does not tell.
+        home: the directory of that one; "" where pyvenv.cfg has none.
         compiled: the file name endings that compiled modules come with, and one such module.
         machine: the processor's architecture that its compiled files are for; "" without any.
         libc: `glibc`, `musl` or "".
-        libc_version: the oldest glibc that has all that they ask for; "" where any does.
+        libc_version: the oldest glibc that has all that they need; "" where any does.
         time: modification time of all but `.py` files, in seconds since 1970.
         files: how many rows the whole has.
         size: bytes in all of its files.
-        references: the files and links that name a prefix, and the RECORDs that list them.
+        references: the files and symlinks that refer to a prefix, and the RECORDs that list them.
         uneditable: (file, reason) of references that cannot be edited.
-        facts: what the build says of itself.
-        base: what it was packed against.
+        facts: the build metadata.
+        base: what a delta bundle was packed from.
     """
 
     prefix: str
@@ -139,7 +139,7 @@ class Head:
     base: Base | None = None
 
     def line(self) -> str:
-        """It as it stands in the manifest."""
+        """Its line in the manifest."""
         known = asdict(self)
         if self.base is None:
             del known["base"]
@@ -168,9 +168,6 @@ def first_line(digest: str) -> bytes:
     return (_FIRST % (FORMAT, digest)).encode()
 
 
-# --- reading --------------------------------------------------------------------------------------
-
-
 def file_mode(mode: int) -> int:
     """A file's mode as unpacking gives it: writable by nobody else, readable by its owner."""
     return mode & 0o755 | 0o400
@@ -179,6 +176,3 @@ def file_mode(mode: int) -> int:
 def directory_mode(mode: int) -> int:
     """A directory's."""
     return mode & 0o755 | 0o700
-
-
-# --- a bundle against an earlier one --------------------------------------------------------------

@@ -52,7 +52,7 @@ class Manifest:
 
     Attributes:
         digest: the SHA-256 that its first line gives.
-        head: what it says of the whole.
+        head: what it records about the whole.
 
     Raises:
         Refused: it is damaged, or of a format that is not known.
@@ -89,7 +89,7 @@ class Manifest:
         self.close()
 
     def require_digest(self) -> None:
-        """Refuse it where what stands behind its first line is not what that line says."""
+        """Refuse it where the digest in its first line is not that of the lines after it."""
         self._stream.seek(0)
         self._stream.readline(256)
         found = hashlib.sha256()
@@ -105,7 +105,7 @@ class Manifest:
             trusted: whether they were looked at before, and are the same by their digest.
 
         Raises:
-            Refused: one is malformed, out of order, or names an impossible path.
+            Refused: one is malformed, out of order, or has an impossible path.
         """
         self._stream.seek(self._begin)
         if self._stream.readline(256) != b'"files": [\n':
@@ -189,7 +189,7 @@ def _require_sense(head: Head) -> None:
         if pattern.match(version) is None:
             raise damaged(f"has the impossible version {printable(version) or 'of nothing'}")
     if len(head.prefixes) > _MOST_PREFIXES or len(set(head.references)) < len(head.references):
-        raise damaged("names too many prefixes, or a file twice")
+        raise damaged("has too many prefixes, or a file twice")
     paths = [path for path in (head.prefix, head.home) if path]
     for path in (*head.prefixes, *paths):
         if os.path.normpath(path) != path or path in _NO_PREFIXES or path[0] != "/":
@@ -244,15 +244,15 @@ def _parsed(values: Any) -> Row:
 
 
 def _require_plain(path: str) -> None:
-    """Refuse a path that leads out, or into what belongs to the manifest or to the release."""
+    """Refuse a path that points out, or into what belongs to the manifest or to the release."""
     try:
         possible = bool(path) and plain_name(path, directory=False) == path
     except Refused:
         possible = False
     if not possible:
-        raise damaged(f"names the impossible path {printable(path)}")
+        raise damaged(f"has the impossible path {printable(path)}")
     if path.partition("/")[0] in (PLACE, RECORD):
-        raise damaged(f"names {printable(path)}, which is in no bundle")
+        raise damaged(f"lists {printable(path)}, which is in no bundle")
 
 
 def _string(value: Any) -> str:
@@ -260,7 +260,7 @@ def _string(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError
     if not value.isprintable():
-        os.fsencode(value)  # bytes that are no UTF-8 stand there as half of a surrogate pair
+        os.fsencode(value)  # bytes that are no UTF-8 are in it as half of a surrogate pair
         if CONTROL.search(value):
             raise ValueError
     return value
@@ -299,13 +299,13 @@ def of_tree(root: int) -> Manifest | None:
 
 
 def consistent(head: Head, rows: Iterable[Row]) -> Iterator[Row]:
-    """The rows of a whole, once they are found to be what its head says.
+    """The rows of a whole, once they are found to be what its head records.
 
     Raises:
         Refused: a row is in a directory without one, a file of the head has none, or they are more
-            or less than it says.
+            or fewer than it records.
     """
-    named = {*head.references, *(path for path, _ in head.uneditable)}
+    expected = {*head.references, *(path for path, _ in head.uneditable)}
     directories, directory = {""}, ""
     count = size = 0
     for row in rows:
@@ -313,17 +313,17 @@ def consistent(head: Head, rows: Iterable[Row]) -> Iterator[Row]:
         size += row.size
         if row.kind == DIRECTORY:
             directories.add(row.path)
-        elif row.path in named:
-            named.remove(row.path)
+        elif row.path in expected:
+            expected.remove(row.path)
         parent = row.path.rpartition("/")[0]
         if parent != directory:
             if parent not in directories:
                 raise damaged(f"has {printable(row.path)} in a directory that it has not")
             directory = parent
         yield row
-    for path in sorted(named):
-        raise damaged(f"tells of {printable(path)}, which is none of its files")
+    for path in sorted(expected):
+        raise damaged(f"refers to {printable(path)}, which is none of its files")
     if (count, size) != (head.files, head.size):
         raise damaged(
-            f"tells of {head.files:,} files and {head.size:,} bytes, and has {count:,} and {size:,}"
+            f"records {head.files:,} files and {head.size:,} bytes, and has {count:,} and {size:,}"
         )

@@ -1,7 +1,7 @@
-"""What of an unpacked bundle was rewritten since it was packed, so that the rest can be proved.
+"""What of an unpacked bundle was rewritten since it was packed, so that the rest can be verified.
 
-Relocation and `reinitialize` write some files again, which then are no longer what the manifest
-says. `.relocation/ledger.json` has what they are instead, and `.relocation/originals` their old
+Relocation and `reinitialize` write some files again, which then differ from the
+manifest. `.relocation/ledger.json` has what they are instead, and `.relocation/originals` their old
 content by its digest, which a later release may want. Both are brought up to date before the files
 are, as a RECORD is: a killed run leaves nothing that is not accounted for.
 """
@@ -23,13 +23,13 @@ ORIGINALS = f"{PLACE}/originals"
 EMPTY = b"{}\n"
 """What a bundle is packed with."""
 KIND = "ledger"
-LEADS, HASHES, GONE = "link:", "sha256:", "gone"
+POINTS, HASHES, GONE = "link:", "sha256:", "gone"
 """What a value begins with, and the one of what was removed."""
 _LONGEST = 32 << 20
 
 
 def read(root: int) -> dict[str, str]:
-    """What each file that was rewritten is now: its SHA-256, or what the link names.
+    """What each file that was rewritten is now: its SHA-256, or what the symlink points to.
 
     Args:
         root: descriptor of the virtualenv.
@@ -52,7 +52,7 @@ def read(root: int) -> dict[str, str]:
 
 
 def update(root: int, transaction: Transaction) -> None:
-    """Stage the ledger with all that is staged so far; keep the old contents.
+    """Write the ledger with all that is rewritten so far; keep the old contents.
 
     Args:
         root: descriptor of the virtualenv; nothing is done where it has no ledger.
@@ -67,7 +67,7 @@ def update(root: int, transaction: Transaction) -> None:
     known = read(root)
     for path, item in sorted(transaction.items.items()):
         if item.kind == LINK:
-            known[path] = f"{LEADS}{_target(root, path, item.temporary)}"
+            known[path] = f"{POINTS}{_target(root, path, item.temporary)}"
             continue
         old, new, _ = transaction.digests(path, "sha256")
         if path not in known:

@@ -56,7 +56,7 @@ def verify(environment: Virtualenv) -> Iterator[Problem]:
 
 
 def _came_with_manifest(root: int) -> bool:
-    """Whether a release's record tells of a manifest."""
+    """Whether a release's record has the digest of a manifest."""
     try:
         data, _ = files.read(root, RECORD)
         return bool(json.loads(data).get("manifest"))
@@ -65,10 +65,10 @@ def _came_with_manifest(root: int) -> bool:
 
 
 def _deviations(root: int, known: Manifest) -> Iterator[Problem]:
-    """What is not as the manifest of a bundle says, but for what the ledger accounts for."""
+    """What differs from the manifest of a bundle, except what the ledger accounts for."""
     changed = rewritten.read(root)
     paths = set()
-    added = {path: now for path, now in changed.items() if now.startswith(rewritten.LEADS)}
+    added = {path: now for path, now in changed.items() if now.startswith(rewritten.POINTS)}
     known.require_digest()
     for row in known.rows():
         paths.add(row.path)
@@ -100,7 +100,7 @@ def _deviation(root: int, row: Row, now: str | None) -> str | None:
     missing = None if now == rewritten.GONE else "it is in the manifest, but not on disk"
     try:
         directory = files.open_directory(root, parent)
-    except (FileNotFoundError, NotADirectoryError):  # nor behind a link, which is not followed
+    except (FileNotFoundError, NotADirectoryError):  # nor behind a symlink, which is not followed
         return missing
     try:
         try:
@@ -108,10 +108,10 @@ def _deviation(root: int, row: Row, now: str | None) -> str | None:
         except FileNotFoundError:
             return missing
         what = stat.S_IFMT(status.st_mode)
-        if what != _TYPES[LINK if now and now.startswith(rewritten.LEADS) else row.kind]:
+        if what != _TYPES[LINK if now and now.startswith(rewritten.POINTS) else row.kind]:
             return f"it is no {row.kind} any more"
         if what == stat.S_IFLNK:
-            wanted = now[len(rewritten.LEADS) :] if now else row.target
+            wanted = now[len(rewritten.POINTS) :] if now else row.target
             target = os.readlink(name, dir_fd=directory)
             return None if target == wanted else f"it points to {target}, and not to {wanted}"
         if stat.S_IMODE(status.st_mode) != row.mode:
@@ -147,7 +147,7 @@ def _strangers(root: int) -> Iterator[Problem]:
             status = os.stat(name, dir_fd=directory, follow_symlinks=False)
             if not stat.S_ISREG(status.st_mode) or files.digest_of(directory, name).hex() != name:
                 where = f"{rewritten.ORIGINALS}/{name}"
-                yield Problem("manifest", where, "it is not what its name says")
+                yield Problem("manifest", where, "its content does not have its name as digest")
     finally:
         os.close(directory)
 
@@ -187,5 +187,5 @@ def _differs(path: str, line: bytes) -> str | None:
     except FileNotFoundError:
         return "it is in its package's RECORD, but not on disk"
     if metadata.encoded(found) != wanted:
-        return "it is not what its package's RECORD says: changed after it was installed"
+        return "it differs from its package's RECORD: changed after it was installed"
     return None

@@ -38,7 +38,7 @@ def problems(made: Environment, deep: bool = False) -> list[Problem]:
 def test_nothing_is_wrong_once_it_is_at_home(kind: str, tmp_path: Path) -> None:
     made = make(kind, tmp_path / "venv")
     assert [
-        problem.kind for problem in check(made.path, deep=True).problems if "name" in problem.reason
+        problem.kind for problem in check(made.path, deep=True).problems if "refer" in problem.reason
     ]
     relocate(made.path)
     verdict = check(made.path, deep=True)
@@ -168,7 +168,7 @@ def test_what_stays_behind(tmp_path: Path) -> None:
     facts = describe(made.path)
     assert facts["compiled_modules"] == 1
     assert "lib/hostname points to /etc/hostname" in facts["stays_behind"]
-    assert [row for row in facts["stays_behind"] if f"names {made.outside}/away/src" in row]
+    assert [row for row in facts["stays_behind"] if f"refers to {made.outside}/away/src" in row]
     assert [p for p in check(made.path).problems if p.kind == "path" and made.outside in p.reason]
     shutil.rmtree(made.path)
     assert stat.S_ISDIR(os.stat(tmp_path).st_mode)
