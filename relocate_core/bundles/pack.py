@@ -236,7 +236,7 @@ def _at_home(path: str, prefix: str | None) -> Iterator[str]:
     with _scratch(scratch):
         copy = os.path.join(scratch, "tree")
         shutil.copytree(source, copy, symlinks=True, copy_function=_link)
-        relocate(copy, prefix, staged=True)
+        relocate(copy, prefix, unpublished=True)
         yield copy
 
 

@@ -266,14 +266,14 @@ def _prepare(
     )
     # Directly into a directory that is ours alone: its own files may belong to somebody else.
     os.rename(os.path.join(directory, unpacked.top) if unpacked.top else directory, staged)
-    moved = relocate(staged, path, staged=True, as_packed=unpacked.bundle is not None)
+    moved = relocate(staged, path, unpublished=True, as_packed=unpacked.bundle is not None)
     tell("relocated", {"files": sum(moved.rewritten.values())})
     compiled = links = None
     if unpacked.bundle is not None:
         python, links = fitting[0].executable, unpacked.links
         compiled = {module: set(endings) for endings, module in unpacked.bundle.compiled}
     let_through(staged)  # what of it is run from here on is not run as root, if it can be helped
-    swapped = reinitialize(staged, python, staged=True, compiled=compiled)
+    swapped = reinitialize(staged, python, unpublished=True, compiled=compiled)
     tell("reinitialized", {"python": swapped.python})
     base = os.path.dirname(swapped.python)
     verdict = check(staged, home=path, base=base, compiled=compiled, links=links)

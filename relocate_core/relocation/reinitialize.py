@@ -62,7 +62,7 @@ def reinitialize(
     *,
     dry_run: bool = False,
     wait: float = 30.0,
-    staged: bool = False,
+    unpublished: bool = False,
     compiled: dict[str, set[str]] | None = None,
 ) -> Reinitialization:
     """Put the virtualenv at `path` onto a Python of this machine.
@@ -76,7 +76,7 @@ def reinitialize(
             pyvenv.cfg refers to, if it is there and fits, else the first that fits.
         dry_run: look, and change nothing.
         wait: seconds to wait for another run on the same virtualenv.
-        staged: whether nobody relies on the tree yet; see `relocate`.
+        unpublished: whether nobody relies on the tree yet; see `relocate`.
         compiled: the file name endings of its compiled modules, where they are known; see
             `read_contents`.
 
@@ -98,7 +98,7 @@ def reinitialize(
             else:
                 interpreter = find_named(python)
                 require_fit(environment, interpreter, compiled)
-            return _Swap(root, environment, interpreter, dry_run, staged).run()
+            return _Swap(root, environment, interpreter, dry_run, unpublished).run()
     except OSError as error:
         raise TreeError.of(path, error) from error
     finally:
@@ -114,10 +114,10 @@ class _Swap:
         environment: Virtualenv,
         interpreter: Interpreter,
         dry_run: bool,
-        staged: bool,
+        unpublished: bool,
     ) -> None:
         self.root = root
-        self.staged = staged
+        self.unpublished = unpublished
         self.environment = environment
         self.interpreter = interpreter
         self.old_base = _old_base(environment)
@@ -135,14 +135,16 @@ class _Swap:
         )
 
     def run(self) -> Reinitialization:
-        if not self.report.dry_run and not self.staged:
+        if not self.report.dry_run and not self.unpublished:
             files.clear_leftovers(self.root)
         self._plan_interpreters()
         self._plan_links()
         self._plan_config()
         self.report.files = sorted((*self.links, *self.copies, *self.texts))
         if not self.report.dry_run and self.report.changed:
-            transaction = Transaction(self.root, self.environment.path, durable=not self.staged)
+            transaction = Transaction(
+                self.root, self.environment.path, durable=not self.unpublished
+            )
             with reserve(self.root) as release:
                 try:
                     self._write(transaction)

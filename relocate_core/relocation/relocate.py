@@ -84,7 +84,7 @@ def relocate(
     dry_run: bool = False,
     progress: Progress | None = None,
     wait: float = 30.0,
-    staged: bool = False,
+    unpublished: bool = False,
     as_packed: bool = False,
 ) -> Relocation:
     """Relocate the virtualenv at `path` to `new_path`.
@@ -100,8 +100,8 @@ def relocate(
         dry_run: look, and change nothing.
         progress: called now and then.
         wait: seconds to wait for another run on the same virtualenv.
-        staged: whether nobody relies on the tree yet: it is then not synced, as whoever publishes
-            it syncs all of it, nor put back after a failure.
+        unpublished: whether nobody relies on the tree yet: it is then not synced, as whoever
+            publishes it syncs all of it, nor put back after a failure.
         as_packed: whether the tree is known to be just what its manifest says.
 
     Returns:
@@ -136,7 +136,7 @@ def relocate(
             else:
                 recorded = head.prefixes if head.prefix in old else ()
             old += [prefix for prefix in recorded if prefix != new and prefix not in old]
-            run = _Run(root, environment, old, new, dry_run, progress, staged, head)
+            run = _Run(root, environment, old, new, dry_run, progress, unpublished, head)
             return run.relocate()
     except OSError as error:
         raise TreeError.of(path, error) from error
@@ -220,11 +220,11 @@ class _Run:
         new: str,
         dry_run: bool,
         progress: Progress | None,
-        staged: bool,
+        unpublished: bool,
         head: Head | None,
     ) -> None:
         self.root = root
-        self.staged = staged
+        self.unpublished = unpublished
         self.head = head
         self.environment = environment
         self.report = Relocation(environment.path, new, old, dry_run)
@@ -239,7 +239,7 @@ class _Run:
         self.bytecode: dict[str, int] = {}
         self.hits: list[str] = []
         self.transaction = (DryRun if dry_run else Transaction)(
-            root, environment.path, durable=not staged
+            root, environment.path, durable=not unpublished
         )
 
     def relocate(self) -> Relocation:
@@ -254,7 +254,7 @@ class _Run:
                     self.transaction.commit(_rank, _IDENTITY)
                 except BaseException as error:
                     release()
-                    if not self.staged:
+                    if not self.unpublished:
                         self._put_back(error)
                     raise
         self.report.files.sort()

@@ -144,7 +144,7 @@ def test_both_flags(venv: Environment) -> None:
     assert third == f"OK: {venv.path} (Python {venv.version})"
 
 
-def test_dry_run_tells_what_the_real_run_does(tmp_path: Path) -> None:
+def test_dry_run_reports_what_the_real_run_does(tmp_path: Path) -> None:
     for kind in ("uv", "venv-3.11"):
         made = small(tmp_path / kind) if kind == "uv" else make(kind, tmp_path / kind)
         before = digest(made.path)
@@ -180,7 +180,7 @@ def test_json_is_one_object_a_line(venv: Environment, tmp_path: Path) -> None:
     assert rows[3]["ok"] is True
 
 
-def test_check_tells_by_the_exit_code(venv: Environment) -> None:
+def test_check_reports_by_its_exit_code(venv: Environment) -> None:
     done = command("--check", venv.path)
     assert done.returncode == 1
     assert f"update the path to {venv.path}" in done.stdout
@@ -191,7 +191,7 @@ def test_check_tells_by_the_exit_code(venv: Environment) -> None:
     )
 
 
-def test_verbose_names_the_files(venv: Environment) -> None:
+def test_verbose_lists_the_files(venv: Environment) -> None:
     done = command("--update-path", NEW, "--verbose", venv.path)
     lines = done.stdout.splitlines()
     assert {"  bin/activate", "  etc/omega.conf", "  bin/omega"} <= set(lines)

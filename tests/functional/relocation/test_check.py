@@ -1,4 +1,4 @@
-"""What `check` and `info` tell of real virtualenvs."""
+"""What `check` and `info` report of real virtualenvs."""
 
 from __future__ import annotations
 
@@ -35,11 +35,9 @@ def problems(made: Environment, deep: bool = False) -> list[Problem]:
 
 
 @pytest.mark.parametrize("kind", ["venv-3.12", "virtualenv-16", "virtualenv-20", "uv", "pypy3.9"])
-def test_nothing_is_wrong_once_it_is_at_home(kind: str, tmp_path: Path) -> None:
+def test_nothing_is_wrong_once_it_is_relocated(kind: str, tmp_path: Path) -> None:
     made = make(kind, tmp_path / "venv")
-    assert [
-        problem.kind for problem in check(made.path, deep=True).problems if "refer" in problem.reason
-    ]
+    assert any("refer" in problem.reason for problem in check(made.path, deep=True).problems)
     relocate(made.path)
     verdict = check(made.path, deep=True)
     assert verdict.problems == ()

@@ -62,13 +62,13 @@ def command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]
 
 def assert_one_sentence(done: subprocess.CompletedProcess[str], *parts: str) -> None:
     """Exit code 1, and one line that holds all the parts."""
-    said = done.stdout + done.stderr
-    assert done.returncode == 1, said
-    assert len(said.splitlines()) == 1, said
-    assert "Traceback" not in said
-    assert "bug" not in said
+    message = done.stdout + done.stderr
+    assert done.returncode == 1, message
+    assert len(message.splitlines()) == 1, message
+    assert "Traceback" not in message
+    assert "bug" not in message
     for part in parts:
-        assert part in said
+        assert part in message
 
 
 def refuses(tree: str, expected: type[RelocateError], text: str, new: str = NEW) -> None:
@@ -90,7 +90,7 @@ def venv(tmp_path: Path) -> Environment:
 
 
 @pytest.mark.parametrize(
-    ("missing", "said"),
+    ("missing", "message"),
     [
         ("bin", "not a directory: {}/bin"),
         ("lib", "not a directory: {}/lib"),
@@ -99,14 +99,14 @@ def venv(tmp_path: Path) -> Environment:
         (".", "not a directory: {}/bin"),
     ],
 )
-def test_no_virtualenv(missing: str, said: str, venv: Environment) -> None:
+def test_no_virtualenv(missing: str, message: str, venv: Environment) -> None:
     tree = venv.path
     library = os.path.basename(os.path.dirname(venv.site_packages))
     missing = missing.replace("python3.12", library)
-    said = said.replace("python3.12", library)
+    message = message.replace("python3.12", library)
     shutil.rmtree(os.path.normpath(os.path.join(tree, missing)))
     done = command("--update-path", NEW, tree)
-    assert_one_sentence(done, f"{tree} is not a virtualenv: {said.format(tree)}")
+    assert_one_sentence(done, f"{tree} is not a virtualenv: {message.format(tree)}")
 
 
 def test_a_file_is_no_virtualenv(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_no_marker(venv: Environment) -> None:
     refuses(venv.path, NotAVirtualenv, rf"not a file: {venv.path}/bin/activate\Z")
 
 
-def test_nothing_tells_the_old_path(venv: Environment) -> None:
+def test_nothing_contains_the_old_path(venv: Environment) -> None:
     shutil.rmtree(f"{venv.path}/bin")
     os.mkdir(f"{venv.path}/bin")
     refuses(venv.path, UnknownPrefix, "does not say where it was built.*--old-path")
@@ -130,7 +130,7 @@ def test_nothing_tells_the_old_path(venv: Environment) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "said"),
+    ("path", "message"),
     [
         ("srv/app", "--update-path must be absolute: srv/app"),
         ("", "nothing to do"),
@@ -140,13 +140,13 @@ def test_nothing_tells_the_old_path(venv: Environment) -> None:
         ("/srv/a\rb", r"--update-path must not hold a line break or NUL: '/srv/a\rb'"),
     ],
 )
-def test_impossible_paths(path: str, said: str, venv: Environment) -> None:
+def test_impossible_paths(path: str, message: str, venv: Environment) -> None:
     before = digest(venv.path)
     done = command("--update-path", path, venv.path)
     if path:
-        assert_one_sentence(done, said)
+        assert_one_sentence(done, message)
     else:
-        assert (done.returncode, said in done.stderr) == (2, True)
+        assert (done.returncode, message in done.stderr) == (2, True)
     assert digest(venv.path) == before
 
 
@@ -296,9 +296,10 @@ def test_a_failing_disk(
     name: str, every: int, venv: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failed = 0
-    for number, said in fail_at_every(name, every, venv, monkeypatch):
+    for number, message in fail_at_every(name, every, venv, monkeypatch):
         failed = number
-        assert re.fullmatch(r"cannot relocate \S+: input/output error; the disk is failing.*", said)
+        expected = r"cannot relocate \S+: input/output error; the disk is failing.*"
+        assert re.fullmatch(expected, message)
     assert failed >= (1 if name == "symlink" else 5)
 
 

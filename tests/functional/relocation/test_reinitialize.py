@@ -35,7 +35,7 @@ def base_of(made: Environment) -> str:
 
 
 def carry(made: Environment) -> str:
-    """Make all links and files name a base Python that is not here; return the real one.
+    """Make all links and files refer to a base Python that is not here; return the real one.
 
     That is what a virtualenv looks like that was built where Python lies in another directory.
     """
@@ -94,7 +94,7 @@ def test_put_onto_this_machines_python(kind: str, copies: bool, tmp_path: Path) 
     made.run("-c", "import os, ssl, json")
     if os.path.isfile(f"{made.path}/pyvenv.cfg"):
         lines = Path(made.path, "pyvenv.cfg").read_text().splitlines()
-        # `command` is history: it names the Python that the virtualenv was made with.
+        # `command` is history: it refers to the Python that the virtualenv was made with.
         assert not [row for row in lines if GONE in row and not row.startswith("command")]
     assert not [p for p in check(made.path).problems if p.kind in ("interpreter", "link")]
     after = digest(made.path)

@@ -322,7 +322,7 @@ def test_every_changed_byte_is_refused() -> None:
 
 
 def test_every_truncation_is_refused() -> None:
-    """And every byte that is missing, or stands there twice."""
+    """And every byte that is missing, or is there twice."""
     for at in range(len(DATA)):
         refused(DATA[:at])
         refused(DATA[:at] + DATA[at + 1 :])
@@ -477,7 +477,7 @@ BAD_HEADS: dict[str, str | bytes] = {
 
 @pytest.mark.parametrize("name", BAD_HEADS)
 def test_a_bad_head(name: str) -> None:
-    """Each is refused, whatever stands in place of what."""
+    """Each is refused, whatever replaces what."""
     refused(with_head(BAD_HEADS[name]))
 
 
@@ -612,7 +612,7 @@ def test_a_bad_row(name: str) -> None:
     ids=" ".join,
 )
 def test_rows_out_of_order(paths: tuple[str, ...]) -> None:
-    """Nor may one stand there twice."""
+    """Nor may one be there twice."""
     said = str(refused(with_rows(*map(file, paths))))
     assert "wrong place" in said or "in a directory that it has not" in said
 
@@ -706,7 +706,7 @@ def test_a_head_as_large_as_may_be(head: str, tmp_path: Path) -> None:
 
 
 def test_a_manifest_too_large_for_its_reader() -> None:
-    """A head that is too long is refused, and told by its length to the packer before."""
+    """A head that is too long is refused, and the packer knows of its length before."""
     references = tuple(f"lib/{number:0100}" for number in range(170_000))
     head = replace(HEAD, references=references)
     assert len(head.line()) > manifest.LONGEST_HEAD, "which `pack` refuses"
