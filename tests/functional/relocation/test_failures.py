@@ -33,8 +33,7 @@ from relocate_core.errors import (
     TreeError,
     UnknownPrefix,
 )
-from relocate_core.relocation import relocate as relocation
-from relocate_core.relocation import scan, workers
+from relocate_core.relocation import rewriter, scan, workers
 from relocate_core.relocation.relocate import relocate
 from relocate_core.system import files, processes
 from relocate_core.system.locks import locked
@@ -329,7 +328,7 @@ def test_a_file_that_changes_meanwhile(
         if os.path.basename(path) == name and print_.type == "file"
     )
     full = os.path.join(venv.path, path)
-    real_rewrite, real_rename = relocation.rewrite, os.rename
+    real_rewrite, real_rename = rewriter.rewrite, os.rename
     before = digest(venv.path, times="files")
     done = []
 
@@ -357,7 +356,7 @@ def test_a_file_that_changes_meanwhile(
         real_rename(*arguments, **options)
 
     if moment == "written":
-        monkeypatch.setattr(relocation, "rewrite", rewrite)
+        monkeypatch.setattr(rewriter, "rewrite", rewrite)
     else:
         monkeypatch.setattr(os, "rename", rename)
     what = "disappeared" if how == "disappeared" else "changed"
@@ -561,7 +560,7 @@ def test_small_files_as_large_ones(
     other = copy(venv.path, f"{venv.path}-2")
     relocate(other, NEW)
     expected = digest(other, times="files")
-    monkeypatch.setattr(relocation, "WHOLE", whole)
+    monkeypatch.setattr(rewriter, "WHOLE", whole)
     monkeypatch.setattr(large, "_PIECE", 50)
     text = f"{venv.old_prefix}/a " * 3 + "\n"
     Path(venv.path, "etc/lines").write_text((text + "\n") * 30)
