@@ -71,7 +71,7 @@ class Records:
                 yield path, files.read(directory, name)[0]
 
     def _bytecode_digests(self, path: str, line: bytes, algorithm: str) -> Digests:
-        """The digests of bytecode, which was rewritten before anybody looked at the RECORD.
+        """The digests of bytecode, which was rewritten before anybody read the RECORD.
 
         Perhaps by a run that was then killed. So its old content is what the opposite rewrite
         gives, if the row fits that, and else it was never rewritten.

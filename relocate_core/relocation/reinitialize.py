@@ -36,7 +36,7 @@ class Reinitialization(Report):
         version: that Python's X.Y.Z.
         old_python: what `bin/python` pointed to before; None where it was a copy.
         files: what was written, relative to the virtualenv; empty where nothing was to be done.
-        dry_run: whether it was only looked at.
+        dry_run: whether nothing was changed.
     """
 
     path: str

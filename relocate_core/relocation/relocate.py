@@ -48,12 +48,12 @@ class Relocation(Report):
         path: the virtualenv, as it was given.
         prefix: the path that its files refer to now.
         old_prefixes: the paths that they referred to before; empty where nothing was to be done.
-        dry_run: whether it was only looked at.
+        dry_run: whether nothing was changed.
         rewritten: how many files were rewritten, by kind.
         files: the rewritten files that are no bytecode, relative to the virtualenv, sorted.
         problems: (file, reason) of each reference that had to be left, and of bytecode that was
             skipped.
-        seen: how many files were looked at.
+        seen: how many files were read.
     """
 
     path: str
@@ -89,7 +89,7 @@ def relocate(
 ) -> Relocation:
     """Relocate the virtualenv at `path` to `new_path`.
 
-    Of an unpacked bundle only the files are looked at that its manifest lists, unless something was
+    Of an unpacked bundle only the files are read that its manifest lists, unless something was
     installed into it since.
 
     Args:
@@ -102,7 +102,7 @@ def relocate(
         wait: seconds to wait for another run on the same virtualenv.
         unpublished: whether nobody relies on the tree yet: it is then not synced, as whoever
             publishes it syncs all of it, nor put back after a failure.
-        as_packed: whether the tree is known to be just what its manifest says.
+        as_packed: whether the tree is known to be just what its manifest lists.
 
     Returns:
         What was done. Nothing is done where all files refer to the new path already.

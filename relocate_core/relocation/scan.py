@@ -37,7 +37,7 @@ class Findings(NamedTuple):
     """
 
     seen: int
-    """How many files were looked at."""
+    """How many files were read."""
     rewritten: list[tuple[str, int]]
     """Bytecode that was (in a dry run: would be) rewritten, and which old prefix it contained."""
     hits: list[str]
@@ -249,7 +249,7 @@ class _Raw:
 
 
 def _in_stream(stream: object, wanted: tuple[bytes, ...]) -> bool:
-    """Whether a needle is in what the stream gives, up to a limit against bombs."""
+    """Whether a needle is in what the stream gives, up to a limit, as it may be a bomb."""
     read = stream.read  # type: ignore[attr-defined]
     keep = max(map(len, wanted)) - 1
     tail, total = b"", 0

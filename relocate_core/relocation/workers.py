@@ -187,7 +187,7 @@ def serve(root: int) -> None:
     Args:
         root: the inherited descriptor of the virtualenv.
     """
-    # Ctrl-C goes to the whole group; the parent decides what comes of it.
+    # Ctrl-C goes to the whole group; the parent decides what to do.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.disable()  # nothing here is a cycle, and looking for them takes time
     with suppress(EOFError, BrokenPipeError):

@@ -197,7 +197,7 @@ def _copy_attributes(original: int, file: int) -> bool:
     try:
         names, ours = os.listxattr(original), os.listxattr(file)
         for name in set(ours).difference(names):
-            if not name.startswith("security."):  # the directory's default access list, say
+            if not name.startswith("security."):  # such as the directory's default access list
                 os.removexattr(file, name)
         for name in names:
             try:

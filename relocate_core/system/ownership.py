@@ -1,4 +1,4 @@
-"""Whether a path leads only through directories that nobody else can replace while root works."""
+"""Whether all directories of a path are safe from other users while root works in it."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from ..errors import CannotRun, reason_of
 from .ownership import user_name
 
 USUAL_DIRECTORIES = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
-"""Where programs are, whatever the PATH of a service says."""
+"""Where programs are, whatever is in the PATH of a service."""
 
 
 def using(directories: Iterable[str]) -> dict[str, int]:
@@ -169,16 +169,16 @@ def run_line(
         ) from error
 
 
-def let_through(staged: str) -> None:
+def let_through(directory: str) -> None:
     """Let other users into a release that is being unpacked, in a directory that nobody can guess.
 
     Args:
-        staged: its path, two directories below one that only root can list.
+        directory: its path, two directories below one that only root can list.
     """
     if os.geteuid() == 0:
-        for directory in (os.path.dirname(os.path.dirname(staged)), os.path.dirname(staged)):
-            os.chmod(directory, 0o711)
-        os.chmod(staged, 0o711)
+        parent = os.path.dirname(directory)
+        for one in (os.path.dirname(parent), parent, directory):
+            os.chmod(one, 0o711)
 
 
 def environment(release: str, home: str, *before: str) -> dict[str, str]:

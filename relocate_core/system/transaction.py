@@ -66,7 +66,7 @@ class Transaction:
             path: the file.
             kind: its kind.
             data: the new content, whole or in pieces.
-            status: what the old one was like when it was read, if the new one comes of it.
+            status: what the old one was like when it was read, if the new one is made from it.
         """
         pieces = (data,) if isinstance(data, bytes) else data
         with files.directory_of(self.root, path) as (directory, name):
@@ -215,7 +215,7 @@ class DryRun(Transaction):
         if isinstance(data, bytes):
             self.contents[path] = data
         else:
-            for _ in data:  # too large to be kept, but not to be looked at
+            for _ in data:  # too large to be kept, but not to be generated
                 pass
         return self._pretend(path, kind)
 

@@ -38,7 +38,7 @@ def find_named(python: str) -> Interpreter:
         if os.access(executable, os.X_OK) and not os.path.isdir(executable):
             try:
                 return probe(executable)
-            except InterpreterNotFound as error:  # a version manager's stand-in, say
+            except InterpreterNotFound as error:  # such as the shim of a version manager
                 failure = failure or error
     if failure is not None:
         raise failure

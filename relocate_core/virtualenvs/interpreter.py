@@ -1,6 +1,6 @@
 """Probing a Python: it is run, and reports its version, ABI and places itself.
 
-A path says nothing about the program behind it. What a virtualenv has in the place of its Python
+A path is no evidence of the program behind it. What a virtualenv has in the place of its Python
 may be anything, as it may come from an archive: root runs it as another user, where one can.
 """
 

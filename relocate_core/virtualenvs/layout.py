@@ -146,7 +146,7 @@ def _library(path: str) -> tuple[str, str, str]:
 
 
 def _is_directory(path: str) -> bool:
-    """Whether there is a directory; an error, and no answer, where that must not be looked at."""
+    """Whether there is a directory; an error, and no answer, where that must not be read."""
     try:
         return stat.S_ISDIR(os.stat(path).st_mode)
     except (FileNotFoundError, NotADirectoryError):

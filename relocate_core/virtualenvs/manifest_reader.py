@@ -1,4 +1,4 @@
-"""Reading the manifest of a bundle, which may come from anybody: every value is looked at."""
+"""Reading the manifest of a bundle, which may come from anybody: every value is checked."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _PLAIN_FILE = re.compile(
 
 
 class Manifest:
-    """A manifest in a file, read from its beginning as far as is asked for.
+    """A manifest in a file, read from its beginning as far as it is needed.
 
     Args:
         file: descriptor of the file; it is closed by `close`.
@@ -61,7 +61,7 @@ class Manifest:
     def __init__(self, file: int) -> None:
         try:
             self._stream = open(file, "rb", buffering=1 << 18)  # noqa: SIM115 - see `close`
-        except OSError:  # a directory, say
+        except OSError:  # such as a directory
             os.close(file)
             raise
         try:
@@ -96,13 +96,13 @@ class Manifest:
         while piece := self._stream.read(1 << 20):
             found.update(piece)
         if found.hexdigest() != self.digest:
-            raise damaged("is not what its own digest says")
+            raise damaged("does not have the digest in its first line")
 
     def rows(self, trusted: bool = False) -> Iterator[Row]:
         """Every row, in order.
 
         Args:
-            trusted: whether they were looked at before, and are the same by their digest.
+            trusted: whether they were checked before, and are the same by their digest.
 
         Raises:
             Refused: one is malformed, out of order, or has an impossible path.
@@ -294,7 +294,7 @@ def of_tree(root: int) -> Manifest | None:
             return Manifest(files.open_file(directory, name))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except OSError:  # a directory or a link, say
+    except OSError:  # such as a directory or a symlink
         raise damaged("cannot be read") from None
 
 

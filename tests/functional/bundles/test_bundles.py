@@ -1622,7 +1622,7 @@ TAMPERED: dict[str, tuple[Callable[[Path], object], str]] = {
             *(tree, bundles.MANIFEST),
             (tree / bundles.MANIFEST).read_text().replace('07.txt", "file"', '08.txt", "file"'),
         ),
-        "is not as it was deployed: its manifest is not what its own digest says",
+        "is not as it was deployed: its manifest does not have the digest in its first line",
     ),
     "no manifest": (
         lambda tree: (tree / bundles.MANIFEST).unlink(),
