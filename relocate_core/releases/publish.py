@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..bundles.reuse import Earlier
 from ..bundles.unpack import Limits, unpack
 from ..errors import CannotRun, InvalidPath, NoBase, NotARelease, RelocateError
-from ..progress import Tell, silent
+from ..progress import Report, Tell, silent
 from ..relocation.check import check
 from ..relocation.reinitialize import reinitialize
 from ..relocation.relocate import has_leftovers, relocate
 from ..system import locks
-from ..system.running import identity, let_through
-from ..virtualenvs.fitting import require_fit
-from ..virtualenvs.interpreter import Interpreter, named
+from ..system.processes import identity, let_through
+from ..virtualenvs.discovery import find_named, for_bundle
+from ..virtualenvs.interpreter import Interpreter
 from ..virtualenvs.manifest import RECORD
 from . import history
 from .root import WAIT, Root, name_of
@@ -30,7 +30,7 @@ _FATAL = ("interpreter", "reference")
 
 
 @dataclass
-class Publication:
+class Publication(Report):
     """What was deployed, or in a dry run would be.
 
     Attributes:
@@ -60,10 +60,6 @@ class Publication:
     size: int = 0
     reused: int = 0
     problems: list[dict[str, str]] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        """All of it as plain values, for JSON and Salt."""
-        return asdict(self)
 
 
 def publish(
@@ -125,7 +121,7 @@ def publish(
     stands = _stands(root, name, path, digests)
     runs = stands and _runs(path)
     if python is not None and not runs:
-        named(python)  # a wrong one is refused before anything is done
+        find_named(python)  # a wrong one is refused before anything is done
     if stands:
         if dry_run or (runs and root.is_tidy() and not has_leftovers(path)):
             return _standing(path, runs, dry_run)
@@ -257,7 +253,7 @@ def _prepare(
             digests=digests,
             owner=owner,
             progress=lambda files, size: tell("unpacking", {"files": files, "size": size}),
-            accept=lambda head: fitting.append(require_fit(head, path, python)),
+            accept=lambda head: fitting.append(for_bundle(head, path, python)),
             find=bases.find,
         )
         if owner is not None:
@@ -270,14 +266,14 @@ def _prepare(
     )
     # Directly into a directory that is ours alone: its own files may belong to somebody else.
     os.rename(os.path.join(directory, unpacked.top) if unpacked.top else directory, staged)
-    moved = relocate(staged, path, staged=True, as_packed=unpacked.bundle is not None)
+    moved = relocate(staged, path, unpublished=True, as_packed=unpacked.bundle is not None)
     tell("relocated", {"files": sum(moved.rewritten.values())})
     compiled = links = None
     if unpacked.bundle is not None:
         python, links = fitting[0].executable, unpacked.links
         compiled = {module: set(endings) for endings, module in unpacked.bundle.compiled}
     let_through(staged)  # what of it is run from here on is not run as root, if it can be helped
-    swapped = reinitialize(staged, python, staged=True, compiled=compiled)
+    swapped = reinitialize(staged, python, unpublished=True, compiled=compiled)
     tell("reinitialized", {"python": swapped.python})
     base = os.path.dirname(swapped.python)
     verdict = check(staged, home=path, base=base, compiled=compiled, links=links)

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import CannotRun, InvalidPath, MarkedBad, NotARelease, TreeError
+from ..errors import CannotRun, InvalidPath, MarkedBad, NotARelease, TreeError, reason_of
 from ..system import files, locks
 from ..system.ownership import require_trusted
 from ..virtualenvs.layout import absolute_prefix
@@ -388,7 +388,7 @@ class Root:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         file = os.open(name, flags, 0o600, dir_fd=self._records)
         try:
-            with locks.left(file, self.path, wait):
+            with locks.inherited(file, self.path, wait):
                 yield file
         finally:
             os.close(file)
@@ -453,7 +453,7 @@ class Root:
         try:
             shutil.rmtree(aside)
         except OSError as error:
-            return f"{error.filename} cannot be removed: {(error.strerror or str(error)).lower()}"
+            return f"{error.filename} cannot be removed: {reason_of(error)}"
         return None
 
 

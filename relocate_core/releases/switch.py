@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InvalidPath, NotARelease
-from ..progress import Tell, silent
+from ..progress import Report, Tell, silent
 from ..virtualenvs.layout import absolute_prefix
 from . import history
 from .root import CURRENT, WAIT, Root, name_of
@@ -16,7 +16,7 @@ from .schemas.migrate import LOCK, TakingDown, leave_as_it_is
 
 
 @dataclass
-class Switch:
+class Switch(Report):
     """What became of a link, or in a dry run would.
 
     Attributes:
@@ -36,10 +36,6 @@ class Switch:
     bad: str | None = None
     dry_run: bool = False
     schema: dict[str, str] | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """All of it as plain values, for JSON and Salt."""
-        return asdict(self)
 
 
 def activate(
