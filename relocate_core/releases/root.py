@@ -27,6 +27,8 @@ from . import history
 
 RECORDS = ".releases"
 STAGING = "staging"
+UNREPORTED = "unreported-{}"
+"""A file that is there from the middle of a link's rollback until its call ends."""
 CURRENT = "current"
 # Long enough for another deploy to end.
 WAIT = 300.0
@@ -79,8 +81,6 @@ class Root:
     def __init__(self, path: str, job: str = "") -> None:
         self.path = absolute_prefix(path, "the directory of the releases")
         self.job = job
-        self.recovered: dict[str, history.Event] = {}
-        """The rollbacks that a killed run had begun and this one has finished, by link."""
         self._directory = self._records = -1
 
     # --- reading --------------------------------------------------------------------------------
@@ -221,6 +221,19 @@ class Root:
             if begun["event"] == history.ROLLING_BACK or self.active(link) == begun["release"]
         }
 
+    def interrupted(self, link: str) -> history.Event | None:
+        """The rollback of a link that is under way or done, and that no call has reported."""
+        known = history.standing(self.events())
+        begun = known.unfinished.get(link)
+        if begun is not None and begun["event"] == history.ROLLING_BACK:
+            kept = self.active(link) in (begun["release"], begun.get("previous"), None)
+            return begun if kept and self.record(begun["release"]) is not None else None
+        done = known.rolled_back.get(link)
+        unreported = os.path.lexists(os.path.join(self.records, UNREPORTED.format(link)))
+        if done is not None and unreported and self.active(link) == done["release"]:
+            return done
+        return None
+
     def releases(self) -> list[Release]:
         """All complete releases, the last published one first."""
         known, links = self.standing(), self.links()
@@ -237,7 +250,7 @@ class Root:
         ]
         return sorted(
             found,
-            key=lambda one: (one.record.get("published", ""), known.used.get(one.name, -1)),
+            key=lambda one: (one.record.get("published", ""), known.published.get(one.name, -1)),
             reverse=True,
         )
 
@@ -318,11 +331,16 @@ class Root:
                 facts = {"source": record.get("source"), "job": record.get("job")}
                 history.append(self._records, history.PUBLISHED, name, **facts)
         for link, begun in self.unfinished(known).items():
-            if self._finish_switch(link, begun):
-                self.recovered[link] = begun
+            if begun["event"] == history.ROLLING_BACK:
+                self._unreported(link)
+            if not self._finish_switch(link, begun):
+                self.reported(link)
 
     def switch(self, event: str, link: str, name: str, **facts: Any) -> None:
         """Let a link point to another release; the history is told before and after it is done.
+
+        The last step is to take it for reported. Until then, the same rollback called again ends
+        this one, and is no second one.
 
         Args:
             event: ACTIVATING or ROLLING_BACK.
@@ -331,9 +349,26 @@ class Root:
             facts: what else belongs to it.
         """
         begun = history.append(self._records, event, name, link=link, job=self.job, **facts)
+        if event == history.ROLLING_BACK:
+            self._unreported(link)
         if self.active(link) != name:
             self._relink(link, name)
         self._finish_switch(link, begun)
+        self.reported(link)
+
+    def _unreported(self, link: str) -> None:
+        """Note that no call has reported the rollback of a link yet."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        os.close(os.open(UNREPORTED.format(link), flags, 0o644, dir_fd=self._records))
+        os.fsync(self._records)
+
+    def reported(self, link: str) -> None:
+        """Take the last switch of a link for reported.
+
+        This is not synced, so that nothing which takes long comes after it: a power cut is a kill.
+        """
+        with suppress(FileNotFoundError):
+            os.unlink(UNREPORTED.format(link), dir_fd=self._records)
 
     def _finish_switch(self, link: str, begun: history.Event) -> bool:
         """Write down what has become of a switch; one to an earlier release is done first."""

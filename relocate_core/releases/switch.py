@@ -121,6 +121,15 @@ def rollback(
     Where the schema was migrated since that one was active, it is taken down first, by the newer
     code; where it cannot be, nothing is done.
 
+    A call that was killed can be repeated: it finishes the same rollback, and goes no release
+    further. From its first change until it returns, a file in the root says that the rollback was
+    not reported to anybody. While that file exists, a call that could be the same (the same `to`
+    and `leaving`, where they are given) reports that rollback, and removes the file. So does every
+    other switch of the link, and marking the active release healthy: whoever rolls back after that
+    wants a second rollback. After a call that returned, each further one is a rollback of its own.
+    Where only the caller is killed, after the call returned, as a minion may be before it answers,
+    nothing on the disk distinguishes the two: use `leaving` where that matters.
+
     Args:
         directory: the root.
         to: the name of the release to go to; by default the last good one before.
@@ -141,6 +150,9 @@ def rollback(
     root = Root(directory, job)
     link = _link_name(root, link)
     if dry_run:
+        begun = root.interrupted(link)
+        if begun is not None and _is_same(begun, to, leaving):
+            return _resumed(root, link, begun, dry_run=True)
         found = _look_back(root, to, link, leaving, mark, reason, dry_run=True)
         if migrate and found.changed:
             found.schema = TakingDown.look(root, found.release, found.previous).told()
@@ -149,12 +161,10 @@ def rollback(
         raise NotARelease(f"there are no releases in {root.path}")
     _require_active(root, link)
     with root.locked("rolling back", wait):
-        begun = root.recovered.get(link)
+        begun = root.interrupted(link)
         if begun is not None and _is_same(begun, to, leaving):
-            # The same call, which was killed: to go on would be one step too far.
-            bad = begun.get("reason", "rolled back") if begun.get("bad") else None
-            path = os.path.join(root.path, link)
-            return Switch(path, begun["release"], begun.get("previous"), True, bad)
+            root.reported(link)
+            return _resumed(root, link, begun)
         found = _look_back(root, to, link, leaving, mark, reason)
         if found.changed:
             if migrate:
@@ -165,6 +175,13 @@ def rollback(
             root.switch(history.ROLLING_BACK, link, found.release, **facts)
             tell("rolled back", {"release": found.release, "previous": found.previous})
     return found
+
+
+def _resumed(root: Root, link: str, begun: history.Event, dry_run: bool = False) -> Switch:
+    """What became of a rollback whose call was killed, for the same call."""
+    bad = begun.get("reason", "rolled back") if begun.get("bad") else None
+    path = os.path.join(root.path, link)
+    return Switch(path, begun["release"], begun.get("previous"), True, bad, dry_run)
 
 
 def _taken_down(root: Root, switch: Switch, tell: Tell, wait: float) -> dict[str, str] | None:
@@ -249,6 +266,7 @@ def prove(path: str, link: str | None = None, *, job: str = "", wait: float = WA
     with root.locked(f"noting that {name} is healthy", wait):
         if root.active(link) != name:
             return False
+        root.reported(link)  # a rollback after this is a second one
         root.note(history.HEALTHY, name, link=link)
     return True
 

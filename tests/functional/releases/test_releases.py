@@ -42,6 +42,7 @@ from relocate_core.errors import (
 )
 from relocate_core.releases import history, smoke
 from relocate_core.releases.root import CURRENT, RECORD, RECORDS, STAGING
+from relocate_core.system import locks
 from relocate_core.system.processes import using
 from tests.support import roots
 from tests.support.environments import digest
@@ -670,6 +671,20 @@ def test_back_step_by_step(site: Site) -> None:
     # Onwards from there with a new one.
     site.deploy("D")
     assert rollback(site.root).release == "A"
+
+
+def test_the_last_published_release_comes_first(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also within one second, and whichever was activated last."""
+    monkeypatch.setattr(locks, "now", lambda: "2026-01-02T03:04:05Z")
+    for name in "CADB":
+        site.publish(name)
+    for name in "BACD":
+        activate(site.path(name))
+        assert [release.name for release in Root(site.root).releases()] == ["B", "D", "A", "C"]
+    rollback(site.root)
+    assert [release.name for release in Root(site.root).releases()] == ["B", "D", "A", "C"]
 
 
 def test_back_without_a_mark(site: Site) -> None:
