@@ -96,7 +96,9 @@ def publish(
         archive: path of a tar, plain or packed with gzip, bzip2, xz or zstd.
         path: where the release should stand: `<root>/<name>`.
         python: an executable, a command or `X.Y` to run it on; by default the first that fits.
-        owner: user and group that its files should belong to; by default whoever runs this.
+        owner: user and group that its files should belong to; by default whoever runs this. Only
+            where root is given here, root runs what the archive has in the place of its Python,
+            where nobody else can.
         mode: of the release's own directory.
         smoke_tests: commands that have to succeed in it before it counts.
         smoke_user: user and group to run them as; by default the owner.
@@ -122,6 +124,7 @@ def publish(
     bounds = Limits.of(limits)
     links = checked(shared)
     identity(smoke_user)  # whoever cannot be run as is refused before anything is done
+    as_root = owner is not None and owner[0] == 0
     stands = _stands(root, name, path, digests)
     runs = stands and _runs(path)
     if python is not None and not runs:
@@ -133,7 +136,7 @@ def publish(
         return Publication(path, changed=True, dry_run=True)
     with root.locked(f"deploying {name}", wait, create=True):
         if _stands(root, name, path, digests):  # another run has just done it, or it needs repair
-            return _repaired(path, python, tell)
+            return _repaired(path, python, as_root, tell)
         require_targets(links)
         with root.staged() as staging:
             staged = os.path.join(staging, name)
@@ -197,12 +200,12 @@ def _standing(path: str, runs: bool, dry_run: bool = False) -> Publication:
     return done
 
 
-def _repaired(path: str, python: str | None, tell: Tell) -> Publication:
+def _repaired(path: str, python: str | None, as_root: bool, tell: Tell) -> Publication:
     """Put a release onto another Python where its own is gone, as after an upgrade of the host."""
     runs = _runs(path)
     done = _standing(path, runs)
     if not runs or has_leftovers(path):
-        done.python = reinitialize(path, python).python
+        done.python = reinitialize(path, python, as_root=as_root).python
         tell("repaired", {"python": done.python})
     return done
 
@@ -276,12 +279,16 @@ def _prepare(
     if unpacked.bundle is not None:
         python, links = fitting[0].executable, unpacked.links
         compiled = {module: set(endings) for endings, module in unpacked.bundle.compiled}
-    let_through(staged)  # what of it is run from here on is not run as root, if it can be helped
-    swapped = reinitialize(staged, python, staged=True, compiled=compiled)
+    let_through(staged)  # nothing of it that is run from here on is run as root, unless asked for
+    as_root = owner is not None and owner[0] == 0
+    swapped = reinitialize(staged, python, staged=True, as_root=as_root, compiled=compiled)
     tell("reinitialized", {"python": swapped.python})
     base = os.path.dirname(swapped.python)
-    verdict = check(staged, home=path, base=base, compiled=compiled, links=links)
+    verdict = check(staged, home=path, base=base, as_root=as_root, compiled=compiled, links=links)
     fatal = [problem for problem in verdict.problems if problem.kind in _FATAL]
+    for problem in verdict.problems:
+        if problem.kind == "access":
+            raise CannotRun(problem.reason)
     if fatal:
         more = f" and {len(fatal) - 1} more problems" if len(fatal) > 1 else ""
         raise CannotRun(

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..archives.tar import DIRECTORY, FILE, LINK, Refused
 from ..artefacts import metadata, scripts
-from ..errors import InterpreterNotFound, RelocateError, TreeError
+from ..errors import CannotRun, InterpreterNotFound, RelocateError, TreeError
 from ..system import files
 from ..virtualenvs import interpreter, manifest
 from ..virtualenvs import rewritten as ledger
@@ -27,7 +27,8 @@ class Problem:
     """One thing that is wrong.
 
     Attributes:
-        kind: `interpreter`, `script`, `link`, `reference`, `path`, `manifest` or `record`.
+        kind: `interpreter`, `access` (to it), `script`, `link`, `reference`, `path`, `manifest` or
+            `record`.
         file: what is concerned, relative to the virtualenv.
         reason: what is wrong with it, and what to do where that is known.
     """
@@ -75,6 +76,7 @@ def check(
     *,
     home: str | None = None,
     base: str | None = None,
+    as_root: bool | None = None,
     compiled: dict[str, set[str]] | None = None,
     links: Mapping[str, str] | None = None,
 ) -> Verdict:
@@ -85,7 +87,8 @@ def check(
         deep: compare every file as well: with the manifest where it came as a bundle, so that
             whatever was changed, removed or added is found; else with the hash in its RECORD.
         home: the path that it is going to be renamed to, where it does not stand there yet.
-        base: the directory of its base Python, where that is known for sure; see `ask_own`.
+        base: the directory of its base Python, where that is known for sure, and
+        as_root: whether the operator named root as the owner who should run it; see `ask_own`.
         compiled: its compiled modules, and
         links: its links, where both are known; see `survey`.
 
@@ -99,7 +102,7 @@ def check(
     environment = inspect(path)
     try:
         surveyed = survey(environment, compiled, links)
-        version, problems = _interpreter(environment, surveyed, base)
+        version, problems = _interpreter(environment, surveyed, base, as_root)
         place = _Place(path, home)
         problems += _scripts(environment, place)
         problems += _links(surveyed, problems, place)
@@ -132,7 +135,7 @@ class _Place:
 
 
 def _interpreter(
-    environment: Virtualenv, surveyed: Survey, base: str | None
+    environment: Virtualenv, surveyed: Survey, base: str | None, as_root: bool | None
 ) -> tuple[str | None, list[Problem]]:
     file = "bin/python"
     executable = os.path.join(os.path.abspath(environment.path), file)
@@ -141,7 +144,9 @@ def _interpreter(
         reason = f"it points to {target}, which is not on this machine: reinitialize"
         return None, [Problem("interpreter", file, reason)]
     try:
-        found = interpreter.ask_own(environment.path, base)
+        found = interpreter.ask_own(environment.path, base, as_root)
+    except CannotRun as error:
+        return None, [Problem("access", file, str(error))]
     except InterpreterNotFound as error:
         return None, [Problem("interpreter", file, f"{error}: reinitialize")]
     problems = []

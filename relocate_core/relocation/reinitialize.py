@@ -61,6 +61,7 @@ def reinitialize(
     dry_run: bool = False,
     wait: float = 30.0,
     staged: bool = False,
+    as_root: bool | None = None,
     compiled: dict[str, set[str]] | None = None,
 ) -> Reinitialization:
     """Put the virtualenv at `path` onto a Python of this machine.
@@ -75,6 +76,7 @@ def reinitialize(
         dry_run: look, and change nothing.
         wait: seconds to wait for another run on the same virtualenv.
         staged: whether nobody relies on the tree yet; see `relocate`.
+        as_root: whether the operator named root as the owner who should run it; see `ask_own`.
         compiled: the file name endings of its compiled modules, where they are known; see `survey`.
 
     Returns:
@@ -95,7 +97,7 @@ def reinitialize(
             else:
                 interpreter = named(python)
                 require_fit(environment, interpreter, compiled)
-            return _Swap(root, environment, interpreter, dry_run, staged).run()
+            return _Swap(root, environment, interpreter, dry_run, staged, as_root).run()
     except OSError as error:
         raise TreeError.of(path, error) from error
     finally:
@@ -112,8 +114,10 @@ class _Swap:
         interpreter: Interpreter,
         dry_run: bool,
         staged: bool,
+        as_root: bool | None,
     ) -> None:
         self.root = root
+        self.as_root = as_root
         self.staged = staged
         self.environment = environment
         self.interpreter = interpreter
@@ -245,7 +249,10 @@ class _Swap:
 
     def _prove(self) -> None:
         """Run the virtualenv's Python: it has to be the wanted one."""
-        found = ask_own(self.environment.path, os.path.dirname(self.interpreter.executable))
+        base: str | None = os.path.dirname(self.interpreter.executable)
+        if not self.staged and os.stat(self.environment.path).st_uid != 0:
+            base = None  # its owner could put anything in the place of the link to it
+        found = ask_own(self.environment.path, base, self.as_root)
         if found.version != self.interpreter.version:
             raise InterpreterMismatch(
                 f"cannot put {self.environment.path} onto {self.interpreter.executable}: "
