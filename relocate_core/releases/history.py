@@ -23,7 +23,7 @@ ACTIVATED = "activated"
 ROLLING_BACK = "rolling_back"
 ROLLED_BACK = "rolled_back"
 GAVE_UP = "gave_up"
-"""A switch was begun, killed, and not finished: the link leads elsewhere."""
+"""A switch was begun, killed, and not finished: the link points elsewhere."""
 HEALTHY = "healthy"
 MARKED_BAD = "marked_bad"
 UNMARKED = "unmarked"
@@ -91,7 +91,7 @@ def read(path: str) -> list[Event]:
 
 @dataclass
 class Standing:
-    """What the events come to.
+    """What follows from the events.
 
     Attributes:
         bad: why a release is marked bad, by name.

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from relocate_core import activate, mark, prove, prune, publish, remove, rollback
+from relocate_core import activate, mark_bad, mark_healthy, prune, publish, remove, rollback
 from relocate_core.errors import NoRoom, RelocateError
 from relocate_core.releases import history
 from relocate_core.releases.root import CURRENT, UNREPORTED
@@ -60,7 +60,7 @@ CASES = {
         "ABC", "", lambda site: rollback(site.root, leaving="C", reason="it is slow")
     ),
     "rollback-to": Case("ABC", "", lambda site: rollback(site.root, "A")),
-    "mark": Case("AB", "", lambda site: mark(site.path("A"), "it is slow")),
+    "mark": Case("AB", "", lambda site: mark_bad(site.path("A"), "it is slow")),
     "prune": Case("ABC", "D", _pruned, gone="AD"),
     "remove": Case("AB", "C", lambda site: remove(site.path("C")), gone="C"),
 }
@@ -200,7 +200,7 @@ def test_another_call_between_a_killed_rollback_and_the_same_one(
         "publish": lambda: site.publish("D"),
         "prune": lambda: prune(site.root, 2),
         "activate": lambda: site.deploy("D"),
-        "mark_healthy": lambda: prove(site.path("B")),
+        "mark_healthy": lambda: mark_healthy(site.path("B")),
     }
     stage = Stage.set_up(site, CASES["rollback"], tmp_path)
     steps, _ = stage.count()
