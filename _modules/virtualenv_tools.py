@@ -361,7 +361,7 @@ def activate(path: str, link: str | None = None, test: bool | None = None) -> di
         ``test`` option says.
 
     Returns a dictionary: ``link``, ``release``, ``previous`` (the names of the release that it
-    points to and of the one before), ``changed`` and ``dry_run``.
+    points to and of the previous one), ``changed`` and ``dry_run``.
 
     Raises ``CommandExecutionError`` for whatever goes wrong; the link is then as it was before.
 
@@ -391,10 +391,10 @@ def rollback(
     test: bool | None = None,
 ) -> dict[str, Any]:
     """
-    Let ``current`` point to the release before, and mark the one that it leaves as bad.
+    Let ``current`` point to the previous release again, and mark the one that it leaves bad.
 
     Nothing is downloaded, and nothing is removed. The mark keeps the next highstate from bringing
-    the bad release back; :py:func:`unmark` takes it away.
+    the bad release back; :py:func:`unmark_bad` takes it away.
 
     Where :py:func:`migrate` has changed the schema since that release was active, it is taken down
     first to what that one ran with, by the code that took it up. Where it cannot be, as a migration
@@ -549,8 +549,9 @@ def prune(root: str, keep: int = 5, test: bool | None = None) -> dict[str, Any]:
     """
     Remove old releases.
 
-    The active one, the one before, pinned ones and those that a process uses always stay. A release
-    that is marked bad does not count as one of those to keep. What is no release is left alone.
+    The active one, the previous one, pinned ones and those that a process uses always stay. A
+    release that is marked bad does not count as one of those to keep. What is no release is left
+    alone.
 
     root
         The directory of the releases, as an absolute path.
@@ -606,9 +607,9 @@ def remove(path: str, test: bool | None = None) -> bool:
         return bool(core.remove(_absolute(path), job=job, dry_run=_is_test(test), tell=tell))
 
 
-def mark(path: str, reason: str) -> str:
+def mark_bad(path: str, reason: str) -> str:
     """
-    Mark a release as bad, so that no highstate activates it.
+    Mark a release bad, so that no highstate activates it.
 
     path
         The release, as an absolute path.
@@ -622,16 +623,19 @@ def mark(path: str, reason: str) -> str:
 
     .. code-block:: bash
 
-        salt '*' virtualenv_tools.mark /srv/app/4f2a9c1 reason='leaks memory'
+        salt '*' virtualenv_tools.mark_bad /srv/app/4f2a9c1 reason='leaks memory'
     """
     with _core() as core:
-        done = core.mark(_absolute(path), str(reason), job=_job())
+        done = core.mark_bad(_absolute(path), str(reason), job=_job())
     return f"{path} is marked bad{'' if done else ' already'}."
 
 
-def unmark(path: str) -> str:
+mark = mark_bad  # the name that it had before
+
+
+def unmark_bad(path: str) -> str:
     """
-    Take the mark from a release: it may be activated again.
+    Take the mark of a bad release away: it may be activated again.
 
     path
         The release, as an absolute path.
@@ -642,11 +646,14 @@ def unmark(path: str) -> str:
 
     .. code-block:: bash
 
-        salt '*' virtualenv_tools.unmark /srv/app/4f2a9c1
+        salt '*' virtualenv_tools.unmark_bad /srv/app/4f2a9c1
     """
     with _core() as core:
-        done = core.unmark(_absolute(path), job=_job())
+        done = core.unmark_bad(_absolute(path), job=_job())
     return f"{path} is not marked bad any more." if done else f"{path} was not marked bad."
+
+
+unmark = unmark_bad  # the name that it had before
 
 
 def pin(path: str) -> str:
@@ -689,10 +696,10 @@ def unpin(path: str) -> str:
     return f"{path} is not pinned any more." if done else f"{path} was not pinned."
 
 
-def prove(path: str, link: str | None = None) -> bool:
+def mark_healthy(path: str, link: str | None = None) -> bool:
     """
-    Write down that the active release was found healthy, so that a later failure of its checks is
-    not taken for the release's own.
+    Mark the active release healthy: its checks succeeded, so a later failure of them is not taken
+    for the release's own.
 
     path
         The release, as an absolute path.
@@ -706,10 +713,13 @@ def prove(path: str, link: str | None = None) -> bool:
 
     .. code-block:: bash
 
-        salt '*' virtualenv_tools.prove /srv/app/4f2a9c1
+        salt '*' virtualenv_tools.mark_healthy /srv/app/4f2a9c1
     """
     with _core() as core:
-        return bool(core.prove(_absolute(path), link, job=_job()))
+        return bool(core.mark_healthy(_absolute(path), link, job=_job()))
+
+
+prove = mark_healthy  # the name that it had before
 
 
 def run(path: str, command: str, user: str | None = None, timeout: float = 60) -> dict[str, Any]:

@@ -149,8 +149,8 @@ def roll(
     does not answer, or where it is not on the release then. Nothing more is rolled out after that,
     and all minions that this run has switched go back to the release that each had before, by the
     same SLS and in batches of the same size. There the release is marked bad, so that no highstate
-    brings it back before :py:func:`virtualenv_tools.unmark
-    <saltext.modules.virtualenv_tools.unmark>`.
+    brings it back before :py:func:`virtualenv_tools.unmark_bad
+    <saltext.modules.virtualenv_tools.unmark_bad>`.
 
     It may be called again at any time: a minion that has the release already is skipped, so a
     roll-out that was interrupted goes on. One that does not answer in the beginning is left out,
@@ -760,7 +760,7 @@ class _Rollout:
             reason = _clause(next(iter(marked.values())))
             raise SaltInvocationError(
                 f"nothing was rolled out: {wanted.release} is marked bad on {_few(marked)} "
-                f"({reason}); if it is good, run virtualenv_tools.unmark "
+                f"({reason}); if it is good, run virtualenv_tools.unmark_bad "
                 f"{wanted.root}/{wanted.release} there first"
             )
         # All that answer are counted, so a second call goes on with the same steps.
@@ -894,7 +894,7 @@ class _Rollout:
         _tell(f"back: {_few(minions)}")
         path = f"{wanted.root}/{wanted.release}"
         reason = "the roll-out has failed on {}: {}".format(*self.why)
-        self._call(minions, "mark", path=path, reason=reason)
+        self._call(minions, "mark_bad", path=path, reason=reason)
         groups: dict[str, list[str]] = {}
         for one in minions:
             groups.setdefault(str(self.before[one]), []).append(one)

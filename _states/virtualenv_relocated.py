@@ -493,8 +493,8 @@ def healthy(
     activated, the schema is taken down to what the last good release ran with (see
     :py:func:`migrated`), the link points to that one again, the failed one is marked bad, what
     this state watches is restarted, and the state fails. A highstate does not bring the bad release
-    back before :py:func:`virtualenv_tools.unmark`. A release that was healthy once is not rolled
-    back when its checks fail later: the cause is elsewhere then.
+    back before :py:func:`virtualenv_tools.unmark_bad`. A release that was healthy once is not
+    rolled back when its checks fail later: the cause is elsewhere then.
 
     name
         The link to the active release, or any name where ``link`` is given.
@@ -554,7 +554,7 @@ def healthy(
             return _with(ret, False, f"{link} points to no release: activate one.")
         failure = _failure(wanted, now["path"], count, pause)
         if failure is None:
-            __salt__["virtualenv_tools.prove"](now["path"], link=link)
+            __salt__["virtualenv_tools.mark_healthy"](now["path"], link=link)
             return _with(ret, True, f"{release} is healthy.")
         if now["proven"] or not rollback:
             why = "it was healthy before" if now["proven"] else "rollback is off"
@@ -1318,7 +1318,7 @@ def _rolled_back(
     path = os.path.join(root, switch["release"])
     still = _failure(checks, path, attempts, interval)
     if still is None:
-        __salt__["virtualenv_tools.prove"](path, link=link)
+        __salt__["virtualenv_tools.mark_healthy"](path, link=link)
     down = "the schema was taken down, " if switch.get("schema") else ""
     after = f"{switch['release']} is healthy" if still is None else f"Now {still}"
     return _with(

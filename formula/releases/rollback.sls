@@ -1,5 +1,5 @@
 # Back to the release before, or to `releases:to`: at once and without a download. The release that
-# is left is marked bad, so that no highstate brings it back (`virtualenv_tools.unmark`). On several
+# is left is marked bad, so that no highstate brings it back (`virtualenv_tools.unmark_bad`). On several
 # minions name it as `releases:leaving`, so that those which are not on it stay where they are.
 #
 #   salt web1 state.apply releases.rollback

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..artefacts import scripts
-from ..errors import InterpreterNotFound, RelocateError, TreeError
+from ..errors import CannotRun, InterpreterNotFound, RelocateError, TreeError
 from ..progress import Report
 from ..virtualenvs import interpreter
 from ..virtualenvs.contents import Contents, broken_modules, read_contents
@@ -49,6 +49,7 @@ def check(
     *,
     home: str | None = None,
     base: str | None = None,
+    as_root: bool | None = None,
     compiled: dict[str, set[str]] | None = None,
     links: Mapping[str, str] | None = None,
 ) -> Verdict:
@@ -59,7 +60,8 @@ def check(
         deep: compare every file as well: with the manifest where it came as a bundle, so that
             whatever was changed, removed or added is found; else with the hash in its RECORD.
         home: the path that it is going to be renamed to, where it is not there yet.
-        base: the directory of its base Python, where that is known for sure; see `probe_own`.
+        base: the directory of its base Python, where that is known for sure, and
+        as_root: whether the operator named root as the owner who should run it; see `probe_own`.
         compiled: its compiled modules, and
         links: its symlinks, where both are known; see `read_contents`.
 
@@ -73,7 +75,7 @@ def check(
     environment = inspect(path)
     try:
         contents = read_contents(environment, compiled, links)
-        version, problems = _interpreter(environment, contents, base)
+        version, problems = _interpreter(environment, contents, base, as_root)
         place = _Place(path, home)
         problems += _scripts(environment, place)
         problems += _links(contents, problems, place)
@@ -106,7 +108,7 @@ class _Place:
 
 
 def _interpreter(
-    environment: Virtualenv, contents: Contents, base: str | None
+    environment: Virtualenv, contents: Contents, base: str | None, as_root: bool | None
 ) -> tuple[str | None, list[Problem]]:
     file = "bin/python"
     executable = os.path.join(os.path.abspath(environment.path), file)
@@ -115,7 +117,9 @@ def _interpreter(
         reason = f"it points to {target}, which is not on this machine: reinitialize"
         return None, [Problem("interpreter", file, reason)]
     try:
-        found = interpreter.probe_own(environment.path, base)
+        found = interpreter.probe_own(environment.path, base, as_root)
+    except CannotRun as error:
+        return None, [Problem("access", file, str(error))]
     except InterpreterNotFound as error:
         return None, [Problem("interpreter", file, f"{error}: reinitialize")]
     problems = []

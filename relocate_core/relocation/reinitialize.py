@@ -20,10 +20,8 @@ from ..system.transaction import Change, Transaction, reserve
 from ..virtualenvs import rewritten
 from ..virtualenvs.contents import read_contents
 from ..virtualenvs.discovery import find_fitting, find_named, require_fit
-from ..virtualenvs.interpreter import Interpreter, probe_own
+from ..virtualenvs.interpreter import PROGRAM_NAME, Interpreter, probe_own
 from ..virtualenvs.layout import Virtualenv, inspect, read_config
-
-_NAME = re.compile(r"(?:python|pypy)[\d.]*t?\Z")
 
 
 @dataclass
@@ -63,6 +61,7 @@ def reinitialize(
     dry_run: bool = False,
     wait: float = 30.0,
     unpublished: bool = False,
+    as_root: bool | None = None,
     compiled: dict[str, set[str]] | None = None,
 ) -> Reinitialization:
     """Put the virtualenv at `path` onto a Python of this machine.
@@ -77,6 +76,7 @@ def reinitialize(
         dry_run: look, and change nothing.
         wait: seconds to wait for another run on the same virtualenv.
         unpublished: whether nobody relies on the tree yet; see `relocate`.
+        as_root: whether the operator named root as the owner who should run it; see `probe_own`.
         compiled: the file name endings of its compiled modules, where they are known; see
             `read_contents`.
 
@@ -98,7 +98,7 @@ def reinitialize(
             else:
                 interpreter = find_named(python)
                 require_fit(environment, interpreter, compiled)
-            return _Swap(root, environment, interpreter, dry_run, unpublished).run()
+            return _Swap(root, environment, interpreter, dry_run, unpublished, as_root).run()
     except OSError as error:
         raise TreeError.of(path, error) from error
     finally:
@@ -115,8 +115,10 @@ class _Swap:
         interpreter: Interpreter,
         dry_run: bool,
         unpublished: bool,
+        as_root: bool | None,
     ) -> None:
         self.root = root
+        self.as_root = as_root
         self.unpublished = unpublished
         self.environment = environment
         self.interpreter = interpreter
@@ -163,7 +165,7 @@ class _Swap:
         directory = os.path.join(self.environment.path, "bin")
         for name in sorted(os.listdir(directory)):
             path = os.path.join(directory, name)
-            if not _NAME.match(name):
+            if not PROGRAM_NAME.match(name):
                 continue
             if os.path.islink(path):
                 target = os.readlink(path)
@@ -250,7 +252,10 @@ class _Swap:
 
     def _verify(self) -> None:
         """Run the virtualenv's Python: it has to be the wanted one."""
-        found = probe_own(self.environment.path, os.path.dirname(self.interpreter.executable))
+        base: str | None = os.path.dirname(self.interpreter.executable)
+        if not self.unpublished and os.stat(self.environment.path).st_uid != 0:
+            base = None  # its owner could put anything in the place of the link to it
+        found = probe_own(self.environment.path, base, self.as_root)
         if found.version != self.interpreter.version:
             raise InterpreterMismatch(
                 f"cannot put {self.environment.path} onto {self.interpreter.executable}: "

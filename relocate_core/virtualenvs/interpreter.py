@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import InterpreterNotFound, reason_of
+from ..errors import CannotRun, InterpreterNotFound, reason_of
+from ..system.ownership import user_name
 from ..system.processes import environment as bare_environment
 from ..system.processes import identity, run
 from .interpreter_info import PROGRAM
 from .layout import read_config
+from .manifest import PLACE, RECORD
 
+PROGRAM_NAME = re.compile(r"(?:python|pypy)[\d.]*t?\Z")
+"""What the executables of a Python are called."""
 _PROBE_SECONDS = 30
 _NOBODY = 65534
 
@@ -97,41 +102,57 @@ def probe(executable: str, user: tuple[int, int] | None = None) -> Interpreter:
         ) from error
 
 
-def probe_own(path: str, base: str | None = None) -> Interpreter:
+def probe_own(path: str, base: str | None = None, as_root: bool | None = None) -> Interpreter:
     """Run a virtualenv's own Python, and return what it is.
 
     Root runs it as the virtualenv's owner; one of root's own as nobody, where more than the base
-    Python would run. Only where these cannot, as with a base Python in a closed directory, root
-    does.
+    Python would run. Where these users cannot run it, root does only if nothing but the base Python
+    would run, or if root made it here, or if the operator asked for that.
 
     Args:
         path: the virtualenv's directory.
-        base: the directory of its base Python, where it is known.
+        base: the directory of its base Python, where it is known for sure.
+        as_root: whether the operator named root as the owner who should run it. By default that
+            is so for a virtualenv that is neither a release nor a bundle.
 
     Raises:
         InterpreterNotFound: it is not there, does not run, or is no Python.
+        CannotRun: only root could run it, and root does not.
     """
     path = os.path.abspath(path)
-    return probe(os.path.join(path, "bin", "python"), _other_user(path, base))
+    if as_root is None:
+        as_root = not any(os.path.lexists(os.path.join(path, name)) for name in (PLACE, RECORD))
+    return probe(os.path.join(path, "bin", "python"), _other_user(path, base, as_root))
 
 
-def _other_user(path: str, base: str | None) -> tuple[int, int] | None:
+def _other_user(path: str, base: str | None, as_root: bool) -> tuple[int, int] | None:
     """Whom root runs a virtualenv's own Python as; None for itself."""
     if os.geteuid() != 0:
         return None
     owner = os.stat(path)
-    if not owner.st_uid and _runs_base_alone(path):
+    base_alone = _runs_base_alone(path, base)
+    if not owner.st_uid and base_alone:
         return None
     user = owner.st_uid or _NOBODY, owner.st_gid or _NOBODY
+    known_home = base
     if base is None and not owner.st_uid:
         # Not of another owner, who could name a directory that is closed to them, for root to run
         # it.
-        base = read_config(path).get("home")
-    places = [path, *([base] if base else [])]
-    return user if all(_may_enter(place, user) for place in places) else None
+        known_home = read_config(path).get("home")
+    places = [path, *([known_home] if known_home else [])]
+    closed = next((place for place in places if not _may_enter(place, user)), None)
+    if closed is None:
+        return user
+    if (base is not None and base_alone) or (as_root and not owner.st_uid):
+        return None
+    raise CannotRun(
+        f"{os.path.join(path, 'bin', 'python')} is not run: root runs nothing from an archive, and "
+        f"the user {user_name(user[0])} may not enter {closed}; open it and the directories above "
+        "it to that user (chmod o+x), or deploy it with user=root if root should run it"
+    )
 
 
-def _runs_base_alone(path: str) -> bool:
+def _runs_base_alone(path: str, base: str | None) -> bool:
     """Whether nothing of a virtualenv itself is run when its Python starts, without its `site`.
 
     It is where the executable is a symlink to the base, and nothing makes that look into the
@@ -141,12 +162,31 @@ def _runs_base_alone(path: str) -> bool:
     """
     inside = os.path.realpath(path)
     home = read_config(path).get("home")
-    places = [os.path.join(path, "bin", "python"), *filter(None, [home])]
+    python = os.path.join(path, "bin", "python")
+    places = [python, *filter(None, [home])]
     return not (
         any(f"{os.path.realpath(place)}/".startswith(f"{inside}/") for place in places)
+        or any(_is_in_virtualenv(place) for place in places)
+        or (base is not None and os.path.realpath(python) not in _pythons(base))
         or os.path.lexists(os.path.join(path, "bin", "pyvenv.cfg"))
         or _homes(path) - {home}
     )
+
+
+def _is_in_virtualenv(path: str) -> bool:
+    """Whether a file belongs to a virtualenv or release, and so maybe to an archive."""
+    above = os.path.realpath(path)
+    while above != "/":
+        if any(os.path.lexists(os.path.join(above, name)) for name in ("pyvenv.cfg", RECORD)):
+            return True
+        above = os.path.dirname(above)
+    return False
+
+
+def _pythons(directory: str) -> set[str]:
+    """The programs that the Pythons in a directory are."""
+    names = filter(PROGRAM_NAME.match, os.listdir(directory))
+    return {os.path.realpath(os.path.join(directory, name)) for name in names}
 
 
 def _homes(path: str) -> set[str]:

@@ -100,7 +100,7 @@ def test_what_is_wrong_is_one_sentence(fleet: Fleet) -> None:
 def test_a_marked_release(deployed: Fleet) -> None:
     fleet = deployed
     path = f"{fleet.root}/1"
-    fleet.salt("virtualenv_tools.mark", path, "reason=leaks memory", tgt=fleet.id("web2"))
+    fleet.salt("virtualenv_tools.mark_bad", path, "reason=leaks memory", tgt=fleet.id("web2"))
     view = fleet.view()
     assert view["bad"] == {"1": {"leaks memory": ["web2"]}}
     assert list(view["stragglers"]) == ["web2"]

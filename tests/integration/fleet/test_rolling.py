@@ -63,9 +63,9 @@ def test_a_canary_that_fails(deployed: Fleet) -> None:
     answer = fleet.roll("2")
     assert answer["result"] is False
     assert answer["comment"].startswith("Nothing was rolled out: 2 is marked bad on web2 (`read ")
-    assert f"run virtualenv_tools.unmark {fleet.root}/2 there first." in answer["comment"]
+    assert f"run virtualenv_tools.unmark_bad {fleet.root}/2 there first." in answer["comment"]
     sick.unlink()
-    fleet.salt("virtualenv_tools.unmark", f"{fleet.root}/2", tgt=fleet.id("web2"))
+    fleet.salt("virtualenv_tools.unmark_bad", f"{fleet.root}/2", tgt=fleet.id("web2"))
     assert fleet.roll("2", "batch=100%")["result"] is True
     assert fleet.on() == dict.fromkeys(MINIONS, "2")
 

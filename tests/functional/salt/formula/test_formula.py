@@ -264,7 +264,7 @@ def test_rollback(shop: Shop) -> None:
     assert shop.active() == "3"
     shop.done("releases.rollback")
     assert (shop.active(), set(shop.manager.runs_on().values())) == ("1", {"1"})
-    shop.minion.functions["virtualenv_tools.unmark"](str(shop.root / "3"))
+    shop.minion.functions["virtualenv_tools.unmark_bad"](str(shop.root / "3"))
     shop.more["to"] = "3"
     shop.done("releases.rollback")
     assert (shop.active(), set(shop.manager.runs_on().values())) == ("3", {"3"})

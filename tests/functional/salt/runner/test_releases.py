@@ -71,7 +71,7 @@ class Minions:
             return self.refusals.get(name, {})
         if function == "state.apply":
             return self.apply(name, keywords["pillar"]["releases"]["apps"]["shop"]["release"])
-        if function == f"{TOOLS}.mark":
+        if function == f"{TOOLS}.mark_bad":
             release = keywords["path"].rpartition("/")[2]
             self.bad.setdefault(name, {})[release] = keywords["reason"]
             return True
@@ -318,7 +318,7 @@ def test_a_failure(runner: Runner, there: Minions) -> None:
     answer = runner("roll", there, ROOT, 2)
     assert answer["comment"] == (
         f"Nothing was rolled out: 2 is marked bad on web1, web2, web3 ({why}); if it is good, run "
-        f"virtualenv_tools.unmark {ROOT}/2 there first."
+        f"virtualenv_tools.unmark_bad {ROOT}/2 there first."
     )
 
 

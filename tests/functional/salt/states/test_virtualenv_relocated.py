@@ -626,7 +626,11 @@ def test_a_release_that_was_made_of_another_archive(app: App) -> None:
     digest = hashed(app.archive("1"))
     app.thrice("managed", "1", source="salt://app/1.tar", source_hash=digest)
     app.refused(
-        *("managed", "1", "was made of another archive .*deploy this one by another name"),
+        *(
+            "managed",
+            "1",
+            "is deployed, and from another archive .*deploy this one under another name",
+        ),
         source="salt://app/2.tar",
         source_hash=f"sha256={hashed(app.archive('2'))}",
     )
@@ -879,12 +883,12 @@ def test_a_target_that_is_to_be_deployed_first(app: App) -> None:
 
 
 def test_what_is_not_activated(two: App) -> None:
-    two.call("mark", two.path("1"), "leaks memory")
+    two.call("mark_bad", two.path("1"), "leaks memory")
     comment = two.refused("active", "current", "is marked bad .leaks memory.", target="1")
     assert "unmark" in comment
     os.mkdir(two.path("stray"))
     two.refused("active", "current", "is no release", target="stray")
-    two.call("unmark", two.path("1"))
+    two.call("unmark_bad", two.path("1"))
     broken(two.path("1"))
     two.refused("active", "current", "cannot run: .* reinitialize", target="1")
     assert two.current() == "2"
@@ -896,7 +900,7 @@ def test_what_is_not_activated(two: App) -> None:
         ("current", None, "target is missing"),
         ("current", "", "target is missing"),
         (".hidden", "1", "no link can be called"),
-        ("elsewhere/current", "ROOT/1", "must stand beside its releases"),
+        ("elsewhere/current", "ROOT/1", "must be beside its releases"),
         ("1", "2", "is a directory and no link"),
     ],
 )
@@ -1121,7 +1125,7 @@ def test_a_check_that_takes_too_long(two: App) -> None:
     answer = two.single("healthy", "current", checks=checks, timeout=0.3, attempts=1)
     two.site.delay = 0
     assert "does not answer" in answer["comment"], answer
-    two.call("unmark", two.path("2"))
+    two.call("unmark_bad", two.path("2"))
     two.call("activate", two.path("2"))
     answer = two.single("healthy", "current", checks="sleep 120", timeout=0.3, attempts=1)
     words = "`sleep 120` fails (it took longer than 0.3 seconds)"
@@ -1145,7 +1149,7 @@ def test_a_page_that_is_no_utf_8(two: App, page: bytes) -> None:
 def test_the_release_before_passes_or_not(two: App) -> None:
     answer = two.single("healthy", "current", checks=f"grep -qx 1 {WHICH}", **QUICK)
     assert answer["comment"].endswith(" points to 1 again. 1 is healthy."), answer
-    two.call("unmark", two.path("2"))
+    two.call("unmark_bad", two.path("2"))
     two.call("activate", two.path("2"))
     answer = two.single("healthy", "current", checks="exit 7", **QUICK)
     assert answer["comment"].endswith(" Now `exit 7` fails (exit code 7)."), answer
@@ -1295,7 +1299,7 @@ def test_a_bad_release_does_not_come_back(app: App) -> None:
         assert "unmark" in link["comment"]
         assert second["app answers"]["result"] is False
         assert app.kept() == before
-    app.call("unmark", app.path("2"))
+    app.call("unmark_bad", app.path("2"))
     third = app.apply(DEPLOYING.replace("CHECK", "omega"))
     assert [answer["result"] for answer in third.values()] == [True, True, True]
     assert app.current() == "2"
