@@ -15,10 +15,13 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from salt.exceptions import CommandExecutionError
 from salt.utils.args import get_function_argspec
+
+if TYPE_CHECKING:
+    from salt_dunders import __grains__, __opts__, __salt__
 
 __virtualname__ = "releases_pillar"
 

@@ -29,11 +29,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import salt.payload
 import salt.utils.files
 from salt.exceptions import CommandExecutionError, SaltException
+
+if TYPE_CHECKING:
+    from salt_dunders import __context__, __opts__, __salt__
 
 log = logging.getLogger(__name__)
 

@@ -47,11 +47,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatch
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from salt.exceptions import CommandExecutionError, SaltException, SaltInvocationError
 from salt.state import STATE_INTERNAL_KEYWORDS
 from salt.utils.args import get_function_argspec
+
+if TYPE_CHECKING:
+    from salt_dunders import __env__, __low__, __lowstate__, __opts__, __salt__, __states__
 
 log = logging.getLogger(__name__)
 

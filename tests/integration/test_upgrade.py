@@ -17,7 +17,7 @@ from tests.support.minions import CHECKOUT, Masterless
 
 pytest.importorskip("salt", reason="Salt does not run on this Python")
 
-from salt.exceptions import CommandExecutionError  # noqa: E402
+from salt.exceptions import CommandExecutionError
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 

@@ -53,7 +53,7 @@ def test_a_canary_that_fails(deployed: Fleet) -> None:
     assert answer["comment"].startswith(
         "The roll-out of 2 has failed on web2: the shop answers: 2 is not healthy: `read which"
     )
-    assert answer["comment"].endswith(" Back on what they had before: web2.")
+    assert answer["comment"].endswith(" Back on the previous release: web2.")
     assert (answer["back"], answer["untouched"]) == ({"web2": "1"}, ["web1", "web10"])
     assert fleet.on() == dict.fromkeys(MINIONS, "1")
     assert fleet.restarts("web1") == ["1"]
