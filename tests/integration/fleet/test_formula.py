@@ -169,7 +169,7 @@ def test_who_has_no_such_app_is_told_before_anything_is_done(fleet: Formula) -> 
     assert answer["comment"] == (
         "Nothing was rolled out: web1, web2, web10 cannot take the release from "
         "releases:apps:store:release: the pillar of releases: releases:only names store, which is "
-        "no app here: there are blog, shop."
+        "no app of this minion: there are blog, shop."
     )
     assert fleet.on() == dict.fromkeys(MINIONS)
 

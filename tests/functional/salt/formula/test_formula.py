@@ -378,7 +378,7 @@ def test_only_names_an_app(shop: Shop) -> None:
         shop.more.update(only=name, apps={"blog": {"release": "1"}})
         answers = shop.apply()
         assert [(one["result"], one["comment"]) for one in answers.values()] == [
-            (False, f"releases:only names {name}, which is no app here: there are shop")
+            (False, f"releases:only: {name} is no app of this minion: there are shop")
         ]
 
 
@@ -386,19 +386,19 @@ def test_only_names_an_app(shop: Shop) -> None:
 
 APP = "releases:apps:shop"
 WRONG: dict[str, tuple[Any, str]] = {
-    "no release": ({"release": None}, f"{APP}:release is missing: name what is to be deployed"),
+    "no release": ({"release": None}, f"{APP}:release is missing: set it to the release"),
     "a number": ({"release": 12345}, f"{APP}:release is read as the number 12345: put it into"),
     "a path": ({"release": "../1"}, f"{APP}:release must be a name, of letters, digits and . _ +"),
-    "a typing error": ({"relase": "1"}, f"{APP}:relase is no setting: did you mean release?"),
-    "unknown": ({"zzz": "1"}, f"{APP}:zzz is no setting: there are checks, gnupghome, group"),
-    "no source": ({"source": None}, f"{APP}:source is missing: name the archive"),
+    "a typing error": ({"relase": "1"}, f"unknown key {APP}:relase, did you mean release?"),
+    "unknown": ({"zzz": "1"}, f"unknown key {APP}:zzz: there are checks, gnupghome, group"),
+    "no source": ({"source": None}, f"{APP}:source is missing: set it to the archive"),
     "a hash alone": (
         {"source": None, "source_hash": "abc"},
-        f"{APP}:source_hash vouches for nothing, as source is missing",
+        f"{APP}:source_hash verifies nothing, as source is missing",
     ),
     "no hash": (
         {"source": "https://example.org/{release}.tar"},
-        f"{APP}:source_hash is missing: nothing vouches for https://example.org/1.tar",
+        f"{APP}:source_hash is missing: https://example.org/1.tar cannot be verified",
     ),
     "no full one": ({"source": {"from": {}}}, f"{APP}:source:full is missing"),
     "a relative root": ({"root": "srv"}, f"{APP}:root must be an absolute path"),
@@ -435,7 +435,7 @@ WRONG: dict[str, tuple[Any, str]] = {
         f"{APP}:programs:web:environment cannot have both kinds of quotes in a value",
     ),
     "no kind": ({"migrations": {"settings": "a"}}, f"{APP}:migrations:kind is missing"),
-    "a web server": ({"web": {"ngix": {}}}, f"{APP}:web:ngix is no setting: did you mean nginx?"),
+    "a web server": ({"web": {"ngix": {}}}, f"unknown key {APP}:web:ngix, did you mean nginx?"),
     "no upstream": ({"web": {"nginx": {"listen": 80}}}, f"{APP}:web:nginx:upstream is missing"),
     "a URL without a slash": (
         {"web": {"nginx": {"upstream": "http://a:1", "static": {"/static": "static/"}}}},
@@ -487,10 +487,10 @@ def test_every_sls_refuses_it(shop: Shop, part: str) -> None:
 
 def test_a_wrong_top(shop: Shop) -> None:
     for pillar, words in (
-        ({"releases": {"app": {}}}, "releases:app is no setting: did you mean apps?"),
+        ({"releases": {"app": {}}}, "unknown key releases:app, did you mean apps?"),
         ({"releases": {"apps": []}}, "releases:apps must be a dictionary: []"),
         ({"releases": ["shop"]}, "releases must be a dictionary: ['shop']"),
-        ({"releases": {"only": "a"}}, "releases:only names a, which is no app here: there are "),
+        ({"releases": {"only": "a"}}, "releases:only: a is no app of this minion: there are "),
         ({"releases": {"apps": {"a b": {}}}}, "releases:apps:a b must be a name"),
     ):
         answers = shop.given(pillar)
