@@ -71,7 +71,7 @@ def test_only_what_changed_is_fetched(deployed: Fleet) -> None:
     assert said[0]["result"] is None
     for states in fleet.highstate().values():
         assert states[0]["comment"].endswith(" files taken from an earlier release.")
-        assert "deployed out of salt://shop/2.from-1.tar.gz" in states[0]["comment"]
+        assert "deployed from salt://shop/2.from-1.tar.gz" in states[0]["comment"]
     assert fleet.on() == dict.fromkeys(MINIONS, "2")
     for short in MINIONS:
         whole = fleet.salt(
@@ -85,7 +85,7 @@ def test_only_what_changed_is_fetched(deployed: Fleet) -> None:
 @pytest.mark.slow
 def test_what_is_wrong_is_one_sentence(fleet: Fleet) -> None:
     for arguments, words in (
-        ((), "Root is missing: name the directory of the releases."),
+        ((), "Root is missing: give the directory of the releases."),
         (("srv/shop",), "The root must be an absolute path: srv/shop."),
         (("/srv/shop", "tgt=nobody"), "No minion matches the target nobody."),
         (("/srv/shop", "release=1.5"), "The release must be a name, "),

@@ -160,16 +160,16 @@ def test_who_has_no_such_app_is_told_before_anything_is_done(fleet: Formula) -> 
     answer = fleet.roll("2", "test=True")
     assert answer["comment"] == (
         "Nothing was rolled out: web1, web10 cannot take the release from "
-        "releases:apps:shop:release: the pillar of releases: releases:only names shop, which is no "
-        "app here: there are none."
+        "releases:apps:shop:release: the pillar of releases: releases:only: shop is no app of this "
+        "minion: there are none."
     )
     fleet.write()
     answer, code = fleet.run("releases.roll", f"{fleet.base}/{EACH}/store", "2")
     assert code == 1
     assert answer["comment"] == (
         "Nothing was rolled out: web1, web2, web10 cannot take the release from "
-        "releases:apps:store:release: the pillar of releases: releases:only names store, which is "
-        "no app of this minion: there are blog, shop."
+        "releases:apps:store:release: the pillar of releases: releases:only: store is no app "
+        "of this minion: there are blog, shop."
     )
     assert fleet.on() == dict.fromkeys(MINIONS)
 

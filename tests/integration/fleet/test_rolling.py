@@ -131,7 +131,7 @@ def test_an_sls_that_takes_no_notice(deployed: Fleet) -> None:
     assert answer["result"] is False
     assert answer["failed"] == {
         "web1": "Is on 1 after shop was applied: see that it takes the release from pillar, at "
-        "other:place."
+        f"other:place, and its root is {fleet.root}."
     }
     answer = fleet.roll("2", "sls=nothing")
     assert "No matching sls found for 'nothing' in env 'base'" in answer["failed"]["web1"]

@@ -424,7 +424,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     ),
     "a remark": (
         {"programs": {"web": {"command": "bin/a ' ; b'"}}},
-        f"{APP}:programs:web cannot have a ; or # after a space",
+        f"{APP}:programs:web cannot contain a ; or # after a space",
     ),
     "a boolean": (
         {"programs": {"web": {"command": "bin/a", "environment": {"DEBUG": True}}}},

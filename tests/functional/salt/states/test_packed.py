@@ -107,7 +107,7 @@ def served(minion: Masterless) -> Iterator[Web]:
 def source_of(done: dict[str, Any]) -> str:
     """What a deploy says that it was made of."""
     assert done["result"] is True, done
-    return str(done["comment"].partition(" out of ")[2].partition(": ")[0])
+    return str(done["comment"].partition(" was deployed from ")[2].partition(": ")[0])
 
 
 def test_the_bundle_against_the_standing_release_is_found_by_its_name(shop: Shop) -> None:
@@ -159,7 +159,7 @@ def test_a_damaged_bundle_against_the_release_is_told_and_not_used(shop: Shop) -
     finally:
         good.write_bytes(kept)
     assert source_of(done) == f"salt://shop/{NEXT}{ENDING}"
-    assert any("was of no use" in one for one in done["warnings"]), done
+    assert any("could not be used" in one for one in done["warnings"]), done
     shop.require(NEXT)
 
 
@@ -214,7 +214,7 @@ def test_on_a_web_server_none_is_guessed(shop: Shop, served: Web) -> None:
         ({"full": "salt://a.tar", "from": {"1": {}}}, "must be a URL or an absolute path"),
         (
             {"full": "salt://a.tar", "from": {"1": "https://example.org/b.tar"}},
-            "othing vouches for https://example.org/b.tar",
+            "https://example.org/b.tar cannot be verified",
         ),
     ],
     ids=["unknown key", "a list", "relative", "without source", "without hash"],

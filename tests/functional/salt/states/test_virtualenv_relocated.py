@@ -260,7 +260,7 @@ def test_a_release_is_deployed(app: App, kind: str) -> None:
     said, done = app.thrice("managed", "1", source=source, source_hash=hashed(app.archive("1")))
     release = app.path("1")
     sources = [source] if isinstance(source, str) else source
-    assert said["comment"] == f"{release} would be deployed, out of {' or '.join(sources)}."
+    assert said["comment"] == f"{release} would be deployed from {' or '.join(sources)}."
     assert said["changes"] == {"release": {"old": None, "new": release}}
     assert set(done["changes"]) == {"release", "files", "python", "rewritten"}
     assert {"activation", "bytecode", "metadata", "script"} <= set(done["changes"]["rewritten"])
@@ -269,7 +269,7 @@ def test_a_release_is_deployed(app: App, kind: str) -> None:
     assert os.access(done["changes"]["python"], os.X_OK)
     taken = next(one for one in reversed(sources) if "nowhere" not in one)
     if kind != "mixed":
-        assert f"out of {taken}: " in done["comment"]
+        assert f"from {taken}: " in done["comment"]
         assert app.call("releases", app.root)["1"]["source"] == taken
     assert Path(release, WHICH).read_text() == "1\n"
     assert app.output(f"{release}/bin/omega").splitlines()[1] == release
@@ -403,7 +403,7 @@ def test_a_hash_that_is_none(app: App, kind: str, source_hash: str, words: str) 
 
 def test_what_nothing_vouches_for(app: App) -> None:
     url = f"{app.site.url}/1.tar"
-    words = f"Nothing vouches for {url}: give its source_hash, or skip_verify: True"
+    words = f"{url} cannot be verified: give its source_hash, or skip_verify: True"
     app.refused("managed", "1", words, source=url)
     app.refused("managed", "1", words, source=["salt://app/nowhere.tar", url])
     assert app.site.requests == []
@@ -445,7 +445,7 @@ def test_a_page_that_is_not_there(app: App) -> None:
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        (None, "ource is missing: name the archive of the virtualenv"),
+        (None, "ource is missing: give the archive of the virtualenv"),
         ("", "ource is missing"),
         ([], "ource is missing"),
         (5, "source must be a URL or an absolute path: 5"),
@@ -1363,7 +1363,7 @@ def test_the_user_of_a_check(public: App) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({}, "checks (is|are) missing: name a URL or a command"),
+        ({}, "checks (is|are) missing: give at least a URL or a command"),
         ({"checks": []}, "checks (is|are) missing"),
         ({"checks": ""}, "check"),
         ({"checks": 5}, "check"),
