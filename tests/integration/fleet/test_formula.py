@@ -138,8 +138,8 @@ def test_from_bare_to_running(fleet: Formula) -> None:
         assert {state["result"] for state in states.values()} == {True}, states
     assert fleet.runs() == everywhere(shop="1", blog="1")
     for states in fleet.by_id().values():
-        told = [(state["result"], state["changes"]) for state in states.values()]
-        assert told == [(True, {})] * len(told)
+        states_of = [(state["result"], state["changes"]) for state in states.values()]
+        assert states_of == [(True, {})] * len(states_of)
     assert fleet.view()["comment"] == "All 3 minions are on 1."
 
 
@@ -155,7 +155,7 @@ def test_a_roll_out_is_about_one_app(fleet: Formula) -> None:
 
 
 @pytest.mark.slow
-def test_who_has_no_such_app_is_told_before_anything_is_done(fleet: Formula) -> None:
+def test_a_minion_without_the_app_is_reported_first(fleet: Formula) -> None:
     fleet.write(only_for="web2")
     answer = fleet.roll("2", "test=True")
     assert answer["comment"] == (

@@ -260,7 +260,7 @@ def test_rollback(shop: Shop) -> None:
     shop.done()
     shop.done(release="3")
     said = shop.apply("releases.rollback", test=True)
-    assert said["shop goes back"]["result"] is None
+    assert said["shop is rolled back"]["result"] is None
     assert shop.active() == "3"
     shop.done("releases.rollback")
     assert (shop.active(), set(shop.manager.runs_on().values())) == ("1", {"1"})
@@ -273,8 +273,8 @@ def test_rollback(shop: Shop) -> None:
     assert shop.done("releases.rollback") == {}  # another one is active
     shop.more["leaving"] = "3"
     answers = shop.apply("releases.rollback")  # the one before is marked bad
-    assert answers["shop goes back"]["result"] is False
-    assert minions.sentence(answers["shop goes back"]["comment"])
+    assert answers["shop is rolled back"]["result"] is False
+    assert minions.sentence(answers["shop is rolled back"]["comment"])
     assert (shop.active(), set(shop.manager.runs_on().values())) == ("3", {"3"})
 
 
@@ -574,39 +574,39 @@ def test_the_configuration_is_right_for_nginx(shop: Shop, upstream: str) -> None
     params = Path("/etc/nginx/uwsgi_params")
     if params.exists():
         shutil.copy(params, directory)
-    told = directory / "told"
+    loaded = directory / "loaded"
     shop.more["nginx"] = {
         "configs": str(directory / "conf.d"),
-        "reload": f"nginx -t -c {directory}/nginx.conf && touch {told}",
+        "reload": f"nginx -t -c {directory}/nginx.conf && touch {loaded}",
     }
     web = {"nginx": {**WEB["nginx"], "upstream": upstream}}
     answers = shop.apply("releases.enable", web=web)
-    assert answers["shop is told to nginx"]["result"] is True, answers["shop is told to nginx"]
-    assert told.exists()
+    assert answers["shop is loaded by nginx"]["result"] is True, answers["shop is loaded by nginx"]
+    assert loaded.exists()
     assert shop.done("releases.enable", web=web) == {}
 
 
-def test_a_web_server_that_did_not_take_its_files_is_told_again(shop: Shop) -> None:
-    told, broken = shop.directory / "told", shop.directory / "broken"
+def test_a_web_server_that_refused_its_files_loads_them_again(shop: Shop) -> None:
+    loaded, broken = shop.directory / "loaded", shop.directory / "broken"
     shop.more["nginx"] = {
         "configs": str(shop.directory / "nginx"),
-        "reload": f"if [ -e {broken} ]; then echo it is broken; exit 1; fi; echo >> {told}",
+        "reload": f"if [ -e {broken} ]; then echo it is broken; exit 1; fi; echo >> {loaded}",
     }
     broken.touch()
-    said = shop.apply("releases.enable", test=True, web=WEB)["shop is told to nginx"]
+    said = shop.apply("releases.enable", test=True, web=WEB)["shop is loaded by nginx"]
     assert (said["result"], said["comment"][:14]) == (None, "Would be run: ")
     for _ in range(2):
-        refused = shop.apply("releases.enable", web=WEB)["shop is told to nginx"]
+        refused = shop.apply("releases.enable", web=WEB)["shop is loaded by nginx"]
         assert (refused["result"], refused["changes"]) == (False, {})
         assert refused["comment"].endswith("` failed: it is broken.")
     broken.unlink()
-    assert set(shop.done("releases.enable", web=WEB)) == {"shop is told to nginx"}
+    assert set(shop.done("releases.enable", web=WEB)) == {"shop is loaded by nginx"}
     assert shop.done("releases.enable", web=WEB) == {}
-    assert "shop is gone from nginx" in shop.done("releases.clean", web=WEB)
-    assert len(told.read_text()) == 2
+    assert "shop is removed from nginx" in shop.done("releases.clean", web=WEB)
+    assert len(loaded.read_text()) == 2
 
 
-def test_mod_wsgi_is_told_of_a_switch(shop: Shop) -> None:
+def test_mod_wsgi_notices_a_switch(shop: Shop) -> None:
     shop.more["apache"] = {"configs": str(shop.directory / "apache"), "reload": "true"}
     web = {"apache": {"listen": "127.0.0.1:8001", "wsgi": "omega"}}
     shop.app["programs"] = None
