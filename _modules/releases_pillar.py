@@ -563,7 +563,7 @@ def _require_trust(managed: Mapping[str, Any], where: str) -> None:
         ours = _text(one, f"{where}:source").startswith(_TRUSTED)
         if not (ours or managed.get("source_hash") or managed.get("skip_verify")):
             raise _Wrong(
-                f"{where}:source_hash is missing: {one} cannot be verified "
+                f"{where}:source_hash is missing: nothing verifies {one} "
                 "(or set skip_verify to true)"
             )
 

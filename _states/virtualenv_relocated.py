@@ -790,7 +790,7 @@ def _repaired(
 ) -> dict[str, Any]:
     """Put a release onto another Python, as its own is gone."""
     old = looked["old_python"]
-    ret["changes"] = {"python": {"old": old, "new": options["python"] or "one that fits"}}
+    ret["changes"] = {"python": {"old": old, "new": options.get("python") or "one that fits"}}
     if __opts__["test"]:
         return _with(ret, None, f"{name} lacks its Python, and would be put onto another one.")
     done = __salt__["virtualenv_tools.unpack"](looked["path"], name, **options)
@@ -905,7 +905,7 @@ def _sources(source: Any, source_hash: Any, skip_verify: bool) -> list[str]:
         ours = one.startswith(("/", "salt://", "file://"))
         if not (ours or hashed or skip_verify):
             raise SaltInvocationError(
-                f"{one} cannot be verified: give its source_hash, or skip_verify: True"
+                f"cannot verify {one}: give its source_hash, or skip_verify: True"
             )
         places.append(one)
     if not places:
@@ -1026,7 +1026,7 @@ def _require_one(sources: list[str]) -> None:
         if len(places) > 1:
             raise CommandExecutionError("none of the sources exists")
         raise CommandExecutionError(
-            f"cannot unpack {places[0]}: no such file or directory; give a readable file"
+            f"cannot unpack {places[0]}: no such file or directory; name a readable file"
         )
 
 

@@ -398,7 +398,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     ),
     "no hash": (
         {"source": "https://example.org/{release}.tar"},
-        f"{APP}:source_hash is missing: https://example.org/1.tar cannot be verified",
+        f"{APP}:source_hash is missing: nothing verifies https://example.org/1.tar",
     ),
     "no full one": ({"source": {"from": {}}}, f"{APP}:source:full is missing"),
     "a relative root": ({"root": "srv"}, f"{APP}:root must be an absolute path"),

@@ -401,9 +401,9 @@ def test_a_hash_that_is_none(app: App, kind: str, source_hash: str, words: str) 
     app.refused("managed", "1", words, announced=True, source=source, source_hash=source_hash)
 
 
-def test_what_nothing_vouches_for(app: App) -> None:
+def test_what_cannot_be_verified(app: App) -> None:
     url = f"{app.site.url}/1.tar"
-    words = f"{url} cannot be verified: give its source_hash, or skip_verify: True"
+    words = f"Cannot verify {url}: give its source_hash, or skip_verify: True"
     app.refused("managed", "1", words, source=url)
     app.refused("managed", "1", words, source=["salt://app/nowhere.tar", url])
     assert app.site.requests == []
