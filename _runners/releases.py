@@ -572,7 +572,7 @@ def _switch(events: list[dict[str, Any]], release: str, link: str) -> dict[str, 
 
 
 def _problem(said: Any) -> str:
-    """Why a function has failed, out of the traceback that Salt gives where several are called."""
+    """Why a function has failed, from the traceback that Salt returns where several are called."""
     lines = [line for line in str(said or "").splitlines() if line.strip()]
     last = lines[-1].strip() if lines else ""
     kind, _, text = last.partition(": ")
@@ -740,7 +740,7 @@ def _plan(wanted: _Wanted, found: Mapping[str, _Standing]) -> _Plan:
     there = {name: one for name, one in found.items() if one.answers}
     if not there:
         raise SaltInvocationError(
-            f"there is nobody to roll out to: none of {_number(len(found))} answers"
+            f"there is no minion to roll out to: none of {_number(len(found))} answers"
         )
     _require_usable(there)
     # One that was not found healthy is tried again.
@@ -828,7 +828,7 @@ class _Rollout:
         switched: the minions that are on the release by this run.
         failed: why a minion has failed.
         back: the release that a minion is back on.
-        stuck: why a minion could not go back.
+        stuck: why a minion could not be rolled back.
         untouched: the minions that were not reached before the failure.
     """
 
@@ -895,14 +895,14 @@ class _Rollout:
                 self.stuck[name] = f"{_SILENT}: see what it is on when it is back"
             elif one.release != release and one.release is not None:
                 self.back[name] = one.release
-        # What had the release before, and was not found healthy, was not switched.
+        # What had the release already, and was not found healthy, was not switched.
         previous = {
             name: str(before[name]) for name in self.switched if before[name] not in (None, release)
         }
         self.switched = [name for name in self.switched if name not in previous]
         for name in self.switched:
             if before[name] is None:
-                self.stuck[name] = f"stays on {release}, as it had no release before"
+                self.stuck[name] = f"stays on {release}, as it had no previous release"
         names = list(previous)
         for start in range(0, len(names), self.plan.size):
             batch = names[start : start + self.plan.size]

@@ -114,7 +114,9 @@ def test_the_formula_from_a_repository(tmp_path: Path) -> None:
     synced = git.call("saltutil.sync_all")
     assert synced["modules"] == ["modules.releases_pillar", "modules.virtualenv_tools"]
     assert synced["states"] == ["states.release_programs", "states.virtualenv_relocated"]
-    assert "utils.relocate_core.errors" in synced["utils"]
+    assert {"utils.relocate_core.errors", "utils.relocate_core.releases.root"} <= set(
+        synced["utils"]
+    )
     assert git.run("saltutil.sync_runners") == ["runners.releases"]
 
     for sls in ("releases", "formula.releases"):

@@ -117,7 +117,7 @@ def test_the_first_release(fleet: Fleet) -> None:
     answer = fleet.roll("1", "canary=2", "batch=1")
     assert answer["result"] is False
     assert answer["before"] == dict.fromkeys(MINIONS)
-    stays = dict.fromkeys(MINIONS, "Stays on 1, as it had no release before.")
+    stays = dict.fromkeys(MINIONS, "Stays on 1, as it had no previous release.")
     assert answer["stuck"] == stays
     assert answer["comment"].endswith(" Look after web1, web2, web10.")
     assert fleet.on() == dict.fromkeys(MINIONS, "1")

@@ -378,7 +378,7 @@ def test_a_release_that_had_none_before_it(runner: Runner) -> None:
     there.sick = {("web2", "2")}
     answer = runner("roll", there, ROOT, 2)
     assert answer["stuck"] == dict.fromkeys(
-        ("web1", "web2"), "Stays on 2, as it had no release before."
+        ("web1", "web2"), "Stays on 2, as it had no previous release."
     )
     assert answer["switched"] == ["web1", "web2"]
 
