@@ -154,7 +154,7 @@ def test_the_outputs(deployed: Fleet) -> None:
 
 @pytest.mark.slow
 def test_an_extension_that_is_not_there_or_older(deployed: Fleet) -> None:
-    """A sync upgrades minions that live on; until then the view tells which ones need it."""
+    """A sync upgrades minions that live on; until then the view reports which ones need it."""
     fleet = deployed
     module = fleet.file_root / "_modules" / "virtualenv_tools.py"
     good = module.read_text()
@@ -182,7 +182,7 @@ def test_an_extension_that_is_not_there_or_older(deployed: Fleet) -> None:
 
 @pytest.mark.slow
 def test_an_error_of_a_minion(deployed: Fleet) -> None:
-    """A root that is a file is told of by its sentence."""
+    """A root that is a file is reported in one sentence."""
     fleet = deployed
     records = fleet.home("web10") / fleet.name / ".releases" / "history.jsonl"
     records.unlink()

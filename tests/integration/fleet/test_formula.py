@@ -213,7 +213,7 @@ def test_a_canary_that_fails(deployed: Formula) -> None:
 
 @pytest.mark.slow
 def test_a_failure_in_the_second_batch(deployed: Formula) -> None:
-    """Whoever was switched goes back by the formula, with all its programs."""
+    """Each minion that was switched is rolled back by the formula, with all its programs."""
     fleet = deployed
     fleet.sicken("web10", "2")
     before = fleet.untouched("blog")

@@ -372,7 +372,7 @@ def test_only_one_of_two_apps(shop: Shop, part: str) -> None:
     assert not [key for key in shown if key.startswith(about_it)]
 
 
-def test_only_names_an_app(shop: Shop) -> None:
+def test_only_selects_an_app(shop: Shop) -> None:
     """A release alone, as a roll-out puts it into the pillar, makes no app."""
     for name in ("store", "blog"):
         shop.more.update(only=name, apps={"blog": {"release": "1"}})
@@ -519,7 +519,7 @@ def test_no_pillar_at_all_is_nothing_to_do(shop: Shop) -> None:
 # --- what is written ------------------------------------------------------------------------------
 
 
-def test_the_example_renders_as_it_stands(minion: Masterless) -> None:
+def test_the_example_renders_unchanged(minion: Masterless) -> None:
     shown = minion.functions["state.show_sls"]("releases", pillar=sites.example())
     assert isinstance(shown, dict), shown
     assert {"shop is deployed", "shop is migrated", "shop runs", "shop answers"} <= set(shown)

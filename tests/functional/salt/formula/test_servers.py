@@ -85,7 +85,7 @@ def minion(archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Masterle
 
 @pytest.fixture
 def report(record_property: Callable[[str, object], None]) -> Callable[[str, Load], None]:
-    """What tells people and records of a measurement."""
+    """What prints and records a measurement."""
 
     def tell(what: str, load: Load) -> None:
         record_property(what, str(load))

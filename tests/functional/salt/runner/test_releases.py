@@ -96,7 +96,7 @@ class Minions:
         return {"state": state}
 
     def facts(self, name: str) -> dict[str, Any]:
-        """What the extension tells."""
+        """What the extension answers."""
         release = self.on[name]
         known = {one: {"bad": why} for one, why in self.bad.get(name, {}).items()}
         events = []
@@ -358,7 +358,7 @@ def test_a_minion_that_falls_silent(runner: Runner, there: Minions) -> None:
 
 
 def test_a_master_that_falls_silent(runner: Runner, there: Minions) -> None:
-    """What was done is told all the same."""
+    """What was done is reported all the same."""
     ask = there.ask
 
     def lost(tgt: Any, tgt_type: str, functions: Any, *rest: Any) -> dict[str, Any]:
@@ -519,7 +519,7 @@ def test_bad_parameters(
     assert there.did("state.apply") == []
 
 
-def test_a_bug_is_told_as_one(
+def test_a_bug_is_reported_as_one(
     runner: Runner, there: Minions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*arguments: Any) -> None:

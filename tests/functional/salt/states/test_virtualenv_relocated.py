@@ -1004,7 +1004,7 @@ def test_going_back_to_a_named_release_without_a_mark(two: App) -> None:
     assert two.current() == "2"
 
 
-def test_nothing_to_go_back_to(app: App) -> None:
+def test_no_previous_release(app: App) -> None:
     app.deploy("1")
     app.refused("rolled_back", "current", "^There is no good release before 1 in ")
     app.refused("rolled_back", "current", "9", to="9")
@@ -1246,7 +1246,7 @@ def test_a_healthy_one_is_checked_once(two: App, tmp_path: Path) -> None:
     assert log.read_text().splitlines() == ["restarted 2", "checked"]
 
 
-def test_a_restart_that_fails_is_told(two: App, tmp_path: Path) -> None:
+def test_a_restart_that_fails_is_reported(two: App, tmp_path: Path) -> None:
     log = tmp_path / "log"
     text = watching(log, "1", "cmd: restart app")
     text = text.replace(f">> {log}\n", f">> {log}; test $(readlink ROOT/current) = 2\n", 1)
@@ -1413,7 +1413,7 @@ def running(release: str) -> Iterator[int]:
 
 
 def many(app: App, *names: str) -> None:
-    """Deploy and activate many releases out of one archive, each in a year of its own."""
+    """Deploy and activate many releases from one archive, each in a year of its own."""
     year = 2001 + len(there(app))
     for number, name in enumerate(names):
         with minions.in_year(year + number):
