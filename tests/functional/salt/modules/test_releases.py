@@ -161,7 +161,7 @@ def test_unpack(site: Site, source: str) -> None:
     assert site("releases", site.root)["1"]["source"] == source
 
 
-def test_unpack_asks_for_nothing_where_the_release_stands(site: Site) -> None:
+def test_unpack_fetches_nothing_where_the_release_is_deployed(site: Site) -> None:
     site.deploy("1")
     before = site.world()
     assert site("unpack", "salt://app/nowhere.tar", site.path("1"))["changed"] is False
@@ -413,7 +413,7 @@ def test_no_releases(site: Site, there: bool) -> None:
 
 
 def intended(event: dict[str, Any]) -> bool:
-    """Whether an event tells what was about to be done; another one tells that it was."""
+    """Whether an event reports what was about to be done; another one reports that it was."""
     return event["event"] in ("activating", "rolling_back")
 
 
@@ -686,7 +686,7 @@ def job(minion: Masterless) -> Iterator[str]:
     shutil.rmtree(directory)
 
 
-def test_the_log_tells_each_step_with_the_job(
+def test_the_log_has_each_step_with_the_job(
     site: Site, job: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
