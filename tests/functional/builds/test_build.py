@@ -24,7 +24,7 @@ import pytest
 from relocate_core import publish
 from relocate_core.builds import runner
 from relocate_core.builds.build import Building, build
-from relocate_core.builds.runner import telling
+from relocate_core.builds.failures import summary
 from relocate_core.errors import Busy, RelocateError
 from relocate_core.virtualenvs import manifest
 from tests.support import packages
@@ -63,7 +63,7 @@ def pips(tmp_path_factory: pytest.TempPathFactory, index: Path) -> Path:
         build(
             str(directory / "a.tar.gz"),
             cache=str(directory / "cache"),
-            packages=["gamma"],
+            pip_packages=["gamma"],
             no_index=True,
             find_links=[str(index)],
             python=sys.executable,
@@ -109,7 +109,7 @@ class Shop:
         """Build a bundle of some packages; what it says of itself can be carried."""
         given = {
             "cache": str(self.directory / "cache"),
-            "packages": wanted,
+            "pip_packages": wanted,
             "find_links": [str(self.index)],
             "no_index": True,
             "python": sys.executable,
@@ -381,7 +381,7 @@ def test_requirement_files_and_what_they_include_count(each: Shop, tmp_path: Pat
     assert not each.build(**options).changed
     (tmp_path / "inner.txt").write_text("# nothing\n")
     made = each.build(**options)
-    assert made.reason == "what it is made of has changed"
+    assert made.reason == "its inputs have changed"
     assert made.removed == ["gamma"]
 
 
@@ -588,39 +588,42 @@ def test_an_index_that_is_gone_is_told(each: Shop, monkeypatch: pytest.MonkeyPat
     ("words", "options"),
     [
         ("nothing to build", {}),
-        ("ends in none of", {"packages": ["a"], "archive": "/tmp/a.zip"}),
-        ("must be absolute", {"packages": ["a"], "archive": "a.tar"}),
-        ("no directory /nowhere", {"packages": ["a"], "archive": "/nowhere/a.tar"}),
-        ("cache must be absolute", {"packages": ["a"], "cache": "cache"}),
-        ("tool must be one of", {"packages": ["a"], "tool": "conda"}),
-        ("installer must be one of", {"packages": ["a"], "installer": "easy_install"}),
-        ("bytecode must be one of", {"packages": ["a"], "bytecode": "none"}),
+        ("ends in none of", {"pip_packages": ["a"], "archive": "/tmp/a.zip"}),
+        ("must be absolute", {"pip_packages": ["a"], "archive": "a.tar"}),
+        ("no directory /nowhere", {"pip_packages": ["a"], "archive": "/nowhere/a.tar"}),
+        ("cache must be absolute", {"pip_packages": ["a"], "cache": "cache"}),
+        ("tool must be one of", {"pip_packages": ["a"], "tool": "conda"}),
+        ("installer must be one of", {"pip_packages": ["a"], "installer": "easy_install"}),
+        ("bytecode must be one of", {"pip_packages": ["a"], "bytecode": "none"}),
         ("cannot read the requirement file", {"requirements": ["/nowhere.txt"]}),
-        ("cannot read the constraint file", {"packages": ["a"], "constraints": ["/nowhere.txt"]}),
+        (
+            "cannot read the constraint file",
+            {"pip_packages": ["a"], "constraints": ["/nowhere.txt"]},
+        ),
         ("there is no directory /nowhere", {"project": "/nowhere"}),
         ("is no Python project", {"project": "/etc"}),
         ("not named as a wheel", {"wheels": ["/etc/passwd"]}),
         ("cannot read the wheel", {"wheels": ["/nowhere-1.0-py3-none-any.whl"]}),
-        ("must be a requirement", {"packages": ["--index-url=http://x"]}),
-        ("must be a requirement", {"packages": ["a\n-e /etc"]}),
-        ("packages must be a list", {"packages": [1]}),
-        ("packages must be a list", {"packages": 5}),
-        ("there is no /nowhere to find", {"packages": ["a"], "find_links": ["/nowhere"]}),
-        ("there is no python9.9", {"packages": ["a"], "python": "9.9"}),
+        ("must be a requirement", {"pip_packages": ["--index-url=http://x"]}),
+        ("must be a requirement", {"pip_packages": ["a\n-e /etc"]}),
+        ("pip_packages must be a list", {"pip_packages": [1]}),
+        ("pip_packages must be a list", {"pip_packages": 5}),
+        ("there is no /nowhere to find", {"pip_packages": ["a"], "find_links": ["/nowhere"]}),
+        ("there is no python9.9", {"pip_packages": ["a"], "python": "9.9"}),
         (
             "there is no commit|there is none",
-            {"packages": ["a"], "archive": "/tmp/{commit}.tar.gz"},
+            {"pip_packages": ["a"], "archive": "/tmp/{commit}.tar.gz"},
         ),
-        ("name of letters", {"packages": ["a"], "commit": "../x"}),
-        ("to pack against", {"packages": ["a"], "against": "/nowhere.tar"}),
-        ("must have a text", {"packages": ["a"], "environ": {"A": 1}}),
-        ("variable's name", {"packages": ["a"], "environ": {"A B": "1"}}),
-        ("environ must be", {"packages": ["a"], "environ": ["A"]}),
-        ("the prefix must be absolute", {"packages": ["a"], "prefix": "srv"}),
+        ("must be letters", {"pip_packages": ["a"], "commit": "../x"}),
+        ("to pack against", {"pip_packages": ["a"], "against": "/nowhere.tar"}),
+        ("must be a text", {"pip_packages": ["a"], "env": {"A": 1}}),
+        ("name of a variable", {"pip_packages": ["a"], "env": {"A B": "1"}}),
+        ("env must be", {"pip_packages": ["a"], "env": ["A"]}),
+        ("the prefix must be absolute", {"pip_packages": ["a"], "prefix": "srv"}),
     ],
 )
 def test_bad_arguments_are_refused(shop: Shop, words: str, options: dict[str, Any]) -> None:
-    shop.refused(words, **{"packages": (), "installer": "uv", **options})
+    shop.refused(words, **{"pip_packages": (), "installer": "uv", **options})
     assert not shop.archive.exists()
     assert not (shop.directory / "cache").exists()
 
@@ -641,7 +644,7 @@ def test_a_tool_that_is_not_there_is_told(
             else known(*command, **options)
         )
 
-    monkeypatch.setattr("relocate_core.builds.environment.output_of", without)
+    monkeypatch.setattr("relocate_core.builds.tools.output_of", without)
     shop.refused("install it", "alpha", tool=tool, installer=installer)
 
 
@@ -653,14 +656,14 @@ def test_a_dry_run_does_nothing(each: Shop) -> None:
     before = sorted(each.directory.rglob("*")), each.bundle()
     assert not each.build("alpha", dry_run=True).changed
     made = each.build("gamma", dry_run=True)
-    assert (made.changed, made.reason) == (True, "what it is made of has changed")
+    assert (made.changed, made.reason) == (True, "its inputs have changed")
     assert (sorted(each.directory.rglob("*")), each.bundle()) == before
 
 
 def test_what_stands_there_and_is_no_bundle_is_replaced(shop: Shop) -> None:
     shop.archive.write_text("no bundle")
     Path(f"{shop.archive}.sha256").write_text("0" * 64)
-    assert shop.build("alpha", installer="uv").reason == "what stands there is no bundle"
+    assert shop.build("alpha", installer="uv").reason == "the existing file is no bundle"
     Path(f"{shop.archive}.sha256").unlink()
     assert shop.build("alpha", installer="uv").reason == "its digest is missing"
 
@@ -739,7 +742,7 @@ def private_index(index: Path) -> Iterator[str]:
         server.server_close()
 
 
-@pytest.mark.parametrize("way", ["argument", "variable", "environ", "file", "direct"])
+@pytest.mark.parametrize("way", ["argument", "variable", "env", "file", "direct"])
 def test_credentials_are_used_and_told_to_nobody(
     each: Shop, private_index: str, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -750,8 +753,8 @@ def test_credentials_are_used_and_told_to_nobody(
         each.options["index"] = url
     elif way == "variable":
         monkeypatch.setenv(name, url)
-    elif way == "environ":
-        each.options["environ"] = {name: url}
+    elif way == "env":
+        each.options["env"] = {name: url}
     elif way == "direct":
         each.options["index"] = url
         file = each.directory / "requirements.txt"
@@ -889,7 +892,7 @@ def test_a_kill_in_the_middle_of_installing_is_noticed(
     assert names(each.site_packages) == {"alpha", "beta"}
 
 
-# --- what tools say -------------------------------------------------------------------------------
+# --- why tools fail -------------------------------------------------------------------------------
 
 PIP = """\
 ERROR: Could not find a version that satisfies the requirement nope
@@ -922,8 +925,8 @@ OLD_UV = """\
         ("", ""),
     ],
 )
-def test_the_telling_words_of_a_tool(output: str, expected: str) -> None:
-    assert re.fullmatch(expected, telling(output.splitlines()))
+def test_the_reason_from_the_output_of_a_tool(output: str, expected: str) -> None:
+    assert re.fullmatch(expected, summary(output.splitlines()))
 
 
 # --- against earlier ones -------------------------------------------------------------------------
@@ -956,5 +959,5 @@ def test_bundles_to_pack_against_may_be_named(shop: Shop) -> None:
     made = shop.build("alpha", archive=shop.directory / "2.tar.gz", against=[first.archive])
     against = str(shop.directory / "2.from-1.tar.gz")
     assert list(made.against) == [against]
-    shop.refused("name a full one", "beta", archive=shop.directory / "3.tar.gz", against=[against])
+    shop.refused("give a full one", "beta", archive=shop.directory / "3.tar.gz", against=[against])
     assert not (shop.directory / "3.tar.gz").exists()
