@@ -445,7 +445,7 @@ def test_an_editable_is_no_trap(each: Shop, tmp_path: Path) -> None:
     each.refused("as editable", **options)
     (tmp_path / "requirements.txt").write_text("./src\n")
     if each.options["installer"] == "uv":  # it looks at the times of a few files only
-        each.refused("names the directory", **options)
+        each.refused("contains the directory", **options)
         return
     each.build(**options)
     (tmp_path / "src" / "src" / "shop.py").write_text("VALUE = 2\n")

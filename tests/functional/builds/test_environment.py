@@ -28,7 +28,7 @@ MODERN = (
 )
 DEVELOP = (Project("epsilon", entry_points=("epsilon",), scripts=("eps",), mode="develop"),)
 KINDS = (
-    *(f"venv-3.{minor}" for minor in range(8, 14)),
+    *(f"venv-3.{minor}" for minor in range(8, 16)),
     *("virtualenv-16", "virtualenv-20", "virtualenv-21", "uv", "pypy3.9"),
 )
 SHAPES = (*checks.RELATED, *checks.SHAPES)
