@@ -1,6 +1,6 @@
 """The installed distributions of an environment, and which of its files each of them owns.
 
-All paths are relative to the environment, unless it is said otherwise.
+All paths are relative to the environment, unless noted otherwise.
 """
 
 from __future__ import annotations

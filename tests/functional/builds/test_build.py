@@ -1,4 +1,4 @@
-"""Building bundles with real tools, out of small packages that need no index."""
+"""Building bundles with real tools, from small packages that need no index."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Shop:
         return found
 
     def build(self, *wanted: str, **options: Any) -> Building:
-        """Build a bundle of some packages; what it says of itself can be carried."""
+        """Build a bundle of some packages."""
         given = {
             "cache": str(self.directory / "cache"),
             "pip_packages": wanted,
@@ -134,9 +134,9 @@ class Shop:
         """A build fails with these words, in one sentence."""
         with pytest.raises(RelocateError, match=words) as caught:
             self.build(*wanted, **options)
-        said = str(caught.value)
-        assert sentence(said), said
-        return said
+        message = str(caught.value)
+        assert sentence(message), message
+        return message
 
     def state(self) -> dict[str, tuple[int, int]]:
         """Inode and time of each file of the packages."""
@@ -232,8 +232,10 @@ def test_a_bundle_is_built_and_runs(shop: Shop, tool: str, installer: str) -> No
     assert facts["installer"].startswith(f"{installer} ")
     release = shop.deployed()
     assert names(next(release.glob("lib/*/site-packages"))) == {"alpha", "beta"}
-    said = subprocess.run([release / "bin" / "alpha"], capture_output=True, text=True, check=True)
-    assert said.stdout == "alpha 1.0\n"
+    message = subprocess.run(
+        [release / "bin" / "alpha"], capture_output=True, text=True, check=True
+    )
+    assert message.stdout == "alpha 1.0\n"
     assert not list(release.glob("bin/pip*"))
     for text in release.rglob("*"):
         assert text.name not in ("CACHEDIR.TAG", ".gitignore", "direct_url.json", "uv_cache.json")
@@ -255,7 +257,7 @@ def test_nothing_is_done_where_nothing_has_changed(each: Shop) -> None:
     assert (now.st_ino, now.st_mtime_ns) == (state.st_ino, state.st_mtime_ns)
 
 
-def test_what_is_not_wanted_any_more_goes_and_the_rest_stays(both: Shop) -> None:
+def test_only_what_is_no_longer_wanted_is_removed(both: Shop) -> None:
     both.build("alpha", "gamma")
     before = both.state()
     made = both.build("gamma")
@@ -293,7 +295,7 @@ def test_other_content_of_the_same_version_is_installed(each: Shop, tmp_path: Pa
     assert "new" in (each.site_packages / "delta" / "__init__.py").read_text()
 
 
-def test_what_belongs_to_nobody_goes(each: Shop) -> None:
+def test_files_without_an_owner_are_removed(each: Shop) -> None:
     each.build("alpha")
     strays = ["stray.py", "alpha/stray.txt", "alpha/__pycache__/gone.cpython-39.pyc", "empty/x/y"]
     for stray in strays:
@@ -304,7 +306,7 @@ def test_what_belongs_to_nobody_goes(each: Shop) -> None:
     assert not any((each.site_packages / stray).exists() for stray in (*strays, "empty"))
 
 
-def test_a_damaged_environment_is_made_anew(each: Shop) -> None:
+def test_a_damaged_environment_is_created_again(each: Shop) -> None:
     each.build("alpha")
     (each.site_packages / "beta" / "other.py").unlink()
     made = each.build("alpha", force=True)
@@ -312,7 +314,9 @@ def test_a_damaged_environment_is_made_anew(each: Shop) -> None:
     assert (each.site_packages / "beta" / "other.py").exists()
 
 
-def test_packages_that_share_a_file_end_as_in_a_new_environment(each: Shop, tmp_path: Path) -> None:
+def test_packages_with_a_shared_file_are_as_in_a_new_environment(
+    each: Shop, tmp_path: Path
+) -> None:
     links = tmp_path / "links"
     for name in ("one", "two"):
         packages.wheel(links, name, files={"common/__init__.py": "OWNER = 'any'\n"})
@@ -323,13 +327,13 @@ def test_packages_that_share_a_file_end_as_in_a_new_environment(each: Shop, tmp_
     assert names(each.site_packages) == {"two"}
 
 
-def test_pip_is_there_where_it_is_asked_for(shop: Shop, tmp_path: Path) -> None:
+def test_pip_is_installed_when_it_is_asked_for(shop: Shop, tmp_path: Path) -> None:
     packages.wheel(tmp_path / "links", "pip", "99.0")
     made = shop.build("pip", find_links=[str(tmp_path / "links")], installer="uv")
     assert made.installed == {"pip": "99.0"}
 
 
-def test_all_is_compiled(each: Shop) -> None:
+def test_all_sources_are_compiled(each: Shop) -> None:
     each.build("alpha")
     sources = [path for path in each.site_packages.rglob("*.py") if path.name != "_virtualenv.py"]
     assert sources
@@ -396,7 +400,7 @@ def test_constraints_count(each: Shop, tmp_path: Path) -> None:
     assert each.build("beta", **options).installed == {"beta": "2.0"}
 
 
-def test_a_lock_with_hashes_is_kept_to(both: Shop, tmp_path: Path) -> None:
+def test_the_hashes_of_a_lock_are_checked(both: Shop, tmp_path: Path) -> None:
     lock = tmp_path / "lock.txt"
     right = {
         name: packages.digest(both.index / f"{name}-1.0-py3-none-any.whl")
@@ -408,8 +412,8 @@ def test_a_lock_with_hashes_is_kept_to(both: Shop, tmp_path: Path) -> None:
     both.build(**options)
     before = both.bundle()
     lock.write_text(text.replace(right["beta"], "0" * 64))
-    said = both.refused("(?i)hash", **options)
-    assert "beta" in said
+    message = both.refused("(?i)hash", **options)
+    assert "beta" in message
     assert both.bundle() == before
     lock.write_text("alpha==1.0\n")
     both.refused("(?i)hash", **options)
@@ -419,7 +423,7 @@ def test_a_lock_with_hashes_is_kept_to(both: Shop, tmp_path: Path) -> None:
     assert (made.installed, made.kept) == ({}, 2)  # nothing of it was lost by the failures
 
 
-def test_a_project_goes_with_a_lock(each: Shop, tmp_path: Path) -> None:
+def test_a_project_with_a_lock(each: Shop, tmp_path: Path) -> None:
     directory = packages.project(tmp_path / "src")
     lock = tmp_path / "lock.txt"
     one = packages.digest(each.index / "beta-1.0-py3-none-any.whl")
@@ -438,7 +442,7 @@ def test_own_wheels_win_over_those_of_the_same_name(each: Shop, tmp_path: Path) 
     assert not list(each.site_packages.glob("*/direct_url.json"))
 
 
-def test_an_editable_is_no_trap(each: Shop, tmp_path: Path) -> None:
+def test_an_editable_is_refused(each: Shop, tmp_path: Path) -> None:
     packages.project(tmp_path / "src")
     (tmp_path / "requirements.txt").write_text("-e ./src\n")
     options = {"requirements": [str(tmp_path / "requirements.txt")]}
@@ -456,7 +460,7 @@ def test_an_editable_is_no_trap(each: Shop, tmp_path: Path) -> None:
 # --- a project ------------------------------------------------------------------------------------
 
 
-def test_a_project_is_built_apart_from_its_tree(each: Shop, tmp_path: Path) -> None:
+def test_a_project_is_built_in_a_copy(each: Shop, tmp_path: Path) -> None:
     directory = packages.project(tmp_path / "src")
     (directory / "src" / "old.py").write_text("")
     before = sorted(directory.rglob("*"))
@@ -516,7 +520,9 @@ def test_a_bundle_is_named_by_its_commit(shop: Shop, checkout: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["changed", "new", "staged", "removed"])
-def test_a_dirty_tree_is_not_named_by_its_commit(shop: Shop, checkout: Path, change: str) -> None:
+def test_a_bundle_of_a_dirty_tree_is_not_named_by_its_commit(
+    shop: Shop, checkout: Path, change: str
+) -> None:
     file = checkout / "src" / ("new.py" if change == "new" else "more.py")
     if change == "removed":
         file.unlink()
@@ -525,8 +531,8 @@ def test_a_dirty_tree_is_not_named_by_its_commit(shop: Shop, checkout: Path, cha
     if change == "staged":
         git(checkout, "add", ".")
     archive = shop.directory / "shop-{commit}.tar.gz"
-    said = shop.refused("differs from its commit", project=str(checkout), archive=archive)
-    assert file.name in said
+    message = shop.refused("differs from its commit", project=str(checkout), archive=archive)
+    assert file.name in message
     made = shop.build(project=str(checkout), installer="uv")
     assert made.commit == f"{git(checkout, 'rev-parse', 'HEAD')}-dirty"
     made = shop.build(project=str(checkout), archive=archive, commit="r1", installer="uv")
@@ -557,12 +563,12 @@ def test_another_commit_is_another_bundle(shop: Shop, checkout: Path) -> None:
 # --- what goes wrong ------------------------------------------------------------------------------
 
 
-def test_a_failure_leaves_the_bundle_and_a_cache_that_is_good(each: Shop, tmp_path: Path) -> None:
+def test_a_failure_keeps_the_bundle_and_a_usable_cache(each: Shop, tmp_path: Path) -> None:
     directory = packages.project(tmp_path / "src")
     each.build(project=str(directory))
     bundle, state = each.bundle(), each.state()
-    said = each.refused("nowhere", "nowhere", project=str(directory))
-    log = Path(said.rpartition(" ")[2])
+    message = each.refused("nowhere", "nowhere", project=str(directory))
+    log = Path(message.rpartition(" ")[2])
     assert "nowhere" in log.read_text()
     assert log.stat().st_mode & 0o077 == 0
     (directory / "broken").write_text("gears missing")
@@ -576,12 +582,12 @@ def test_a_failure_leaves_the_bundle_and_a_cache_that_is_good(each: Shop, tmp_pa
     assert beta == {path: known for path, known in state.items() if path.startswith("beta")}
 
 
-def test_an_index_that_is_gone_is_told(each: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_index_is_reported(each: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_RETRIES", "1")
     monkeypatch.setenv("UV_HTTP_RETRIES", "0")
     options = {"index": f"http://user:{SECRET}@127.0.0.1:9/simple", "no_index": False}
-    said = each.refused("nowhere|index", "nowhere", **options)
-    assert SECRET not in said
+    message = each.refused("nowhere|index", "nowhere", **options)
+    assert SECRET not in message
 
 
 @pytest.mark.parametrize(
@@ -631,7 +637,7 @@ def test_bad_arguments_are_refused(shop: Shop, words: str, options: dict[str, An
 @pytest.mark.parametrize(
     ("tool", "installer"), [("virtualenv", "pip"), ("uv", "pip"), ("venv", "uv")]
 )
-def test_a_tool_that_is_not_there_is_told(
+def test_a_missing_tool_is_reported(
     shop: Shop, tool: str, installer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = runner.output_of
@@ -660,7 +666,7 @@ def test_a_dry_run_does_nothing(each: Shop) -> None:
     assert (sorted(each.directory.rglob("*")), each.bundle()) == before
 
 
-def test_what_stands_there_and_is_no_bundle_is_replaced(shop: Shop) -> None:
+def test_an_existing_file_that_is_no_bundle_is_replaced(shop: Shop) -> None:
     shop.archive.write_text("no bundle")
     Path(f"{shop.archive}.sha256").write_text("0" * 64)
     assert shop.build("alpha", installer="uv").reason == "the existing file is no bundle"
@@ -684,7 +690,7 @@ def test_misleading_variables_do_not_mislead(both: Shop, monkeypatch: pytest.Mon
     assert not elsewhere.exists()
 
 
-def test_files_are_for_everybody_whatever_the_umask(each: Shop) -> None:
+def test_all_files_are_readable_whatever_the_umask(each: Shop) -> None:
     before = os.umask(0o077)
     try:
         each.build("alpha")
@@ -743,7 +749,7 @@ def private_index(index: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("way", ["argument", "variable", "env", "file", "direct"])
-def test_credentials_are_used_and_told_to_nobody(
+def test_credentials_are_used_and_never_printed(
     each: Shop, private_index: str, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = f"http://user:{SECRET}@{private_index}/simple"
@@ -766,8 +772,8 @@ def test_credentials_are_used_and_told_to_nobody(
         each.options["requirements"] = [str(file)]
     made = each.build("alpha")
     assert {"alpha", "beta"} <= set(made.installed)
-    said = each.refused("nowhere", "alpha", "nowhere")
-    assert SECRET not in said
+    message = each.refused("nowhere", "alpha", "nowhere")
+    assert SECRET not in message
     assert SECRET not in repr(made)
     assert SECRET not in str(manifest.read_head(made.archive).facts)
     for path in [*each.kept.rglob("*"), *each.kept.parent.glob("*")]:
@@ -775,7 +781,7 @@ def test_credentials_are_used_and_told_to_nobody(
             assert SECRET.encode() not in path.read_bytes(), path
 
 
-def test_what_changes_while_it_is_built_is_told(shop: Shop, tmp_path: Path) -> None:
+def test_a_change_during_the_build_is_reported(shop: Shop, tmp_path: Path) -> None:
     directory = packages.project(tmp_path / "src")
 
     def change(step: str, facts: dict[str, Any]) -> None:
@@ -826,7 +832,7 @@ def test_the_same_build_twice_at_once_is_done_once(shop: Shop) -> None:
     assert sorted(one.changed for one in made) == [False, False, True]
 
 
-def test_a_build_that_waits_too_long_says_for_whom(shop: Shop, tmp_path: Path) -> None:
+def test_a_build_that_waits_too_long_reports_the_other_one(shop: Shop, tmp_path: Path) -> None:
     directory = packages.project(tmp_path / "src")
     (directory / "slow").write_text("2")
     shop.options["installer"] = "uv"
@@ -854,7 +860,7 @@ def _until(condition: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(12))
-def test_a_killed_build_is_healed_by_the_next(each: Shop, part: int) -> None:
+def test_the_next_build_recovers_from_a_killed_one(each: Shop, part: int) -> None:
     each.build("gamma")
     before = each.bundle()
     process = start(each, "alpha")
@@ -954,7 +960,7 @@ def test_the_latest_bundles_are_packed_against(shop: Shop, tmp_path: Path) -> No
     assert not again.changed
 
 
-def test_bundles_to_pack_against_may_be_named(shop: Shop) -> None:
+def test_bundles_to_pack_against_may_be_given(shop: Shop) -> None:
     first = shop.build("gamma", archive=shop.directory / "1.tar.gz")
     made = shop.build("alpha", archive=shop.directory / "2.tar.gz", against=[first.archive])
     against = str(shop.directory / "2.from-1.tar.gz")

@@ -49,7 +49,7 @@ def options(minion: Masterless, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture
 def archive(tmp_path: Path) -> str:
-    """Where the bundle is to stand."""
+    """The path of the bundle."""
     (tmp_path / "bundles").mkdir()
     return str(tmp_path / "bundles" / "shop.tar.gz")
 
@@ -154,7 +154,7 @@ def test_packed(minion: Masterless, archive: str, options: dict[str, Any]) -> No
     assert answer["changes"] == {"bundle": {"old": first, "new": second}, "removed": ["alpha"]}
 
 
-def test_packed_anew_is_no_change_where_it_is_the_same(
+def test_packing_the_same_again_is_no_change(
     minion: Masterless, archive: str, options: dict[str, Any]
 ) -> None:
     minion.single("packed", archive, pip_packages="beta", **options)
@@ -163,7 +163,7 @@ def test_packed_anew_is_no_change_where_it_is_the_same(
     assert answer["comment"].endswith("and is the same as before.")
 
 
-def test_packed_fails_in_one_sentence_and_leaves_the_bundle(
+def test_packed_fails_in_one_sentence_and_keeps_the_bundle(
     minion: Masterless, archive: str, options: dict[str, Any]
 ) -> None:
     minion.single("packed", archive, pip_packages="beta", **options)
