@@ -861,39 +861,20 @@ def pack(
 def build(
     archive: str,
     cache: str | None = None,
-    requirements: str | list[str] | None = None,
-    project: str | None = None,
-    packages: str | list[str] | None = None,
-    wheels: str | list[str] | None = None,
-    find_links: str | list[str] | None = None,
-    index: str | None = None,
-    extra_index: str | list[str] | None = None,
-    no_index: bool = False,
-    require_hashes: bool = False,
-    constraints: str | list[str] | None = None,
-    python: str | None = None,
-    tool: str = "venv",
-    installer: str = "pip",
-    against: int | str | list[str] | None = None,
-    exclude: str | list[str] | None = None,
-    prefix: str | None = None,
-    bytecode: str = "timestamp",
-    level: int | None = None,
-    commit: str | None = None,
-    environ: dict[str, str] | None = None,
     force: bool = False,
     saltenv: str = "base",
     wait: float = 3600,
     test: bool | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """
-    Build a bundle out of requirements or a project, for
+    Build a bundle from requirements or a project, for
     :py:func:`virtualenv_relocated.managed <saltext.states.virtualenv_relocated.managed>` to deploy.
 
     The packages are installed into an environment that is kept in a cache and brought exactly in
     step with what is asked for: what did not change is neither fetched nor installed again, and
-    what is not wanted any more is gone. Nothing is done where the bundle stands and nothing that it
-    is made of has changed. A build that fails leaves the bundle before, and tells where the output
+    what is no longer wanted is removed. Nothing is done where the bundle exists and none of its
+    inputs has changed. A build that fails leaves the previous bundle, and reports where the output
     of its tools is.
 
     archive
@@ -906,9 +887,24 @@ def build(
         default. One environment is kept in it for each Python and tool, and one build at a time
         works there: give applications that are built often a cache each.
 
+    force
+        ``True`` builds though nothing has changed.
+
+    saltenv
+        The environment of ``salt://`` files.
+
+    wait
+        Seconds to wait for another build in the same cache.
+
+    test
+        ``True`` reports what would be done, and does none of it. By default the minion's ``test``
+        option decides.
+
+    All others have to be given by name, and all have a default:
+
     requirements
-        Requirement files, as pip reads them; a lock with hashes for one. Paths on the minion, or
-        URLs that Salt can fetch. What is not pinned is only looked up when something else has
+        Requirement files, as pip reads them; for example a lock with hashes. Paths on the minion,
+        or URLs that Salt can fetch. What is not pinned is only looked up when something else has
         changed, or with ``force``.
 
     project
@@ -916,18 +912,18 @@ def build(
         It is built in a copy, and installed as a wheel. In a git checkout, the files that are
         tracked or new and not ignored count.
 
-    packages
+    pip_packages
         Requirements, such as ``gunicorn>=22``.
 
     wheels
         Wheel files: paths on the minion, or URLs that Salt can fetch.
 
     find_links
-        Directories or pages with packages, besides those that are configured on the minion.
+        Directories or pages with packages, in addition to those that are configured on the minion.
 
     index, extra_index
-        Package indexes, for those that are configured on the minion by ``pip.conf``, ``uv.toml`` or
-        the minion's environment. What they have of credentials is told to nobody.
+        Package indexes, in place of those that are configured on the minion by ``pip.conf``,
+        ``uv.toml`` or the minion's environment. Credentials in them are never logged or reported.
 
     no_index
         ``True`` takes packages from ``find_links`` only.
@@ -944,11 +940,11 @@ def build(
         servers have.
 
     tool
-        What makes the environment: ``venv``, ``virtualenv`` or ``uv``. pip is not in it, unless it
-        is asked for.
+        What creates the environment: ``venv`` (the default), ``virtualenv`` or ``uv``. pip is not
+        in it, unless it is asked for.
 
     installer
-        What installs the packages: ``pip`` or ``uv``.
+        What installs the packages: ``pip`` (the default) or ``uv``.
 
     against
         How many of the latest bundles beside the archive (those that have its name, with another
@@ -962,31 +958,18 @@ def build(
         Pack it as if it had been built there.
 
     bytecode
-        How bytecode knows whether it fits its source: ``timestamp``, ``checked-hash`` or
-        ``unchecked-hash``.
+        How it is known whether bytecode matches its source: ``timestamp`` (the default),
+        ``checked-hash`` or ``unchecked-hash``.
 
     level
         Of the compression.
 
     commit
         What is built. By default what is checked out in ``project``; where that differs from its
-        commit, a bundle is not named by it.
+        commit, the commit is not put into the name of a bundle.
 
-    environ
+    env
         More variables for the tools, such as ``CFLAGS``.
-
-    force
-        ``True`` builds though nothing has changed.
-
-    saltenv
-        The environment of ``salt://`` files.
-
-    wait
-        Seconds to wait for another build in the same cache.
-
-    test
-        ``True`` reports what would be done, and does none of it. By default the minion's ``test``
-        option.
 
     Returns a dictionary: ``archive``, ``changed``, ``dry_run``, ``reason`` (why it was built),
     ``commit``, ``python``, ``tool`` and ``installer`` (with their versions), ``installed`` (names
@@ -1002,37 +985,30 @@ def build(
     .. code-block:: bash
 
         salt build virtualenv_tools.build /srv/bundles/shop-{commit}.tar.zst project=/srv/src/shop
-        salt build virtualenv_tools.build /srv/bundles/shop.tar.gz packages='[gunicorn, shop]'
+        salt build virtualenv_tools.build /srv/bundles/shop.tar.gz pip_packages='[gunicorn, shop]'
     """
-    options = {
-        "cache": cache or os.path.join(__opts__["cachedir"], __virtualname__),
-        "requirements": _files(requirements, "requirements", saltenv),
-        "project": None if project is None else _absolute(project, "the project"),
-        "packages": _strings(packages, "packages", "requirement"),
-        "wheels": _files(wheels, "wheels", saltenv),
-        "find_links": _strings(find_links, "find_links", "place"),
-        "index": index,
-        "extra_index": _strings(extra_index, "extra_index", "URL"),
-        "no_index": bool(no_index),
-        "require_hashes": bool(require_hashes),
-        "constraints": _files(constraints, "constraints", saltenv),
-        "python": None if python is None else str(python),
-        "tool": tool,
-        "installer": installer,
-        "against": _earlier(against),
-        "exclude": _strings(exclude, "exclude", "pattern"),
-        "prefix": prefix,
-        "bytecode": bytecode,
-        "level": level,
-        "commit": None if commit is None else str(commit),
-        "environ": environ,
-        "force": bool(force),
-        "wait": _seconds(wait),
-        "dry_run": _is_test(test),
-    }
+    # A command of the master adds the job: `__pub_jid` and the like.
+    given = {name: value for name, value in options.items() if not name.startswith("__")}
+    for name in ("requirements", "wheels", "constraints"):
+        given[name] = _files(given.get(name), name, saltenv)
+    for name in ("python", "commit"):  # YAML reads 3.11 and 1234567 as numbers
+        given[name] = None if given.get(name) is None else str(given[name])
+    if given.get("project") is not None:
+        _absolute(given["project"], "the project")
+    given["against"] = _earlier(given.get("against"))
     archive = _absolute(archive, "the archive")
     with _core() as core, _reporting(archive) as (job, tell):
-        return _printable(core.build(archive, **options, job=job, tell=tell).as_dict())
+        done = core.build(
+            archive,
+            cache=cache or os.path.join(__opts__["cachedir"], __virtualname__),
+            force=bool(force),
+            wait=_seconds(wait),
+            dry_run=_is_test(test),
+            job=job,
+            tell=tell,
+            **given,
+        )
+        return _printable(done.as_dict())
 
 
 def _earlier(value: Any) -> int | list[str]:
