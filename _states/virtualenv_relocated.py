@@ -58,9 +58,9 @@ log = logging.getLogger(__name__)
 __virtualname__ = "virtualenv_relocated"
 
 _SHOWN_PROBLEMS = 10
-# How many releases are asked for a bundle against them: each may cost a question to the master.
+# From how many releases a delta bundle is looked for: each may cost a question to the master.
 _MOST_DIFFERENCES = 3
-# A bundle's name: of what it is, perhaps of what it was packed against, and its ending.
+# A bundle's name: of what it is, perhaps of what a delta bundle was made from, and its ending.
 _BUNDLE = re.compile(r"(.+?)(?:\.from-.+)?(\.tar(?:\.gz|\.zst)?|\.tgz|\.tzst)\Z")
 # What Salt's HTTP client gives for a status where there was none.
 _NO_ANSWER = 599
@@ -112,8 +112,8 @@ def managed(
         ``salt://``, ``http(s)://``, ``ftp://`` or ``s3://`` URL or a path on the minion; or a list
         of them, of which the first that is there is taken.
 
-        Of a bundle (see :py:func:`virtualenv_tools.pack <saltext.modules.virtualenv_tools.pack>`)
-        that was packed against an earlier one, only what changed is fetched. Where a release stands
+        Of a delta bundle (see :py:func:`virtualenv_tools.pack
+        <saltext.modules.virtualenv_tools.pack>`) only what changed is fetched. Where a release is
         here that was made of ``9c01b7e.tar.gz``, ``4f2a9c1.from-9c01b7e.tar.gz`` is looked for
         beside a source ``4f2a9c1.tar.gz`` of Salt's own file server or of this machine; or name
         such bundles as ``from`` beside ``full``, by release. The full one is taken where there is
@@ -123,7 +123,7 @@ def managed(
         What the archive has to hash to, in all forms of
         :py:func:`archive.extracted <salt.states.archive.extracted>`: ``sha256=...``, a bare hash,
         or a URL of a file of hashes. Needed for what does not come from Salt's own file server or
-        this machine. Where it is a hash, bundles against earlier ones are only taken if they are
+        this machine. Where it is a hash, delta bundles are only taken if they are
         named, with a ``source_hash`` of their own; a file of hashes has theirs too, or stands
         beside each by the name ``<archive>.sha256``.
 
@@ -643,7 +643,7 @@ def packed(
     python: str | None = None,
     tool: str = "venv",
     installer: str = "pip",
-    against: int | str | list[str] | None = None,
+    delta_from: int | str | list[str] | None = None,
     exclude: str | list[str] | None = None,
     prefix: str | None = None,
     bytecode: str = "timestamp",
@@ -692,11 +692,11 @@ def packed(
         What makes the environment (``venv``, ``virtualenv``, ``uv``) and what installs (``pip``,
         ``uv``).
 
-    against
+    delta_from
         How many of the latest bundles beside it (those that have its name, with another commit), or
-        which earlier bundles: for each a second bundle is written, called
-        ``<name>.from-<earlier name>.tar.gz``, which has only what the earlier one lacks.
-        :py:func:`managed` takes it where the earlier release stands.
+        which full bundles: from each a delta bundle is written as well, called
+        ``<name>.from-<previous name>.tar.gz``, which has only what the other one lacks.
+        :py:func:`managed` takes it where that previous release is.
 
     exclude, prefix, bytecode, level
         How it is packed, as in :py:func:`virtualenv_tools.build
@@ -722,7 +722,7 @@ def packed(
             - requirements: /srv/src/shop/requirements.lock
             - require_hashes: True
             - python: '3.11'
-            - against: 2
+            - delta_from: 2
             - require:
               - git: /srv/src/shop
     """
@@ -742,7 +742,7 @@ def packed(
         "python": python,
         "tool": tool,
         "installer": installer,
-        "against": against,
+        "delta_from": delta_from,
         "exclude": exclude,
         "prefix": prefix,
         "bytecode": bytecode,
@@ -850,7 +850,7 @@ def _built(ret: dict[str, Any], done: dict[str, Any]) -> dict[str, Any]:
     if done["sha256"] != old:
         changes = {"installed": done["installed"], "removed": done["removed"]}
         ret["changes"] = {"bundle": {"old": old, "new": done["sha256"]}}
-        changes["against"] = {key: f"{size / 1e6:,.3f} MB" for key, size in done["against"].items()}
+        changes["deltas"] = {key: f"{size / 1e6:,.3f} MB" for key, size in done["deltas"].items()}
         ret["changes"].update({key: value for key, value in changes.items() if value})
     _warn(ret, done["warnings"])
     count, size = f"{done['files']:,} members", f"{done['packed_size'] / 1e6:,.1f} MB packed"
@@ -937,7 +937,7 @@ def _number(value: Any, what: str, least: float) -> Any:
 def _full(
     source: Any, source_hash: Any, skip_verify: bool
 ) -> tuple[Any, dict[str, tuple[str, Any]]]:
-    """The full archive, and by release the bundles against them, with what they have to hash to."""
+    """The full archive, and by release the delta bundles, with what they have to hash to."""
     if not (isinstance(source, Mapping) and "full" in source):
         return source, {}
     named = source.get("from") or {}
@@ -1036,7 +1036,7 @@ def _differences(
     named: dict[str, tuple[str, Any]],
     trust: _Trust,
 ) -> Iterator[tuple[str, Any]]:
-    """The bundles against releases that stand here, and their hashes: the active one's first."""
+    """The delta bundles from releases that are here, and their hashes: the active one's first."""
     root = os.path.dirname(name)
     standing = __salt__["virtualenv_tools.releases"](root)
     bundles = [release for release, facts in standing.items() if facts.get("bundle")]
@@ -1052,7 +1052,7 @@ def _differences(
 
 
 def _difference(source: str, earlier: str) -> str | None:
-    """What a bundle against an earlier one is called beside the full one."""
+    """What a delta bundle is called, beside the full one."""
     directory, _, base = source.rpartition("/")
     match = _BUNDLE.match(base)
     known = _BUNDLE.match(os.path.basename(earlier))

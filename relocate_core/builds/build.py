@@ -25,7 +25,7 @@ from typing import Any
 
 from ..archives.compression import FORMS, form_of, require
 from ..artefacts.bytecode import MODES
-from ..bundles.pack import Packing, name_against, pack
+from ..bundles.pack import Packing, delta_name, pack
 from ..errors import (
     BadArchive,
     BuildFailed,
@@ -80,7 +80,7 @@ class Building:
         size: bytes in its files.
         packed_size: bytes of the archive.
         manifest: the digest of its manifest.
-        against: the bundles that have only what an earlier one lacks, and their sizes in bytes.
+        deltas: the delta bundles that were written, and their sizes in bytes.
         log: what the tools said; None where none was run.
         warnings: {"file", "reason"} of what may not work elsewhere.
     """
@@ -102,7 +102,7 @@ class Building:
     size: int = 0
     packed_size: int = 0
     manifest: str = ""
-    against: dict[str, int] = field(default_factory=dict)
+    deltas: dict[str, int] = field(default_factory=dict)
     log: str | None = None
     warnings: list[dict[str, str]] = field(default_factory=list)
 
@@ -128,7 +128,7 @@ def build(
     python: str | None = None,
     tool: str = "venv",
     installer: str = "pip",
-    against: int | Sequence[str] = 0,
+    delta_from: int | Sequence[str] = 0,
     exclude: Sequence[str] = (),
     prefix: str | None = None,
     bytecode: str = "timestamp",
@@ -162,8 +162,8 @@ def build(
             is not Salt's own.
         tool: what makes the environment: `venv`, `virtualenv` or `uv`.
         installer: what installs: `pip` or `uv`.
-        against: earlier bundles, or how many of the latest beside it: for each another bundle is
-            written beside it that has only what the earlier one lacks; see `name_against`.
+        delta_from: full bundles, or how many of the latest beside it: from each a delta bundle is
+            written as well, beside it; see `delta_name`.
         exclude: patterns of what is left out of the bundle.
         prefix: pack it as if it had been built there.
         bytecode: how it knows whether it fits its source; see `pack`.
@@ -221,7 +221,7 @@ def build(
             revision,
             dict(_variables(environ or {})),
             packing,
-            _against(against),
+            _delta_from(delta_from),
             pattern,
         )
         return _Build(order, job, tell).run(force, dry_run, wait)
@@ -362,8 +362,8 @@ class _Order:
     commit: str
     environ: dict[str, str]
     packing: dict[str, Any]
-    against: int | tuple[str, ...]
-    """Earlier bundles, or how many of the latest."""
+    delta_from: int | tuple[str, ...]
+    """Full bundles to make delta bundles from, or how many of the latest."""
     pattern: str
     """What matches the names of this project's bundles."""
 
@@ -390,17 +390,17 @@ class _Order:
             (sorted(self.packing.items()), form, os.environ.get("SOURCE_DATE_EPOCH", "")),
         )
 
-    def earlier(self) -> tuple[str, ...]:
-        """The bundles to pack against, the latest first."""
-        if not isinstance(self.against, int):
-            return self.against
+    def bases(self) -> tuple[str, ...]:
+        """The bundles to make delta bundles from, the latest first."""
+        if not isinstance(self.delta_from, int):
+            return self.delta_from
         directory = os.path.dirname(self.archive)
         known = [name for name in os.listdir(directory) if re.match(self.pattern, name)]
         bundles = [os.path.join(directory, name) for name in known if ".from-" not in name]
         bundles.sort(key=lambda bundle: os.stat(bundle).st_mtime_ns, reverse=True)
-        return tuple(islice((one for one in bundles if self._is_earlier(one)), self.against))
+        return tuple(islice((one for one in bundles if self._is_base(one)), self.delta_from))
 
-    def _is_earlier(self, bundle: str) -> bool:
+    def _is_base(self, bundle: str) -> bool:
         try:
             return bundle != self.archive and manifest.read_head(bundle).base is None
         except BadArchive:
@@ -569,32 +569,36 @@ class _Build:
     def _pack(self, report: Building) -> None:
         """Pack the environment."""
         order = self.order
-        facts = {
+        known = {
             "inputs": order.digest(self.installer.program),
             "commit": order.commit,
             "python": f"{order.interpreter.implementation} {order.interpreter.long_version}",
             "builder": str(order.tool),
             "installer": report.installer,
         }
-        told = {name: value for name, value in facts.items() if value}
+        recorded = {name: value for name, value in known.items() if value}
         packed: Packing = pack(
-            self.environment, order.archive, facts=told, tell=self.tell, **order.packing
+            self.environment,
+            order.archive,
+            build_metadata=recorded,
+            tell=self.tell,
+            **order.packing,
         )
         report.sha256, report.manifest = packed.sha256, packed.manifest
         report.files, report.size = packed.files, packed.size
         report.packed_size, report.warnings = packed.packed_size, packed.warnings
-        for earlier in order.earlier():
-            if manifest.read_digest(earlier) == packed.manifest:
+        for base in order.bases():
+            if manifest.read_digest(base) == packed.manifest:
                 continue  # it has all of it
             packed = pack(
                 self.environment,
-                name_against(order.archive, earlier),
-                against=earlier,
-                facts=told,
+                delta_name(order.archive, base),
+                delta_from=base,
+                build_metadata=recorded,
                 tell=self.tell,
                 **order.packing,
             )
-            report.against[packed.archive] = packed.packed_size
+            report.deltas[packed.archive] = packed.packed_size
 
     def _tidy_up(self) -> None:
         """Remove what only this build needed; some of it may have credentials."""
@@ -728,16 +732,18 @@ def _place(archive: str, commit: str, level: Any) -> str:
     return archive
 
 
-def _against(against: Any) -> int | tuple[str, ...]:
-    """The earlier bundles that are meant, if they are there."""
-    if isinstance(against, int) and not isinstance(against, bool) and against >= 0:
-        return against
-    found = tuple(map(os.path.abspath, _texts(against, "against")))
+def _delta_from(delta_from: Any) -> int | tuple[str, ...]:
+    """The bundles that are meant, if they are there, or how many."""
+    if isinstance(delta_from, int) and not isinstance(delta_from, bool) and delta_from >= 0:
+        return delta_from
+    found = tuple(map(os.path.abspath, _texts(delta_from, "delta_from")))
     for bundle in found:
         if not os.path.isfile(bundle):
-            raise InvalidPath(f"there is no {bundle} to pack against: name an earlier bundle")
+            raise InvalidPath(
+                f"there is no {bundle} to make a delta bundle from: name a full bundle"
+            )
         if manifest.read_head(bundle).base is not None:
-            raise InvalidPath(f"{bundle} was packed against another one itself: name a full one")
+            raise InvalidPath(f"{bundle} is a delta bundle itself: name a full one")
     return found
 
 

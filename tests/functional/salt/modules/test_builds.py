@@ -106,7 +106,7 @@ def test_the_cache_is_the_minions_own_by_default(
         ("level", {"packages": "a", "level": 99}),
         ("level", {"packages": "a", "level": "fast"}),
         ("prefix must be absolute", {"packages": "a", "prefix": 1}),
-        ("earlier bundle must be absolute", {"packages": "a", "against": "x.tar"}),
+        ("delta_from must be absolute", {"packages": "a", "delta_from": "x.tar"}),
         ("installing|finding", {"packages": "nowhere"}),
     ],
 )
