@@ -776,12 +776,12 @@ def run(path: str, command: str, user: str | None = None, timeout: float = 60) -
 def pack(
     path: str,
     archive: str,
-    against: str | None = None,
+    delta_from: str | None = None,
     exclude: str | list[str] | None = None,
     prefix: str | None = None,
     bytecode: str = "timestamp",
     level: int | None = None,
-    facts: dict[str, str] | None = None,
+    build_metadata: dict[str, str] | None = None,
     test: bool | None = None,
 ) -> dict[str, Any]:
     """
@@ -800,10 +800,11 @@ def pack(
         is smaller and faster, and needs the program ``zstd`` on both sides) or ``.tar``. Its
         SHA-256 is written beside it, as ``<archive>.sha256``.
 
-    against
-        An earlier bundle. What that has is left out, so the new one can be deployed only where the
-        release of that one stands. Name the new one ``<name>.from-<earlier name>.tar.gz`` beside
-        the full ``<name>.tar.gz``, and ``virtualenv_relocated.managed`` finds it by itself.
+    delta_from
+        The full bundle of a previous release: makes a delta bundle, without the files that this
+        one contains, which can be deployed only where that release is. Name the delta bundle
+        ``<name>.from-<previous name>.tar.gz`` beside the full ``<name>.tar.gz``, and
+        ``virtualenv_relocated.managed`` finds it by itself.
 
     exclude
         Patterns of what is left out: of a path in the virtualenv or of a name, such as ``tests``.
@@ -818,8 +819,8 @@ def pack(
     level
         Of the compression: 1 to 9 for gzip, by default 6; 1 to 19 for zstd, by default 9.
 
-    facts
-        What the build says of itself: names and texts, for the manifest.
+    build_metadata
+        Names and texts for the manifest, for example a commit.
 
     test
         ``True`` reports what would be done, and does none of it. By default the minion's ``test``
@@ -827,7 +828,7 @@ def pack(
 
     Returns a dictionary: ``archive``, ``changed``, ``dry_run``, ``files`` (members), ``size``
     (bytes in its files), ``packed_size`` (of the archive), ``sha256``, ``manifest`` (its digest),
-    ``base`` (that of the bundle that it is against), ``carried`` (how many files it holds),
+    ``base`` (of a delta bundle, that of the other one), ``carried`` (how many files it has),
     ``references`` (how many are to be relocated), ``compiled`` and ``warnings`` (a list of
     ``file`` and ``reason``).
 
@@ -839,19 +840,19 @@ def pack(
 
         salt build virtualenv_tools.pack /srv/build/app /srv/salt/app/4f2a9c1.tar.gz
         salt build virtualenv_tools.pack /srv/build/app /srv/salt/app/4f2a9c1.from-9c01b7e.tar.gz \\
-            against=/srv/salt/app/9c01b7e.tar.gz
+            delta_from=/srv/salt/app/9c01b7e.tar.gz
     """
     archive = _absolute(archive, "the archive")
     with _core() as core, _reporting(archive) as (_, tell):
         done = core.pack(
             _absolute(path),
             archive,
-            against=None if against is None else _absolute(against, "the earlier bundle"),
+            delta_from=None if delta_from is None else _absolute(delta_from, "delta_from"),
             exclude=_strings(exclude, "exclude", "pattern"),
             prefix=None if prefix is None else str(prefix),
             bytecode=bytecode,
             level=level,
-            facts=facts,
+            build_metadata=build_metadata,
             dry_run=_is_test(test),
             tell=tell,
         )
@@ -946,10 +947,10 @@ def build(
     installer
         What installs the packages: ``pip`` (the default) or ``uv``.
 
-    against
+    delta_from
         How many of the latest bundles beside the archive (those that have its name, with another
-        commit), or which earlier bundles. For each of them a second bundle is written, called
-        ``<name>.from-<earlier name>.tar.gz``, which has only what the earlier one lacks.
+        commit), or which full bundles. From each of them a delta bundle is written as well, called
+        ``<name>.from-<previous name>.tar.gz``, which has only what the other one lacks.
 
     exclude
         Patterns of files to leave out.
@@ -974,9 +975,8 @@ def build(
     Returns a dictionary: ``archive``, ``changed``, ``dry_run``, ``reason`` (why it was built),
     ``commit``, ``python``, ``tool`` and ``installer`` (with their versions), ``installed`` (names
     and versions), ``removed`` (names), ``kept`` (a count), ``old_sha256``, ``sha256``, ``files``,
-    ``size`` and ``packed_size`` (bytes), ``manifest``, ``against`` (the sizes in bytes of the
-    bundles against earlier ones, by their paths), ``log`` and ``warnings`` (a list
-    of ``file`` and ``reason``).
+    ``size`` and ``packed_size`` (bytes), ``manifest``, ``deltas`` (the sizes in bytes of the
+    delta bundles, by their paths), ``log`` and ``warnings`` (a list of ``file`` and ``reason``).
 
     Raises ``CommandExecutionError`` for whatever goes wrong; the bundle is then as it was before.
 
@@ -995,7 +995,7 @@ def build(
         given[name] = None if given.get(name) is None else str(given[name])
     if given.get("project") is not None:
         _absolute(given["project"], "the project")
-    given["against"] = _earlier(given.get("against"))
+    given["delta_from"] = _delta_from(given.get("delta_from"))
     archive = _absolute(archive, "the archive")
     with _core() as core, _reporting(archive) as (job, tell):
         done = core.build(
@@ -1011,11 +1011,11 @@ def build(
         return _printable(done.as_dict())
 
 
-def _earlier(value: Any) -> int | list[str]:
-    """Earlier bundles, or how many of them."""
+def _delta_from(value: Any) -> int | list[str]:
+    """Full bundles to make delta bundles from, or how many of them."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    return [_absolute(one, "an earlier bundle") for one in _strings(value, "against", "path")]
+    return [_absolute(one, "delta_from") for one in _strings(value, "delta_from", "path")]
 
 
 def _files(value: Any, what: str, saltenv: str) -> list[str]:

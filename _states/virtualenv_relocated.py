@@ -558,7 +558,7 @@ def packed(name: str, **options: Any) -> dict[str, Any]:
             - requirements: /srv/src/shop/requirements.lock
             - require_hashes: True
             - python: '3.11'
-            - against: 2
+            - delta_from: 2
             - require:
               - git: /srv/src/shop
     """
@@ -668,7 +668,7 @@ def _built(ret: dict[str, Any], done: dict[str, Any]) -> dict[str, Any]:
     if done["sha256"] != old:
         changes = {"installed": done["installed"], "removed": done["removed"]}
         ret["changes"] = {"bundle": {"old": old, "new": done["sha256"]}}
-        changes["against"] = {key: f"{size / 1e6:,.3f} MB" for key, size in done["against"].items()}
+        changes["deltas"] = {key: f"{size / 1e6:,.3f} MB" for key, size in done["deltas"].items()}
         ret["changes"].update({key: value for key, value in changes.items() if value})
     _warn(ret, done["warnings"])
     count, size = f"{done['files']:,} members", f"{done['packed_size'] / 1e6:,.1f} MB packed"

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..bundles import reader
-from ..bundles.pack import name_against, pack
+from ..bundles.pack import delta_name, pack
 from ..errors import BadArchive, TreeError
 from ..progress import Report, Tell, silent
 from .cache import locked_directory, tidy_up
@@ -53,7 +53,7 @@ class Building(Report):
         size: bytes in its files.
         packed_size: bytes of the archive.
         manifest: the digest of its manifest.
-        against: the bundles that have only what an earlier one lacks, and their sizes in bytes.
+        deltas: the delta bundles that were written, and their sizes in bytes.
         log: the output of the tools; None where none was run.
         warnings: {"file", "reason"} of what may not work elsewhere.
     """
@@ -75,7 +75,7 @@ class Building(Report):
     size: int = 0
     packed_size: int = 0
     manifest: str = ""
-    against: dict[str, int] = field(default_factory=dict)
+    deltas: dict[str, int] = field(default_factory=dict)
     log: str | None = None
     warnings: list[dict[str, str]] = field(default_factory=list)
 
@@ -187,15 +187,15 @@ class _Build:
         if sha256 is None:
             return "its digest is missing"
         try:
-            facts = reader.read_head(archive).facts
+            recorded = reader.read_head(archive).facts
         except BadArchive:
             return "the existing file is no bundle"
-        if facts.get("inputs") != inputs:
+        if recorded.get("inputs") != inputs:
             return "its inputs have changed"
         return "it was forced" if force else ""
 
     def _pack(self, environment: str, report: Building) -> None:
-        """Pack the environment, also against earlier bundles."""
+        """Pack the environment, also as delta bundles."""
         order = self._order
         metadata = {
             "inputs": order.digest(self._installer.program),
@@ -206,19 +206,19 @@ class _Build:
         }
         options = {
             **order.packing,
-            "facts": {name: value for name, value in metadata.items() if value},
+            "build_metadata": {name: value for name, value in metadata.items() if value},
             "tell": self._tell,
         }
         packed = pack(environment, order.archive, **options)
         report.sha256, report.manifest = packed.sha256, packed.manifest
         report.files, report.size = packed.files, packed.size
         report.packed_size, report.warnings = packed.packed_size, packed.warnings
-        for earlier in order.earlier_bundles():
-            if reader.read_digest(earlier) == packed.manifest:
+        for base in order.base_bundles():
+            if reader.read_digest(base) == packed.manifest:
                 continue  # it has all of it
-            name = name_against(order.archive, earlier)
-            packed = pack(environment, name, against=earlier, **options)
-            report.against[packed.archive] = packed.packed_size
+            name = delta_name(order.archive, base)
+            packed = pack(environment, name, delta_from=base, **options)
+            report.deltas[packed.archive] = packed.packed_size
 
 
 def _digest_beside(archive: str) -> str | None:

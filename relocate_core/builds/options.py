@@ -51,8 +51,8 @@ class Options:
             is not Salt's own.
         tool: what creates the environment: `venv`, `virtualenv` or `uv`.
         installer: what installs: `pip` or `uv`.
-        against: earlier bundles, or how many of the latest beside it: for each another bundle is
-            written beside it that has only what the earlier one lacks; see `name_against`.
+        delta_from: full bundles, or how many of the latest beside it: from each a delta bundle is
+            written as well, beside it; see `delta_name`.
         exclude: patterns of what is left out of the bundle.
         prefix: pack it as if it had been built there.
         bytecode: how it is known whether bytecode matches its source; see `pack`.
@@ -75,7 +75,7 @@ class Options:
     python: str | None = None
     tool: str = "venv"
     installer: str = "pip"
-    against: int | tuple[str, ...] = 0
+    delta_from: int | tuple[str, ...] = 0
     exclude: tuple[str, ...] = ()
     prefix: str | None = None
     bytecode: str = "timestamp"
@@ -103,8 +103,8 @@ class Options:
             values["pip_packages"] = tuple(map(_requirement, values["pip_packages"]))
         if "prefix" in values:
             values["prefix"] = absolute_prefix(str(values["prefix"]), "the prefix")
-        if "against" in values:
-            values["against"] = _against(values["against"])
+        if "delta_from" in values:
+            values["delta_from"] = _delta_from(values["delta_from"])
         values["env"] = dict(_variables(values.get("env", {})))
         for name in ("no_index", "require_hashes"):
             values[name] = bool(values.get(name))
@@ -143,10 +143,10 @@ def _requirement(text: str) -> str:
     return text.strip()
 
 
-def _against(value: Any) -> int | tuple[str, ...]:
+def _delta_from(value: Any) -> int | tuple[str, ...]:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
-    return texts(value, "against")
+    return texts(value, "delta_from")
 
 
 def _variables(env: Any) -> Iterator[tuple[str, str]]:

@@ -183,7 +183,7 @@ class Order:
         interpreter = default_python() if options.python is None else find_named(options.python)
         commit = sources.commit_of(options.commit, inputs.tree, COMMIT in archive)
         path = _archive(archive.replace(COMMIT, commit), options.level)
-        _require_full_bundles(options.against)
+        _require_full_bundles(options.delta_from)
         pattern = fnmatch.translate(os.path.basename(archive.replace(COMMIT, "*")))
         tool = find_tool(options.tool, interpreter)
         return cls(path, pattern, options, inputs, indexes, interpreter, tool, commit)
@@ -236,18 +236,18 @@ class Order:
                 "the project or the requirements have changed since this build began: run again"
             )
 
-    def earlier_bundles(self) -> tuple[str, ...]:
-        """The bundles to pack against, the latest first."""
-        against = self.options.against
-        if not isinstance(against, int):
-            return tuple(map(os.path.abspath, against))
+    def base_bundles(self) -> tuple[str, ...]:
+        """The bundles to make delta bundles from, the latest first."""
+        delta_from = self.options.delta_from
+        if not isinstance(delta_from, int):
+            return tuple(map(os.path.abspath, delta_from))
         directory = os.path.dirname(self.archive)
         names = [name for name in os.listdir(directory) if re.match(self.pattern, name)]
         bundles = [os.path.join(directory, name) for name in names if ".from-" not in name]
         bundles.sort(key=lambda bundle: os.stat(bundle).st_mtime_ns, reverse=True)
-        return tuple(islice((one for one in bundles if self._is_earlier(one)), against))
+        return tuple(islice((one for one in bundles if self._is_base(one)), delta_from))
 
-    def _is_earlier(self, bundle: str) -> bool:
+    def _is_base(self, bundle: str) -> bool:
         try:
             return bundle != self.archive and reader.read_head(bundle).base is None
         except BadArchive:
@@ -309,9 +309,11 @@ def _archive(path: str, level: int | None) -> str:
     return path
 
 
-def _require_full_bundles(against: int | tuple[str, ...]) -> None:
-    for bundle in () if isinstance(against, int) else map(os.path.abspath, against):
+def _require_full_bundles(delta_from: int | tuple[str, ...]) -> None:
+    for bundle in () if isinstance(delta_from, int) else map(os.path.abspath, delta_from):
         if not os.path.isfile(bundle):
-            raise InvalidPath(f"there is no {bundle} to pack against: give an earlier bundle")
+            raise InvalidPath(
+                f"there is no {bundle} to make a delta bundle from: give a full bundle"
+            )
         if reader.read_head(bundle).base is not None:
-            raise InvalidPath(f"{bundle} was packed against another one itself: give a full one")
+            raise InvalidPath(f"{bundle} is a delta bundle itself: give a full one")

@@ -622,7 +622,7 @@ def test_an_unreachable_index_is_reported(each: Shop, monkeypatch: pytest.Monkey
             {"pip_packages": ["a"], "archive": "/tmp/{commit}.tar.gz"},
         ),
         ("must be letters", {"pip_packages": ["a"], "commit": "../x"}),
-        ("to pack against", {"pip_packages": ["a"], "against": "/nowhere.tar"}),
+        ("to make a delta bundle from", {"pip_packages": ["a"], "delta_from": "/nowhere.tar"}),
         ("must be a text", {"pip_packages": ["a"], "env": {"A": 1}}),
         ("name of a variable", {"pip_packages": ["a"], "env": {"A B": "1"}}),
         ("env must be", {"pip_packages": ["a"], "env": ["A"]}),
@@ -936,18 +936,18 @@ def test_the_reason_from_the_output_of_a_tool(output: str, expected: str) -> Non
     assert re.fullmatch(expected, summary(output.splitlines()))
 
 
-# --- against earlier ones -------------------------------------------------------------------------
+# --- delta bundles --------------------------------------------------------------------------------
 
 
 def test_the_latest_bundles_are_packed_against(shop: Shop, tmp_path: Path) -> None:
     for commit, wanted in (("a", ["gamma"]), ("b", ["gamma"]), ("c", ["alpha", "gamma"])):
         template = str(shop.directory / "shop-{commit}.tar.gz")
-        made = shop.build(*wanted, archive=template, commit=commit, against=1)
+        made = shop.build(*wanted, archive=template, commit=commit, delta_from=1)
         os.utime(made.archive, ns=(time.time_ns(), time.time_ns() + ord(commit) * 10**9))
     shutil.copy(made.archive, shop.directory / "other-z.tar.gz")
-    made = shop.build("alpha", archive=template, commit="d", against=2)
+    made = shop.build("alpha", archive=template, commit="d", delta_from=2)
     names = ["shop-d.from-shop-b.tar.gz", "shop-d.from-shop-c.tar.gz"]
-    assert sorted(os.path.basename(one) for one in made.against) == names
+    assert sorted(os.path.basename(one) for one in made.deltas) == names
     for name in (*names, "shop-d.tar.gz"):
         assert (shop.directory / f"{name}.sha256").exists()
     root = tmp_path / "srv"
@@ -957,14 +957,14 @@ def test_the_latest_bundles_are_packed_against(shop: Shop, tmp_path: Path) -> No
     publish(made.archive, str(root / "e"))
     kept = [(root / name / manifest.NAME).read_bytes() for name in ("d", "e")]
     assert kept[0] == kept[1]
-    again = shop.build("alpha", archive=template, commit="d", against=2)
+    again = shop.build("alpha", archive=template, commit="d", delta_from=2)
     assert not again.changed
 
 
 def test_bundles_to_pack_against_may_be_given(shop: Shop) -> None:
     first = shop.build("gamma", archive=shop.directory / "1.tar.gz")
-    made = shop.build("alpha", archive=shop.directory / "2.tar.gz", against=[first.archive])
-    against = str(shop.directory / "2.from-1.tar.gz")
-    assert list(made.against) == [against]
-    shop.refused("give a full one", "beta", archive=shop.directory / "3.tar.gz", against=[against])
+    made = shop.build("alpha", archive=shop.directory / "2.tar.gz", delta_from=[first.archive])
+    delta = str(shop.directory / "2.from-1.tar.gz")
+    assert list(made.deltas) == [delta]
+    shop.refused("give a full one", "beta", archive=shop.directory / "3.tar.gz", delta_from=[delta])
     assert not (shop.directory / "3.tar.gz").exists()

@@ -109,7 +109,7 @@ def test_the_cache_is_the_minions_own_by_default(
         ("level", {"pip_packages": "a", "level": 99}),
         ("level", {"pip_packages": "a", "level": "fast"}),
         ("prefix must be absolute", {"pip_packages": "a", "prefix": 1}),
-        ("earlier bundle must be absolute", {"pip_packages": "a", "against": "x.tar"}),
+        ("delta_from must be absolute", {"pip_packages": "a", "delta_from": "x.tar"}),
         ("installing|finding", {"pip_packages": "nowhere"}),
     ],
 )
