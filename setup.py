@@ -6,6 +6,7 @@ Salt wants its modules in `_modules`, `_runners` and `_states` of a file root, a
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -18,6 +19,9 @@ LOADED_BY_SALT = {
     if (HERE / f"_{kind}").is_dir()
 }
 
+# setuptools keeps the files of the last build here, and would install modules that were moved.
+shutil.rmtree(HERE / "build" / "lib", ignore_errors=True)
+
 setup(
     packages=[
         *find_packages(str(HERE), include=["relocate_core", "relocate_core.*"]),
@@ -25,4 +29,5 @@ setup(
         *LOADED_BY_SALT,
     ],
     package_dir=LOADED_BY_SALT,
+    package_data={"relocate_core": ["py.typed"]},
 )

@@ -15,11 +15,12 @@ from typing import Any
 
 _PUBLIC = {
     "errors": "InvalidPath RelocateError",
-    "system.running": "Ended run_line",
-    "virtualenvs.description": "describe",
+    "system.processes": "Ended run_line",
+    "virtualenvs.contents": "describe",
     "virtualenvs.interpreter": "Interpreter",
     "virtualenvs.layout": "Virtualenv inspect",
-    "relocation.check": "Problem Verdict check",
+    "virtualenvs.verify": "Problem",
+    "relocation.check": "Verdict check",
     "relocation.reinitialize": "Reinitialization reinitialize",
     "relocation.relocate": "Relocation relocate",
     "bundles.pack": "Packing pack",
@@ -28,7 +29,8 @@ _PUBLIC = {
     "releases.root": "Release Root",
     "releases.schemas.migrate": "Migration migrate",
     "releases.schemas.recipe": "Recipe",
-    "releases.switch": "Switch activate mark pin prove rollback unmark unpin",
+    "releases.marks": "mark mark_bad mark_healthy pin prove unmark unmark_bad unpin",
+    "releases.switch": "Switch activate rollback",
     "builds.build": "Building build",
 }
 _MODULES = {name: module for module, names in _PUBLIC.items() for name in names.split()}

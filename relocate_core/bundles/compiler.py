@@ -2,145 +2,37 @@
 
 Bytecode is good for one version of Python only, so helper processes of that very Python compile
 what is sent to them. The result depends on the job and on that Python alone, not on which helper
-did it or on what it did before: see the comments in the helpers' program. The exception, up to
-3.10: a constant set of tuples that hold None, whose order goes by None's address. Sources: PEP 552
+did it or on what it did before: see the comments in `compiler_program`. The exception, up to 3.10:
+a constant set of tuples that contain None, whose order depends on None's address. Sources: PEP 552
 and Lib/importlib/_bootstrap_external.py for the header, Python/marshal.c for shared objects.
 """
 
 from __future__ import annotations
 
 import os
-import select
 import signal
-import subprocess
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from types import TracebackType
 from typing import NamedTuple
 
-from ..errors import InterpreterNotFound
+from ..errors import InterpreterNotFound, reason_of
+from ..system.pipes import Worker, answers
 from ..system.processes import usable_cores
-from ..virtualenvs.interpreter import ask
+from ..virtualenvs.interpreter import probe
+from .compiler_program import GREETING, PROGRAM
 
 MOST_HELPERS = 8
 
 # How a compiled file knows its source, as PEP 552 writes it.
 _FLAGS = {"timestamp": 0, "unchecked-hash": 1, "checked-hash": 3}
-_GREETING = b"\0ready to compile\n"
 _IN_HAND = 4
 _JOBS_AHEAD = 64
 _BYTES_AHEAD = 32 << 20
-_PIPE = 256 << 10
 # No source takes a fraction of it; 3.6 computes a constant like 9 ** 9 ** 9 for days, though.
 _SECONDS = 300
 _CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE}
-
-# For Python 3.6 to 3.14 and PyPy; only modules that are there without the standard library, which
-# an old virtualenv has not got before its site.py has run.
-_PROGRAM = """
-import sys
-sys.path[:] = [directory for directory in sys.path if directory]
-import _imp, gc, marshal
-try:
-    from _frozen_importlib_external import MAGIC_NUMBER
-except ImportError:
-    from importlib.util import MAGIC_NUMBER
-try:
-    import _signal
-    _signal.signal(_signal.SIGINT, _signal.SIG_IGN)  # Ctrl-C is the parent's affair
-    import resource
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-except Exception:
-    pass
-
-KEY = int.from_bytes(MAGIC_NUMBER, 'little')
-OLD = sys.version_info < (3, 7)
-read, write, flush = sys.stdin.buffer.read, sys.stdout.buffer.write, sys.stdout.buffer.flush
-
-
-# Where marshal goes by reference counts, it marks an object as shared, though nothing in the file
-# shares it, when somebody else in the process knows it as well: a name that an imported module
-# has too, say. With a reference of our own to each part of the code, all are marked, always.
-def parts(code):
-    held, left = [], [code]
-    while left:
-        value = left.pop()
-        held.append(value)
-        if isinstance(value, (tuple, frozenset)):
-            left += value
-        elif isinstance(value, slice):
-            left += [value.start, value.stop, value.step]
-        elif isinstance(value, type(code)):
-            left += [value.co_consts, value.co_names, value.co_varnames, value.co_freevars]
-            left += [value.co_cellvars, value.co_filename, value.co_name]
-            left.append(getattr(value, 'co_qualname', None))
-    return held
-
-
-# A set that is a constant of several functions is one object or several, as its strings were
-# interned before or not (which they are for good from 3.12 on). With a set for each, it is several.
-def separate(code):
-    constants = []
-    for value in code.co_consts:
-        if isinstance(value, frozenset):
-            value = frozenset(list(value))
-        elif isinstance(value, type(code)):
-            value = separate(value)
-        constants.append(value)
-    if all(new is old for new, old in zip(constants, code.co_consts)):
-        return code
-    return code.replace(co_consts=tuple(constants))
-
-
-def compiled(source, name, optimization, flags, mtime, code):
-    if flags and OLD:
-        return None
-    if code is None:
-        made = compile(source, name, 'exec', 0, True, optimization)
-        if hasattr(made, 'replace'):
-            made = separate(made)
-        held = parts(made)
-        code = marshal.dumps(made)
-    if flags:
-        return MAGIC_NUMBER + number(flags) + _imp.source_hash(KEY, source) + code
-    header = MAGIC_NUMBER if OLD else MAGIC_NUMBER + number(0)
-    return header + number(mtime) + number(len(source)) + code
-
-
-def number(value):
-    return (value & 0xFFFFFFFF).to_bytes(4, 'little')
-
-
-def answer(head):
-    fields = [int.from_bytes(head[at:at + 8], 'little') for at in range(0, 48, 8)]
-    optimization, flags, mtime, size, source_size, code_size = fields
-    name = read(size).decode('utf-8', 'surrogateescape')
-    source = read(source_size)
-    code = read(code_size - 1) if code_size else None
-    try:
-        return compiled(source, name, optimization, flags, mtime, code)
-    except Exception:
-        return None
-
-
-gc.disable()
-# The first formatted string in an annotation interns "{" and "}" for good, and marshal writes
-# interned strings as such; so have it done before any job.
-if not OLD:
-    compile("from __future__ import annotations\\nx: f'{y}{{}}'", '', 'exec')
-write(GREETING)
-flush()
-while True:
-    head = read(48)
-    if len(head) < 48:
-        break
-    result = answer(head)
-    write((0 if result is None else len(result) + 1).to_bytes(8, 'little'))
-    write(result or b'')
-    flush()
-"""
 
 
 class Job(NamedTuple):
@@ -222,27 +114,15 @@ class Compiler:
             if helper is None or wanted:
                 helper = _Helper(self._python)
                 self._helpers.append(helper)
-            helper.give(task)
+            helper.give(task, *task.message)
 
     def _wait(self, work: _Work) -> None:
         """Send and receive what can be at once, as soon as anything can."""
-        poll = select.poll()
-        helpers = {}
-        for helper in self._helpers:
-            poll.register(helper.output, select.POLLIN)
-            helpers[helper.output] = helper
-            if helper.unsent:
-                poll.register(helper.input, select.POLLOUT)
-                helpers[helper.input] = helper
-        for descriptor, _ in poll.poll(1000):
-            helper = helpers[descriptor]
-            if helper not in self._helpers:
-                continue  # it was dropped a moment ago
-            if descriptor == helper.input:
-                helper.send()
-            elif not helper.receive(work):
-                self._drop(helper)
-                helper.explain(work)
+        for task, result in answers(self._helpers, 1000):
+            work.done(task, result or None)
+        for helper in [helper for helper in self._helpers if helper.ended]:
+            self._drop(helper)
+            helper.explain(work)
         for helper in self._helpers:
             helper.require_progress()
 
@@ -323,97 +203,31 @@ class _Work:
             yield result
 
 
-class _Helper:
-    """A process that compiles, and the tasks it has in hand."""
+class _Helper(Worker[_Task]):
+    """A process that compiles."""
 
     def __init__(self, python: str) -> None:
         self._python = python
-        self.tasks: deque[_Task] = deque()
-        self._unsent: deque[memoryview] = deque()
-        self._received = bytearray()
-        self._wanted = 8
-        self._greeted = False
         self._late = False
-        self._since = time.monotonic()
         names = [name for name in os.environ if not name.startswith("PYTHON")]
         environment = {name: os.environ[name] for name in names}
         # A set of names among a code's constants stands in the order of their hashes; and up to
         # 3.6 a file's name is encoded as the locale says. For the seed, -I must not be there,
         # which would ignore it: the program takes the working directory from the path by itself.
         environment.update(PYTHONHASHSEED="0", PYTHONUTF8="1", LC_ALL="C.UTF-8")
-        program = _PROGRAM.replace("GREETING", repr(_GREETING))
+        command = [python, "-s", "-S", "-B", "-W", "ignore", "-c", PROGRAM]
         try:
-            self._process = subprocess.Popen(
-                [python, "-s", "-S", "-B", "-W", "ignore", "-c", program],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                cwd="/",
-                env=environment,
-            )
+            # A .pth file that prints something does so before the greeting.
+            super().__init__(command, GREETING, cwd="/", env=environment)
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise InterpreterNotFound(f"{python} does not run: {reason}") from error
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self.input = self._process.stdin.fileno()
-        self.output = self._process.stdout.fileno()
-        os.set_blocking(self.input, False)
-
-    @property
-    def unsent(self) -> bool:
-        """Whether something waits to be sent."""
-        return bool(self._unsent)
-
-    def give(self, task: _Task) -> None:
-        """Take a task into hand."""
-        if not self.tasks:
-            self._since = time.monotonic()
-        self.tasks.append(task)
-        self._unsent += [memoryview(piece) for piece in task.message if piece]
-
-    def send(self) -> None:
-        """Send as much as the pipe takes; that the process has ended is noticed by its output."""
-        try:
-            while self._unsent:
-                sent = os.write(self.input, self._unsent[0][:_PIPE])
-                self._unsent[0] = self._unsent[0][sent:]
-                if not self._unsent[0]:
-                    self._unsent.popleft()
-        except BlockingIOError:
-            return
-        except OSError:
-            self._unsent.clear()
-
-    def receive(self, work: _Work) -> bool:
-        """Take what has come; False at the end of the output."""
-        data = os.read(self.output, _PIPE)
-        self._received += data
-        self._since = time.monotonic()
-        if not self._greeted:
-            # A .pth file that prints something does so before.
-            start = self._received.find(_GREETING)
-            if start < 0:
-                return bool(data)
-            self._greeted = True
-            del self._received[: start + len(_GREETING)]
-        while len(self._received) >= self._wanted:
-            size = int.from_bytes(self._received[:8], "little")
-            self._wanted = 8 + max(0, size - 1)
-            if len(self._received) < self._wanted:
-                break
-            result = bytes(self._received[8 : self._wanted]) if size else None
-            del self._received[: self._wanted]
-            self._wanted = 8
-            work.done(self.tasks.popleft(), result)
-        return bool(data)
+            raise InterpreterNotFound(f"{python} does not run: {reason_of(error)}") from error
 
     def require_progress(self) -> None:
         """Kill a process that has been at one job for too long."""
-        waits = self.tasks or not self._greeted
-        if waits and not self._late and time.monotonic() - self._since > _SECONDS:
+        waits = self.tasks or not self.ready
+        if waits and not self._late and time.monotonic() - self.since > _SECONDS:
             self._late = True
-            self._process.kill()
+            self.process.kill()
 
     def explain(self, work: _Work) -> None:
         """Return its tasks, now that it is dead, without the one that killed it twice.
@@ -421,13 +235,13 @@ class _Helper:
         Raises:
             InterpreterNotFound: it has not started, or was killed from outside.
         """
-        if not self._greeted:
+        if not self.ready:
             raise self._not_started()
         if not self.tasks:
             return
         first = self.tasks[0]
         first.deaths += 1
-        code = self._process.returncode
+        code = self.process.returncode
         if self._late or (first.deaths > 1 and -code in _CRASHES):
             work.done(self.tasks.popleft(), None)
         elif first.deaths > 1:
@@ -440,7 +254,7 @@ class _Helper:
         self.tasks.clear()
 
     def _not_started(self) -> InterpreterNotFound:
-        found = ask(self._python)  # which says in its own words why it does not run
+        found = probe(self._python)  # which says in its own words why it does not run
         if found.version < (3, 6):
             return InterpreterNotFound(
                 f"{self._python} is Python {found.long_version}, and compiling ahead needs 3.6 or "
@@ -448,14 +262,5 @@ class _Helper:
             )
         return InterpreterNotFound(
             f"{self._python} does not start without its site-packages "
-            f"(code {self._process.returncode}): make the virtualenv again"
+            f"(code {self.process.returncode}): make the virtualenv again"
         )
-
-    def kill(self) -> None:
-        """End it at once, if it has not ended by itself."""
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with suppress(OSError):
-                    pipe.close()
-        self._process.kill()
-        self._process.wait()

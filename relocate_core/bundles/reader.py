@@ -1,8 +1,8 @@
-"""What a bundle's manifest asks of unpacking: every member compared, and the rest taken over.
+"""Reading a bundle: every member is compared with the manifest, and a delta bundle made whole.
 
 Members come in the order of the manifest's rows, so both are gone through once, side by side. Of a
-bundle against an earlier one the whole manifest is put together on the way, and what the bundle
-does not carry is given by the release that it was packed against.
+delta bundle the whole manifest is put together on the way, and the files that it does not contain
+are taken from the previous release that it was made from.
 """
 
 from __future__ import annotations
@@ -11,42 +11,26 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 from ..archives.decompression import Stream
-from ..archives.tar import DAMAGED, DIRECTORY, FILE, Member, Refused, printable
-from ..errors import NoBase
+from ..archives.tar import DAMAGED, DIRECTORY, FILE, Member, Refused, members, printable
+from ..errors import BadArchive, NoBase, TreeError, reason_of
 from ..system import files
-from ..virtualenvs import manifest, rewritten
-from ..virtualenvs.manifest import Head, Row
-from .reuse import Earlier
+from ..virtualenvs import manifest, manifest_reader, rewritten
+from ..virtualenvs.manifest import LONGEST, NAME, Head, Row
+from ..virtualenvs.manifest_reader import Manifest, damaged
+from . import delta
+from .reuse import Previous
+from .writer import Writer
 
 _SECOND = 1_000_000_000  # in nanoseconds
 
 Accept = Callable[[Head], None]
 """Raises where a bundle is not for this machine."""
 
-Give = Callable[[int, str], bool]
-"""Makes a file in a directory, given by its descriptor and the file's name; whether it did."""
-
-Find = Callable[["str | None"], "Earlier | None"]
+Find = Callable[["str | None"], "Previous | None"]
 """The release with a manifest of that digest; any that may have the same files for None."""
-
-
-class Writer(Protocol):
-    """What members are written with: that of `unpacking`."""
-
-    root: int
-    owner: tuple[int, int] | None
-
-    def require_room(self, size: int) -> None:
-        """Stop where the disk has not so many bytes left."""
-
-    def add(self, member: Member, sha256: str = "", give: Give | None = None) -> None:
-        """Write a member, with a content of that digest, or let somebody give it."""
-
-    def put(self, row: Row, earlier: Earlier, mtime: int) -> None:
-        """Let an earlier release give a file."""
 
 
 class Bundle:
@@ -57,14 +41,14 @@ class Bundle:
         stream: the archive, behind the header of its first member.
         first: that member, the manifest.
         accept: whether the bundle is wanted.
-        find: where the release is that has what it does not carry.
-        prove: whether to look at the files' contents as well.
+        find: finds the release that has the files it does not contain.
+        verify: whether to hash the files' contents as well.
 
     Attributes:
         head: what the manifest of the whole says.
         digest: that manifest's digest.
-        base: the digest of the manifest that it was packed against; "" where it stands alone.
-        reused: how many files an earlier release gave.
+        base: of a delta bundle, the digest of the manifest it was made from; else "".
+        reused: how many files were taken from a previous release.
     """
 
     def __init__(
@@ -74,18 +58,18 @@ class Bundle:
         first: Member,
         accept: Accept | None,
         find: Find | None,
-        prove: bool,
+        verify: bool,
     ) -> None:
         self.writer = writer
         self.stream = stream
-        self.prove = prove
+        self.verify = verify
         self.reused = 0
-        self.earlier: Earlier | None = None
+        self.previous: Previous | None = None
         if first.kind != FILE:
             raise Refused(f"is a {first.kind}, where a bundle has its manifest", first.name)
         writer.add(first)
         with files.directory_of(writer.root, manifest.NAME) as (directory, name):
-            self.manifest = manifest.Manifest(files.open_file(directory, name))
+            self.manifest = manifest_reader.Manifest(files.open_file(directory, name))
         try:
             self.manifest.require_digest()
             self.head, self.digest = self.manifest.head, self.manifest.digest
@@ -93,13 +77,14 @@ class Bundle:
                 accept(self.head)
             self.base = self.head.base.manifest if self.head.base else ""
             if find is not None:
-                self.earlier = find(self.base or None)
-            if self.base and self.earlier is None:
+                self.previous = find(self.base or None)
+            if self.base and self.previous is None:
                 raise NoBase(
-                    "it was packed against a release that is not here: deploy the full bundle"
+                    "the release that this delta bundle was made from is not here: "
+                    "deploy the full bundle"
                 )
-            if self.earlier is None or not self.earlier.shares(writer.root):
-                writer.require_room(self.head.size)
+            if self.previous is None or not self.previous.shares(writer.root):
+                writer.space.require(self.head.size)
         except BaseException:
             self.close()
             raise
@@ -107,15 +92,15 @@ class Bundle:
     def close(self) -> None:
         """Close all descriptors."""
         self.manifest.close()
-        if self.earlier is not None:
-            self.earlier.close()
+        if self.previous is not None:
+            self.previous.close()
 
     def take(self, members: Iterator[Member]) -> None:
-        """Take all members that follow, and what an earlier release has of the rest.
+        """Take all members that follow, and what the previous release has of the rest.
 
         Raises:
             Refused: anything is not as the manifest says.
-            NoBase: the earlier release is not as it was deployed.
+            NoBase: the previous release is not as it was deployed.
         """
         second = next(members, None)
         if second is None or (second.name, second.kind) != (rewritten.NAME, FILE):
@@ -126,21 +111,21 @@ class Bundle:
         self.writer.add(second, empty)
         base = self.head.base
         if base is None:
-            self._take_carried(members, manifest.consistent(self.head, self.manifest.rows()))
+            self._take_carried(members, manifest_reader.consistent(self.head, self.manifest.rows()))
             return
         self._complete(base)
         carried = (row for row in self.manifest.rows() if not row.source)
         self._take_carried(members, carried)
-        self.head, self.digest = manifest.whole(self.head), base.result
+        self.head, self.digest = delta.whole(self.head), base.result
 
-    def _earlier_rows(self, changed: list[Row]) -> Iterator[Row]:
-        """The earlier release's rows; refuses what takes something else of it than it says."""
-        assert self.earlier is not None
+    def _previous_rows(self, changed: list[Row]) -> Iterator[Row]:
+        """The previous release's rows; refuses a reference to something that it does not have."""
+        assert self.previous is not None
         wanted: dict[str, list[Row]] = {}
         for row in changed:
             if row.source:
                 wanted.setdefault(row.source, []).append(row)
-        for known in self.earlier.manifest.rows(trusted=True):
+        for known in self.previous.manifest.rows(trusted=True):
             for row in wanted.pop(known.path, ()):
                 if (known.kind, known.size, known.sha256) != (FILE, row.size, row.sha256):
                     raise Refused(f"is not what {printable(known.path)} was before", row.path)
@@ -149,18 +134,18 @@ class Bundle:
             raise Refused(f"was {printable(source)} before, which is not there", rows[0].path)
 
     def _complete(self, base: manifest.Base) -> None:
-        """Write the whole manifest, and take what the earlier release has of it."""
-        assert self.earlier is not None
+        """Write the whole manifest, and take what the previous release has of it."""
+        assert self.previous is not None
         with files.directory_of(self.writer.root, manifest.NAME) as (directory, name):
             os.unlink(name, dir_fd=directory)
         changed = list(self.manifest.rows())
-        rows = manifest.merged(self._earlier_rows(changed), base.removed, changed)
-        head, writer = manifest.whole(self.head), self.writer
-        rows = manifest.consistent(head, rows)
-        for row in manifest.write(writer.root, base.result, head, rows, writer.owner):
+        rows = delta.merged(self._previous_rows(changed), base.removed, changed)
+        head, writer = delta.whole(self.head), self.writer
+        rows = manifest_reader.consistent(head, rows)
+        for row in delta.write(writer.root, base.result, head, rows, writer.owner):
             mtime = row.mtime(head.time)
             if row.source and row.kind == FILE:
-                writer.put(row, self.earlier, mtime)
+                writer.reuse(row, self.previous, mtime)
                 self.reused += 1
             elif row.source:
                 writer.add(Member(row.path, row.kind, 0, row.mode, mtime * _SECOND, row.target))
@@ -177,35 +162,35 @@ class Bundle:
             give = None
             if row.kind == FILE and known is not None and known(row):
                 give = partial(self._give, row._replace(source=row.path))
-            self.writer.add(member, row.sha256 if self.prove else "", give)
+            self.writer.add(member, row.sha256 if self.verify else "", give)
         member = next(members, None)
         if member is not None:
             self._refuse(member, None)
 
     def _give(self, row: Row, directory: int, name: str) -> bool:
-        """Let the earlier release give a file that is carried as well; whether it did."""
-        if self.earlier is None:
+        """Reuse a file of the previous release for one in the bundle; whether that was done."""
+        if self.previous is None:
             return False
         try:
             mtime = row.mtime(self.head.time)
-            self.earlier.give(row, directory, name, self.writer.owner, mtime)
-        except NoBase:  # it was changed: nothing more is taken of it
-            self.earlier.close()
-            self.earlier = None
+            self.previous.give(row, directory, name, self.writer.owner, mtime)
+        except NoBase:  # it was changed: nothing more is taken from it
+            self.previous.close()
+            self.previous = None
             return False
         self.reused += 1
         return True
 
     def _known(self) -> Callable[[Row], bool] | None:
-        """Tells of each row in turn whether an earlier release has it, where that saves room."""
-        if self.earlier is None or not self.earlier.shares(self.writer.root):
+        """A test of each row in turn: whether the previous release has it; None if it is no use."""
+        if self.previous is None or not self.previous.shares(self.writer.root):
             return None
-        rows = self.earlier.manifest.rows(trusted=True)
+        rows = self.previous.manifest.rows(trusted=True)
         at = next(rows, None)
 
         def has(row: Row) -> bool:
             nonlocal at
-            if self.earlier is None:
+            if self.previous is None:
                 return False
             while at is not None and at.key < row.key:
                 at = next(rows, None)
@@ -214,7 +199,7 @@ class Bundle:
         return has
 
     def _refuse(self, member: Member | None, row: Row | None) -> NoReturn:
-        """Tell what is wrong where the next member is not that of the next row."""
+        """Refuse the next member, or its absence: it is not that of the next row."""
         if member is not None and (row is None or manifest.order(member.name) < row.key):
             raise Refused("is not in its manifest", member.name)
         assert row is not None
@@ -228,3 +213,80 @@ class Bundle:
             same = same and member.mode == row.mode
         if not same or member.mtime != row.mtime(time) * _SECOND:
             raise Refused("is not what its manifest says", member.name, advice=DAMAGED)
+
+
+def _of_stream(stream: Stream, size: int, file: int) -> Manifest:
+    """The manifest that an archive begins with, once it is taken into a file.
+
+    Args:
+        stream: the archive, behind the manifest's header.
+        size: how long it is, in bytes.
+        file: descriptor of an empty file to keep it in; the manifest closes it.
+    """
+    try:
+        if size > LONGEST:
+            raise damaged(f"has {size:,} bytes, which is too much")
+        for piece in stream.pieces(size):
+            files.write_all(file, bytes(piece))
+        os.lseek(file, 0, os.SEEK_SET)
+    except BaseException:
+        os.close(file)
+        raise
+    known = Manifest(file)
+    try:
+        known.require_digest()
+    except BaseException:
+        known.close()
+        raise
+    return known
+
+
+def of_archive(archive: str) -> Manifest:
+    """The manifest of a bundle; the rest of the archive is not read.
+
+    Raises:
+        BadArchive: it is no bundle, or damaged.
+    """
+    doing = f"cannot read {archive}"
+    try:
+        file = os.open(archive, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise BadArchive(f"{doing}: {reason_of(error)}; name a bundle that can be read") from error
+    try:
+        with Stream(file, {}, 1 << 62, 1 << 62) as stream:
+            first = next(members(stream), None)
+            if first is None or first.name != NAME or first.kind != FILE:
+                raise Refused(
+                    f"it is no bundle, as it does not begin with {NAME}",
+                    advice="name one that was packed with --pack",
+                )
+            import tempfile
+
+            with tempfile.TemporaryFile() as kept:
+                return _of_stream(stream, first.size, os.dup(kept.fileno()))
+    except Refused as refusal:
+        raise BadArchive(f"{doing}: {refusal}; {refusal.advice}") from refusal
+    except OSError as error:
+        raise TreeError.of(archive, error, "read") from error
+    finally:
+        os.close(file)
+
+
+def read_digest(archive: str) -> str:
+    """The digest of a bundle's manifest.
+
+    Raises:
+        BadArchive: it is no bundle, or damaged.
+    """
+    with of_archive(archive) as known:
+        return known.digest
+
+
+def read_head(archive: str) -> Head:
+    """What a bundle's manifest says of the whole.
+
+    Raises:
+        BadArchive: it is no bundle, or damaged.
+    """
+    with of_archive(archive) as known:
+        return known.head

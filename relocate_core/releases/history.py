@@ -23,7 +23,7 @@ ACTIVATED = "activated"
 ROLLING_BACK = "rolling_back"
 ROLLED_BACK = "rolled_back"
 GAVE_UP = "gave_up"
-"""A switch was begun, killed, and not finished: the link leads elsewhere."""
+"""A switch was begun, killed, and not finished: the link points elsewhere."""
 HEALTHY = "healthy"
 MARKED_BAD = "marked_bad"
 UNMARKED = "unmarked"
@@ -91,7 +91,7 @@ def read(path: str) -> list[Event]:
 
 @dataclass
 class Standing:
-    """What the events come to.
+    """What follows from the events.
 
     Attributes:
         bad: why a release is marked bad, by name.
@@ -100,7 +100,9 @@ class Standing:
             that were rolled back are taken out.
         unfinished: for each link the switch that was begun and not finished.
         proven: for each link the release that was found healthy since it was activated.
+        rolled_back: for each link the end of the rollback that was the last switch of it.
         used: the number of the last event that published or activated a release, by name.
+        published: the number of the last event that published a release, by name.
         present: the releases that were published, and not removed since.
     """
 
@@ -109,7 +111,9 @@ class Standing:
     activations: dict[str, list[str]] = field(default_factory=dict)
     unfinished: dict[str, Event] = field(default_factory=dict)
     proven: dict[str, str] = field(default_factory=dict)
+    rolled_back: dict[str, Event] = field(default_factory=dict)
     used: dict[str, int] = field(default_factory=dict)
+    published: dict[str, int] = field(default_factory=dict)
     present: set[str] = field(default_factory=set)
 
 
@@ -123,6 +127,7 @@ def standing(events: Iterable[Event]) -> Standing:
             known.used[release] = number
         if kind == PUBLISHED:
             known.present.add(release)
+            known.published[release] = number
         elif kind in (PRUNED, REMOVED):
             known.present.discard(release)
         elif kind == ACTIVATING:
@@ -133,13 +138,16 @@ def standing(events: Iterable[Event]) -> Standing:
                 activations.append(previous)
             activations.append(release)
             known.unfinished.pop(link, None)
+            known.rolled_back.pop(link, None)
             known.proven.pop(link, None)
         elif kind == ROLLING_BACK:
             known.unfinished[link] = entry
+            known.rolled_back.pop(link, None)
             if entry.get("bad"):
                 known.bad[previous] = _text(entry, "reason", "rolled back")
         elif kind == ROLLED_BACK:
             _go_back(known.activations.setdefault(link, []), release)
+            known.rolled_back[link] = entry
             known.unfinished.pop(link, None)
             known.proven.pop(link, None)
         elif kind == GAVE_UP:

@@ -1,4 +1,4 @@
-"""Removing releases that nothing needs any more."""
+"""Removing releases that are not needed any more."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import InvalidPath, ReleaseInUse, TreeError
-from ..progress import Tell, silent
+from ..errors import InvalidPath, ReleaseInUse, TreeError, reason_of
+from ..progress import Report, Tell, silent
 from ..system.processes import using
 from . import history
 from .root import WAIT, Release, Root, name_of
+from .store import locked
 
 
 @dataclass
-class Pruning:
+class Pruning(Report):
     """What was removed, or in a dry run would be.
 
     Attributes:
@@ -33,14 +34,10 @@ class Pruning:
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as plain values, for JSON and Salt."""
-        failed = {"failed": self.failed} if self.failed else {}
-        return {
-            "root": self.root,
-            "removed": self.removed,
-            "kept": self.kept,
-            "dry_run": self.dry_run,
-            **failed,
-        }
+        known = super().as_dict()
+        if not self.failed:
+            del known["failed"]
+        return known
 
 
 def prune(
@@ -52,7 +49,7 @@ def prune(
     tell: Tell = silent,
     wait: float = WAIT,
 ) -> Pruning:
-    """Remove old releases: all but the active one, the one before, and the latest good ones.
+    """Remove old releases: all but the active one, the previous one, and the latest good ones.
 
     Spared as well is what is pinned, or used by a process. A release that is marked bad does not
     count as one of those to keep; it stays as long as a good one of its age does. What is in the
@@ -61,7 +58,7 @@ def prune(
     Args:
         directory: the root.
         keep: how many good releases stay, the active one among them.
-        job: what this is done for, Salt's job id for one.
+        job: what this is done for, such as Salt's job id.
         dry_run: look, and change nothing.
         tell: called after each release.
         wait: seconds to wait for another run in the same root.
@@ -77,14 +74,14 @@ def prune(
     found.dry_run = dry_run
     if dry_run or not (found.removed or _is_left(root)):
         return found
-    with root.locked("pruning", wait):
+    with locked(root, "pruning", wait) as store:
         found = _plan(root, keep)
         for name in list(found.removed):
             try:
-                left = root.discard(name, history.PRUNED)
+                left = store.discard(name, history.PRUNED)
             except OSError as error:
                 found.removed.remove(name)
-                found.failed[name] = (error.strerror or str(error)).lower()
+                found.failed[name] = reason_of(error)
                 continue
             if left is not None:
                 found.failed[name] = left
@@ -104,7 +101,7 @@ def remove(
 
     Args:
         path: the release.
-        job: what this is done for, Salt's job id for one.
+        job: what this is done for, such as Salt's job id.
         dry_run: look, and change nothing.
         tell: called when it is done.
         wait: seconds to wait for another run in the same root.
@@ -112,7 +109,7 @@ def remove(
     Raises:
         ReleaseInUse: it is active, pinned, or used by a process.
         NotARelease: something else is there.
-        TreeError: it has no name any more, but some of its files could not be removed.
+        TreeError: it is no release any more, but some of its files could not be removed.
     """
     directory, name = name_of(path)
     root = Root(directory, job)
@@ -121,11 +118,11 @@ def remove(
         _require_unused(root, name)
     if dry_run or not (there or _is_left(root)):
         return there
-    with root.locked(f"removing {name}", wait):
+    with locked(root, f"removing {name}", wait) as store:
         if not os.path.lexists(os.path.join(root.path, name)):
             return False
         _require_unused(root, name)
-        left = root.discard(name, history.REMOVED)
+        left = store.discard(name, history.REMOVED)
         tell("removed", {"path": path})
     if left is not None:
         raise TreeError(f"{path} is gone, but not all of it: {left}; see to it and remove that")
@@ -156,7 +153,7 @@ def _require_unused(root: Root, name: str) -> None:
 
 
 def _plan(root: Root, keep: int) -> Pruning:
-    """What is to go, and why everything else is to stay."""
+    """Which releases to remove, and why every other one stays."""
     known = root.standing()
     found = Pruning(root.path)
     latest = sorted(
@@ -164,11 +161,11 @@ def _plan(root: Root, keep: int) -> Pruning:
         key=lambda one: (known.used.get(one.name, -1), one.record.get("published", "")),
         reverse=True,
     )
-    before = {next(root.earlier(link), None) for link in root.links()}
+    previous = {next(root.previous(link), None) for link in root.links()}
     good = 0
     doomed: list[Release] = []
     for release in latest:
-        reason = _needed(release, before)
+        reason = _needed(release, previous)
         if release.bad is None and (reason or good < keep):
             good += 1
             reason = reason or "one of the latest"
@@ -187,9 +184,9 @@ def _plan(root: Root, keep: int) -> Pruning:
     return found
 
 
-def _needed(release: Release, before: set[str | None]) -> str | None:
+def _needed(release: Release, previous: set[str | None]) -> str | None:
     if release.active:
         return f"active, by {', '.join(release.active)}"
-    if release.name in before:
-        return "the one before"
+    if release.name in previous:
+        return "the previous release"
     return "pinned" if release.pinned else None

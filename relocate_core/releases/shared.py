@@ -1,4 +1,4 @@
-"""What outlives releases - uploads, local settings - linked into each before it gets its name."""
+"""Persistent files and directories, linked into each release before it gets its name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..system import files
 from ..virtualenvs import rewritten
 from ..virtualenvs.manifest import PLACE, RECORD
 
-# What a directory has in it that was only kept for version control.
+# The files of a directory that version control only keeps by them.
 _KEEPERS = (".gitkeep", ".keep", ".gitignore", ".hgkeep")
 
 
@@ -29,7 +29,9 @@ def checked(shared: Any) -> dict[str, str]:
         InvalidPath: one of them cannot be.
     """
     if not isinstance(shared or {}, Mapping):
-        raise InvalidPath(f"shared must be paths in the release and where they lead: {shared!r}")
+        raise InvalidPath(
+            f"shared must be paths in the release, and what each points to: {shared!r}"
+        )
     found: dict[str, str] = {}
     for path, target in (shared or {}).items():
         if not isinstance(path, str) or not _is_plain(path):
@@ -54,20 +56,20 @@ def _is_plain(path: str) -> bool:
 
 
 def require_targets(shared: Mapping[str, str]) -> None:
-    """Refuse what is not there: a program would find a link to nothing.
+    """Refuse what does not exist: a program would find a dangling symlink.
 
     Raises:
-        InvalidPath: names it.
+        InvalidPath: with the path of it.
     """
     for path, target in shared.items():
         if not os.path.exists(target):
             raise InvalidPath(
-                f"{target} is to be {path} in every release, and is not there: create it first"
+                f"{target} should be {path} in every release, and does not exist: create it first"
             )
 
 
 def share(staged: str, shared: Mapping[str, str], owner: tuple[int, int] | None) -> None:
-    """Make the links in a staged release. What is only a placeholder there makes way for them.
+    """Make the symlinks in a staged release. A placeholder in their place is removed.
 
     Args:
         staged: the release's directory, which nobody else works in.
@@ -92,7 +94,7 @@ def share(staged: str, shared: Mapping[str, str], owner: tuple[int, int] | None)
                     os.chown(name, *owner, dir_fd=directory, follow_symlinks=False)
             finally:
                 os.close(directory)
-            changed[path] = f"{rewritten.LEADS}{target}"
+            changed[path] = f"{rewritten.POINTS}{target}"
         rewritten.add(root, changed)
     finally:
         os.close(root)

@@ -1,8 +1,8 @@
 """Smoke tests: commands that have to succeed in a release before it gets its name.
 
-The release is still in its staging directory then, while its scripts already name the interpreter
-at the final path. So each script of `bin` is found on the PATH as a small stand-in that runs it on
-the staged interpreter. No command sees the caller's environment, which on a minion is Salt's own.
+The release is still in its staging directory then, while its scripts already refer to the
+interpreter at the final path. So each script of `bin` is found on the PATH as a small stand-in that
+runs it on the staged interpreter. No command sees the caller's environment, on a minion Salt's own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from ..artefacts import scripts
 from ..errors import CannotRun
 from ..system.ownership import user_name
-from ..system.running import Ended, run_line
+from ..system.processes import Ended, run_line
 
 SECONDS = 300.0
 _PROGRAM = re.compile(r"(?:\./)?bin/([^\s/]+)")
@@ -28,10 +28,10 @@ def smoke(
 
     Args:
         staged: its directory, with room beside it for the stand-ins.
-        home: the path that its scripts name.
+        home: the path that its scripts refer to.
         commands: for /bin/sh; its programs are on the PATH, and the working directory is the
             release.
-        user: user and group to run them as, where root does not want to run them.
+        user: user and group to run them as; None for the user who runs this.
 
     Raises:
         CannotRun: one failed, or took longer than five minutes; or that user cannot run them.
@@ -54,18 +54,18 @@ def smoke(
 
 
 def _require_access(staged: str, home: str, user: tuple[int, int]) -> None:
-    """Refuse a user who could not run the release, before each program tells it in its own way."""
+    """Refuse a user who could not run the release, before each program fails in its own way."""
     python = os.path.join(staged, "bin", "python")
     if run_line(f"test -x {shlex.quote(python)}", staged, user, SECONDS).code != 0:
         raise CannotRun(
             f"{home} is not deployed, as the user {user_name(user[0])} of its smoke test may not "
-            f"enter it, or not run {os.path.realpath(python)}: see to the modes of the release, "
+            f"enter it, or not run {os.path.realpath(python)}: check the modes of the release, "
             "of that Python, and of the directories above them"
         )
 
 
 def _stand_ins(staged: str, home: str, programs: str) -> set[str]:
-    """Make a stand-in for each script that names an interpreter at the final path."""
+    """Make a stand-in for each script that refers to an interpreter at the final path."""
     os.mkdir(programs, 0o700)
     names = set()
     for entry in os.scandir(os.path.join(staged, "bin")):
@@ -86,9 +86,9 @@ def _failure(home: str, command: str, ended: Ended) -> CannotRun:
     reason = f"exit code {ended.code}"
     if ended.code is None:
         reason = f"it took longer than {SECONDS:g} seconds"
-    said = ended.output.strip().splitlines()[-1:]
-    reason = ": ".join([reason, *(text.strip() for text in said)])
+    last_line = ended.output.strip().splitlines()[-1:]
+    reason = ": ".join([reason, *(text.strip() for text in last_line)])
     return CannotRun(
         f"{home} is not deployed, as its smoke test `{command}` failed ({reason}); "
-        "nothing stands there: see to what it tells, and run again"
+        "nothing is deployed there: fix the cause, and run again"
     )

@@ -1,23 +1,22 @@
-"""Which release is active: activating one, going back to an earlier one, and the marks on them."""
+"""Which release is active: activating one, and rolling back to a previous one."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from ..errors import InvalidPath, NotARelease
-from ..progress import Tell, silent
-from ..virtualenvs.layout import absolute_prefix
+from ..progress import Report, Tell, silent
 from . import history
-from .root import CURRENT, WAIT, Root, name_of
+from .root import CURRENT, WAIT, Root, link_name, name_of
 from .schemas import record
-from .schemas.migrate import LOCK, TakingDown, leave_as_it_is
+from .schemas.downgrade import LOCK, Downgrades, leave_as_it_is
+from .store import Store, locked
 
 
 @dataclass
-class Switch:
-    """What became of a link, or in a dry run would.
+class Switch(Report):
+    """What became of a link, or would in a dry run.
 
     Attributes:
         link: its path.
@@ -26,7 +25,7 @@ class Switch:
         changed: whether it was (in a dry run: would be) another one.
         bad: why the previous one was marked bad; None where it was not.
         dry_run: whether it was only looked at.
-        schema: what the schema was at and is at now, as "old" and "new", where it was taken down.
+        schema: what the schema was at and is at now ("old" and "new") where it was migrated down.
     """
 
     link: str
@@ -36,10 +35,6 @@ class Switch:
     bad: str | None = None
     dry_run: bool = False
     schema: dict[str, str] | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """All of it as plain values, for JSON and Salt."""
-        return asdict(self)
 
 
 def activate(
@@ -56,13 +51,13 @@ def activate(
     Args:
         path: the release.
         link: the link's path, in the same directory; by default `current` there.
-        job: what this is done for, Salt's job id for one.
+        job: what this is done for, such as Salt's job id.
         dry_run: look, and change nothing.
         tell: called when it is done.
         wait: seconds to wait for another run in the same root.
 
     Returns:
-        What was done. Nothing is done where it leads there already.
+        What was done. Nothing is done where it points there already.
 
     Raises:
         NotARelease: there is no complete release.
@@ -72,30 +67,30 @@ def activate(
     """
     directory, name = name_of(path)
     root = Root(directory, job)
-    link = _link_name(root, link)
-    looked = _look(root, name, link, dry_run)
+    link = link_name(root, link)
+    planned = _plan(root, name, link, dry_run)
     if dry_run:
-        return looked
+        return planned
     if _is_done(root, name, link):
-        return Switch(looked.link, name, name, False)
-    with root.locked(f"activating {name}", wait):
-        found = _look(root, name, link, False)
+        return Switch(planned.link, name, name, False)
+    with locked(root, f"activating {name}", wait) as store:
+        found = _plan(root, name, link, False)
         if found.changed or not _is_done(root, name, link):
             previous = found.previous if found.changed else None
-            root.switch(history.ACTIVATING, link, name, previous=previous)
+            store.switch(history.ACTIVATING, link, name, previous=previous)
         tell("activated", {"release": name, "previous": found.previous})
     return found
 
 
 def _is_done(root: Root, name: str, link: str) -> bool:
-    """Whether the link leads there, and the history says so."""
+    """Whether the link points there, and the history says so."""
     known = history.standing(root.events())
     recorded = known.activations.get(link, [])
-    told = recorded[-1:] == [name] and link not in root.unfinished(known)
-    return told and root.active(link) == name
+    is_recorded = recorded[-1:] == [name] and link not in root.unfinished(known)
+    return is_recorded and root.active(link) == name
 
 
-def _look(root: Root, name: str, link: str, dry_run: bool) -> Switch:
+def _plan(root: Root, name: str, link: str, dry_run: bool) -> Switch:
     """What activating a release would do; refuses what must not be activated."""
     root.require_good(name)
     previous = root.active(link)
@@ -116,68 +111,85 @@ def rollback(
     tell: Tell = silent,
     wait: float = WAIT,
 ) -> Switch:
-    """Let `current` point to the release before, and mark the one that it leaves as bad.
+    """Let `current` point to the previous release again, and mark the one that it leaves bad.
 
-    Where the schema was migrated since that one was active, it is taken down first, by the newer
+    Where the schema was migrated since that one was active, it is migrated down first, by the newer
     code; where it cannot be, nothing is done.
+
+    A call that was killed can be repeated: it finishes the same rollback, and goes no release
+    further. From its first change until it returns, a file in the root says that the rollback was
+    not reported to anybody. While that file exists, a call that could be the same (the same `to`
+    and `leaving`, where they are given) reports that rollback, and removes the file. So does every
+    other switch of the link, and marking the active release healthy: whoever rolls back after that
+    wants a second rollback. After a call that returned, each further one is a rollback of its own.
+    Where only the caller is killed, after the call returned, as a minion may be before it answers,
+    nothing on the disk distinguishes the two: use `leaving` where that matters.
 
     Args:
         directory: the root.
-        to: the name of the release to go to; by default the last good one before.
+        to: the name of the release to roll back to; by default the last good previous one.
         link: the link's name or path.
         leaving: the name of the release to leave: nothing is done where another one is active.
-        mark: whether to mark the release that is left as bad, so that no highstate brings it back.
+        mark: whether to mark the release that is left bad, so that no highstate brings it back.
         reason: why, for the mark and the history.
-        migrate: whether to take the schema down to what the release ran with.
-        job: what this is done for, Salt's job id for one.
+        migrate: whether to migrate the schema down to what the release ran with.
+        job: what this is done for, such as Salt's job id.
         dry_run: look, and change nothing.
         tell: called when it is done.
         wait: seconds to wait for another run in the same root.
 
     Raises:
-        NotARelease: there is none to go back to.
-        CannotMigrate: the schema cannot be taken down, or was not to its end; no link was changed.
+        NotARelease: there is none to roll back to.
+        CannotMigrate: the schema cannot be migrated down, or not to its end; no link was changed.
     """
     root = Root(directory, job)
-    link = _link_name(root, link)
+    link = link_name(root, link)
     if dry_run:
-        found = _look_back(root, to, link, leaving, mark, reason, dry_run=True)
+        begun = root.interrupted(link)
+        if begun is not None and _is_same(begun, to, leaving):
+            return _resumed(root, link, begun, dry_run=True)
+        found = _plan_rollback(root, to, link, leaving, mark, reason, dry_run=True)
         if migrate and found.changed:
-            found.schema = TakingDown.look(root, found.release, found.previous).told()
+            found.schema = Downgrades.plan(root, found.release, found.previous).described()
         return found
     if not os.path.isdir(root.path):
         raise NotARelease(f"there are no releases in {root.path}")
     _require_active(root, link)
-    with root.locked("rolling back", wait):
-        begun = root.recovered.get(link)
+    with locked(root, "rolling back", wait) as store:
+        begun = root.interrupted(link)
         if begun is not None and _is_same(begun, to, leaving):
-            # The same call, which was killed: to go on would be one step too far.
-            bad = begun.get("reason", "rolled back") if begun.get("bad") else None
-            path = os.path.join(root.path, link)
-            return Switch(path, begun["release"], begun.get("previous"), True, bad)
-        found = _look_back(root, to, link, leaving, mark, reason)
+            store.reported(link)
+            return _resumed(root, link, begun)
+        found = _plan_rollback(root, to, link, leaving, mark, reason)
         if found.changed:
             if migrate:
-                found.schema = _taken_down(root, found, tell, wait)
+                found.schema = _downgraded(store, found, tell, wait)
             else:
-                leave_as_it_is(root, found.release)
+                leave_as_it_is(store, found.release)
             facts = {"previous": found.previous, "bad": mark or None, "reason": reason}
-            root.switch(history.ROLLING_BACK, link, found.release, **facts)
+            store.switch(history.ROLLING_BACK, link, found.release, **facts)
             tell("rolled back", {"release": found.release, "previous": found.previous})
     return found
 
 
-def _taken_down(root: Root, switch: Switch, tell: Tell, wait: float) -> dict[str, str] | None:
-    """Take the schema down to what a release ran with; what it was at, and is at now."""
-    if not record.read(root):
+def _resumed(root: Root, link: str, begun: history.Event, dry_run: bool = False) -> Switch:
+    """What became of a rollback whose call was killed, for the same call."""
+    bad = begun.get("reason", "rolled back") if begun.get("bad") else None
+    path = os.path.join(root.path, link)
+    return Switch(path, begun["release"], begun.get("previous"), True, bad, dry_run)
+
+
+def _downgraded(store: Store, switch: Switch, tell: Tell, wait: float) -> dict[str, str] | None:
+    """Migrate the schemas down to what a release ran with; what they were at, and are at now."""
+    if not record.read(store.root):
         return None
-    with root.only_program(LOCK, wait) as lock:
-        work = TakingDown.look(root, switch.release, switch.previous, lock)
-        work.go(root, tell)
-    return work.told()
+    with store.program_lock(LOCK, wait) as lock:
+        downgrades = Downgrades.plan(store.root, switch.release, switch.previous, lock)
+        downgrades.run(store, tell)
+    return downgrades.described()
 
 
-def _look_back(
+def _plan_rollback(
     root: Root,
     to: str | None,
     link: str,
@@ -191,14 +203,14 @@ def _look_back(
     if leaving is not None and active != leaving:
         return Switch(path, active, None, False, dry_run=dry_run)
     if to is None:
-        to = next(root.earlier(link), None)
+        to = next(root.previous(link), None)
         if to is None:
             raise NotARelease(
                 f"there is no good release before {active} in {root.path}: activate one by its name"
             )
     name_of(f"{root.path}/{to}")
     if "/" in to:
-        raise InvalidPath(f"the release to go to is named without its directory: {to}")
+        raise InvalidPath(f"the release to roll back to is given without its directory: {to}")
     if to == active:
         return Switch(path, active, None, False, dry_run=dry_run)
     root.require_good(to)
@@ -217,86 +229,3 @@ def _require_active(root: Root, link: str) -> str:
 def _is_same(begun: history.Event, to: str | None, leaving: str | None) -> bool:
     """Whether a rollback that was begun is the one that is asked for."""
     return to in (None, begun["release"]) and leaving in (None, begun.get("previous"))
-
-
-def mark(path: str, reason: str, *, job: str = "", wait: float = WAIT) -> bool:
-    """Mark a release as bad, so that it is not activated any more; whether it was not before."""
-    return _note(path, history.MARKED_BAD, job, wait, reason=reason)
-
-
-def unmark(path: str, *, job: str = "", wait: float = WAIT) -> bool:
-    """Take the mark from a release; whether there was one."""
-    return _note(path, history.UNMARKED, job, wait)
-
-
-def pin(path: str, *, job: str = "", wait: float = WAIT) -> bool:
-    """Let prune spare a release; whether it did not before."""
-    return _note(path, history.PINNED, job, wait)
-
-
-def unpin(path: str, *, job: str = "", wait: float = WAIT) -> bool:
-    """Let prune take a release again; whether it spared it before."""
-    return _note(path, history.UNPINNED, job, wait)
-
-
-def prove(path: str, link: str | None = None, *, job: str = "", wait: float = WAIT) -> bool:
-    """Write down that the active release was found healthy; whether that was not known."""
-    directory, name = name_of(path)
-    root = Root(directory, job)
-    link = _link_name(root, link)
-    if root.active(link) != name or root.standing().proven.get(link) == name:
-        return False
-    with root.locked(f"noting that {name} is healthy", wait):
-        if root.active(link) != name:
-            return False
-        root.note(history.HEALTHY, name, link=link)
-    return True
-
-
-def _note(path: str, event: str, job: str, wait: float, **facts: Any) -> bool:
-    """Write an event about a release, unless it holds already."""
-    directory, name = name_of(path)
-    root = Root(directory, job)
-    if event in (history.MARKED_BAD, history.PINNED):
-        root.require(name)
-    if _holds(root, name, event):
-        return False
-    with root.locked(f"{event} {name}", wait):
-        if _holds(root, name, event):
-            return False
-        root.note(event, name, **facts)
-    return True
-
-
-def _holds(root: Root, name: str, event: str) -> bool:
-    known = root.standing()
-    marked, pinned = name in known.bad, name in known.pinned
-    return {
-        history.MARKED_BAD: marked,
-        history.UNMARKED: not marked,
-        history.PINNED: pinned,
-        history.UNPINNED: not pinned,
-    }[event]
-
-
-def _link_name(root: Root, link: str | None) -> str:
-    """The name of a link in the root.
-
-    Raises:
-        InvalidPath: it is not there, or is no link.
-    """
-    if link is None:
-        name = CURRENT
-    elif "/" in link:
-        directory, _, name = absolute_prefix(link, "the link").rpartition("/")
-        if os.path.realpath(directory) != os.path.realpath(root.path):
-            raise InvalidPath(f"the link {link} must stand beside its releases, in {root.path}")
-    else:
-        name = link
-    if not name or name[0] == ".":
-        raise InvalidPath(f"no link can be called {name!r}: choose a name such as {CURRENT}")
-    path = os.path.join(root.path, name)
-    if os.path.lexists(path) and not os.path.islink(path):
-        what = "directory" if os.path.isdir(path) else "file"
-        raise InvalidPath(f"{path} is a {what} and no link: move it away, and run again")
-    return name

@@ -18,7 +18,8 @@ from ..artefacts import bytecode, metadata
 from ..artefacts.kinds import rewrite, written_at_installation
 from ..artefacts.prefix import Prefixes
 from ..system import files
-from .records import Records, listed_path
+from ..virtualenvs.distributions import listed_path
+from .records import Records
 from .scan import WHOLE
 
 _PIECE = 1 << 20

@@ -18,6 +18,7 @@ import pytest
 
 from relocate_core import Migration, Recipe, Root, activate, migrate
 from relocate_core.releases import history
+from relocate_core.releases.store import locked
 from relocate_core.system import locks
 
 LIBRARIES = ("django>=4.2", "alembic>=1.13", "psycopg[binary]>=3.1")
@@ -162,7 +163,7 @@ class Migrated:
     def release(self, name: str, files: Mapping[str, str]) -> str:
         """Deploy a release with some files; its path."""
         root = Root(self.root)
-        with root.locked("a test", create=True), root.staged() as directory:
+        with locked(root, "a test", create=True) as store, store.staged() as directory:
             staged = os.path.join(directory, name)
             os.makedirs(os.path.join(staged, "bin"))
             os.symlink(os.path.realpath(self.python), os.path.join(staged, "bin", "python"))
@@ -177,8 +178,8 @@ class Migrated:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(text)
                 file.chmod(0o755 if path.startswith("bin/") else 0o644)
-            root.publish(staged, name, {"published": locks.now()})
-            root.note(history.PUBLISHED, name)
+            store.publish(staged, name, {"published": locks.now()})
+            store.note(history.PUBLISHED, name)
         return self.path(name)
 
     def django(self, name: str, apps: Mapping[str, Mapping[str, Any]], **more: str) -> str:

@@ -1,7 +1,7 @@
 """How a release migrates its schema: with Django, with Alembic, or with commands of its own.
 
 A recipe is kept with the release, so that a rollback needs no arguments. Its variables may hold
-passwords: it is told to nobody.
+passwords: it is never printed.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import CannotMigrate
@@ -39,9 +39,9 @@ class Recipe:
         database: of Django: the database's alias.
         config: of Alembic: its ini file, as seen from the working directory.
         version: of commands: prints the version that the schema is at.
-        up: of commands: brings the schema up to what the release needs.
-        down: of commands: brings it down to `{version}`; None where nothing can.
-        owner: user and group to run all that as; None for whoever runs this.
+        up: of commands: migrates the schema up to what the release needs.
+        down: of commands: migrates it down to `{version}`; None where nothing can.
+        owner: user and group to run all that as; None for the user who runs this.
         env: more variables for it.
         cwd: its working directory, in the release; "" is the release itself.
         timeout: how many seconds one program may take.
@@ -62,7 +62,7 @@ class Recipe:
 
     @classmethod
     def of(cls, kind: str = "django", **options: Any) -> Recipe:
-        """A recipe out of what an operator has written; what is None is left to its default.
+        """A recipe from what an operator wrote; what is None is left to its default.
 
         Raises:
             CannotMigrate: it makes no sense.
@@ -86,7 +86,7 @@ class Recipe:
                 _require(key in given, f"{key} is missing: a migration by commands needs it")
             _require(
                 "down" not in given or "{version}" in given["down"],
-                "down has no {version} in it: say where the version to come down to belongs",
+                "down has no {version} in it: put it where the version to migrate down to belongs",
             )
         _require(
             "manage" not in given or "settings" not in given,
@@ -102,10 +102,6 @@ class Recipe:
         """A recipe as it was kept."""
         owner = known.get("owner")
         return cls(**{**known, "owner": tuple(owner) if owner else None})
-
-    def as_dict(self) -> dict[str, Any]:
-        """All of it as plain values, to be kept."""
-        return asdict(self)
 
     @property
     def schema(self) -> str:

@@ -1,6 +1,6 @@
 """What is known of the schemas of a root: which version each release ran with, and its recipe.
 
-It stands in a file of its own, for the releases' owner alone: a recipe may hold passwords. What
+It is in a file of its own, for the user alone who deploys: a recipe may hold passwords. What
 everybody may read of it is in the history.
 """
 
@@ -14,6 +14,7 @@ from typing import Any
 
 from ...errors import CannotMigrate, TreeError
 from ..root import Root
+from ..store import Store
 from .recipe import Recipe
 
 NAME = "schemas.json"
@@ -21,14 +22,14 @@ _FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Ran:
+class ReleaseSchema:
     """What a release ran with.
 
     Attributes:
-        version: what the schema was at; None where it was not brought up to its end.
+        version: what the schema was at; None where its migration did not end.
         place: the database that it was in.
         number: counts the releases in the order in which they came to be known.
-        recipe: how its code reads and changes the schema; None where it never was asked.
+        recipe: how its code reads and changes the schema; None where it was never used.
     """
 
     version: Any
@@ -38,7 +39,7 @@ class Ran:
 
 
 @dataclass(frozen=True)
-class Begun:
+class Attempt:
     """A migration that has not come to its end yet.
 
     Attributes:
@@ -53,7 +54,7 @@ class Begun:
 
 
 @dataclass
-class Known:
+class SchemaState:
     """What is known of one schema.
 
     Attributes:
@@ -62,15 +63,15 @@ class Known:
         begun: the migration that was begun, and did not come to its end.
     """
 
-    releases: dict[str, Ran] = field(default_factory=dict)
+    releases: dict[str, ReleaseSchema] = field(default_factory=dict)
     top: str = ""
-    begun: Begun | None = None
+    begun: Attempt | None = None
 
     def note(self, name: str, version: Any, place: str, recipe: Recipe | None) -> None:
         """Note what a release runs with."""
         last = max((one.number for one in self.releases.values()), default=0)
         number = self.releases[name].number if name in self.releases else last + 1
-        self.releases[name] = Ran(version, place, number, recipe)
+        self.releases[name] = ReleaseSchema(version, place, number, recipe)
 
     def version(self, name: str) -> Any:
         """What the schema was at when a release ran; None where that is not known."""
@@ -81,11 +82,11 @@ class Known:
         return self.releases[name].recipe if name in self.releases else None
 
 
-Book = dict[str, Known]
+SchemaStates = dict[str, SchemaState]
 """What is known of each schema of a root, the one that was changed last at the end."""
 
 
-def read(root: Root) -> Book:
+def read(root: Root) -> SchemaStates:
     """What is known of the schemas of a root; nothing where none was ever migrated.
 
     Raises:
@@ -104,28 +105,28 @@ def read(root: Root) -> Book:
         raise TreeError.of(path, error, "read") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CannotMigrate(
-            f"{path} is damaged: put it back from a backup, or move it away, and no rollback takes "
-            "a schema down before the next migration"
+            f"{path} is damaged: put it back from a backup, or move it away, and no rollback "
+            "migrates a schema down before the next migration"
         ) from error
 
 
-def write(root: Root, book: Book) -> None:
-    """Keep what is known, of the releases that are still there."""
-    there = set(root.names())
-    facts = {schema: _facts(known, there) for schema, known in book.items()}
-    root.keep(NAME, json.dumps({"format": _FORMAT, "schemas": facts}).encode())
+def write(store: Store, states: SchemaStates) -> None:
+    """Write what is known, of the releases that still exist."""
+    there = set(store.root.names())
+    facts = {schema: _facts(known, there) for schema, known in states.items()}
+    store.write_private(NAME, json.dumps({"format": _FORMAT, "schemas": facts}).encode())
 
 
-def _known(facts: dict[str, Any]) -> Known:
+def _known(facts: dict[str, Any]) -> SchemaState:
     releases = {}
     for name, ran in facts["releases"].items():
         recipe = None if ran["recipe"] is None else Recipe.kept(ran["recipe"])
-        releases[name] = Ran(**{**ran, "recipe": recipe})
+        releases[name] = ReleaseSchema(**{**ran, "recipe": recipe})
     begun = facts["begun"]
-    return Known(releases, facts["top"], None if begun is None else Begun(**begun))
+    return SchemaState(releases, facts["top"], None if begun is None else Attempt(**begun))
 
 
-def _facts(known: Known, there: Iterable[str]) -> dict[str, Any]:
+def _facts(known: SchemaState, there: Iterable[str]) -> dict[str, Any]:
     releases = {name: asdict(ran) for name, ran in known.releases.items() if name in there}
     begun = None if known.begun is None else asdict(known.begun)
     return {"releases": releases, "top": known.top, "begun": begun}

@@ -1,6 +1,6 @@
-"""The schema of a database as a release's own code knows it: read, brought up, brought down.
+"""The schema of a database as a release's own code knows it: read, migrated up, migrated down.
 
-Nothing here remembers anything; `migrations` does.
+Nothing here is recorded; `migrate` does that.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import CannotMigrate
+from ...errors import CannotMigrate, reason_of
+from ...system.processes import Ended, environment, identity, run
 from ...system.redact import redact, secrets_in
-from ...system.running import Ended, environment, identity, run
 from .recipe import Recipe
 
 Version = Any
 """What a schema is at, as JSON has it: names by app, a list of revisions, or a text."""
 
-_ASKED = "VIRTUALENV_TOOLS_ASKED"
+_REQUEST = "VIRTUALENV_TOOLS_REQUEST"
 _SECRET = re.compile(r"(?i)pass|pwd|secret|token|key|credential|dsn|auth")
 _LONGEST_WORDS = 400
 _LONGEST_VERSION = 1000
 
 
 @dataclass(frozen=True)
-class Seen:
+class Status:
     """A schema as it is found.
 
     Attributes:
         version: what it is at.
-        place: the database that it is in; "" where nothing tells.
+        place: the database that it is in; "" where that is not known.
         pending: the names of the migrations that are still to be applied.
         unknown: those that are applied, and of which the code knows nothing.
     """
@@ -48,17 +48,17 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Way:
-    """How a schema comes down to a version.
+class DownPlan:
+    """How a schema is migrated down to a version.
 
     Attributes:
-        seen: the schema as it is found.
+        status: the schema as it is found.
         undone: the names of the migrations that are undone, in this order.
         lacking: those that the version has, and the schema has not.
         obstacle: why it cannot be done.
     """
 
-    seen: Seen
+    status: Status
     undone: tuple[str, ...] = ()
     lacking: tuple[str, ...] = ()
     obstacle: str | None = None
@@ -79,34 +79,34 @@ class Schema(ABC):
         self._locks = () if lock is None else (lock,)
 
     @abstractmethod
-    def read(self) -> Seen:
+    def read(self) -> Status:
         """What the schema is at.
 
         Raises:
-            CannotMigrate: the release's code cannot tell.
+            CannotMigrate: the release's code cannot read it.
         """
 
     @abstractmethod
-    def way(self, wanted: Version) -> Way:
-        """How it would come down to a version."""
+    def plan_down(self, wanted: Version) -> DownPlan:
+        """How it would be migrated down to a version."""
 
     @abstractmethod
-    def up(self) -> Seen:
-        """Bring it up to what the release needs."""
+    def up(self) -> Status:
+        """Migrate it up to what the release needs."""
 
     @abstractmethod
-    def down(self, wanted: Version) -> Seen:
-        """Bring it down to a version."""
+    def down(self, wanted: Version) -> Status:
+        """Migrate it down to a version."""
 
     @staticmethod
     @abstractmethod
-    def told(version: Version, other: Version) -> str:
+    def summary(version: Version, other: Version) -> str:
         """A version in a few words: where it differs from another one."""
 
     @staticmethod
     @abstractmethod
-    def with_all(seen: Seen) -> Version | None:
-        """What it is at when all that is pending is applied; None where nothing tells."""
+    def with_all(status: Status) -> Version | None:
+        """What it is at when all that is pending is applied; None where that is not known."""
 
     def _run(
         self, doing: str, command: Sequence[str], *descriptors: int, **variables: str
@@ -128,8 +128,7 @@ class Schema(ABC):
                 descriptors=(*self._locks, *descriptors),
             )
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise self._failure(doing, f"{command[0]} does not run: {reason}") from None
+            raise self._failure(doing, f"{command[0]} does not run: {reason_of(error)}") from None
         if ended.code is None:
             raise self._failure(doing, f"it took longer than {self.recipe.timeout:g} seconds")
         return ended
@@ -151,7 +150,7 @@ class Schema(ABC):
         return CannotMigrate(f"cannot {doing} {self.release}: {words}")
 
     def _discreet(self, text: str) -> str:
-        """`text` without what the recipe has of passwords."""
+        """`text` without the passwords of the recipe."""
         env = self.recipe.env
         secrets = {value for name, value in env.items() if _SECRET.search(name)}
         return redact(text, secrets | secrets_in(env.values()))
@@ -159,40 +158,40 @@ class Schema(ABC):
 
 _READING = "read the schema with"
 _GOING_UP = "migrate with"
-_GOING_DOWN = "take the schema down with"
+_GOING_DOWN = "migrate down with"
 
 
 # --- Django and Alembic ---------------------------------------------------------------------------
 
 
-class _Asked(Schema):
-    """A schema of which a program in `adapters` knows, that the release's own Python runs."""
+class _WithAdapter(Schema):
+    """A schema that a program in `adapters` reads and changes, run by the release's own Python."""
 
     program = ""
 
-    def read(self) -> Seen:
-        return _seen(self._ask(_READING, action="read"))
+    def read(self) -> Status:
+        return _status(self._request(_READING, action="read"))
 
-    def way(self, wanted: Version) -> Way:
-        return _way(self._ask(_READING, action="way", wanted=wanted))
+    def plan_down(self, wanted: Version) -> DownPlan:
+        return _down_plan(self._request(_READING, action="plan", wanted=wanted))
 
-    def up(self) -> Seen:
-        return _seen(self._ask(_GOING_UP, action="up"))
+    def up(self) -> Status:
+        return _status(self._request(_GOING_UP, action="up"))
 
-    def down(self, wanted: Version) -> Seen:
-        found = self._ask(_GOING_DOWN, action="down", wanted=wanted)
+    def down(self, wanted: Version) -> Status:
+        found = self._request(_GOING_DOWN, action="down", wanted=wanted)
         if found.get("obstacle"):
             raise self._failure(_GOING_DOWN, found["obstacle"])
-        return _seen(found)
+        return _status(found)
 
-    def _ask(self, doing: str, **asked: Any) -> dict[str, Any]:
+    def _request(self, doing: str, **request: Any) -> dict[str, Any]:
         text = "\n".join(_text(name) for name in ("protocol", self.program))
         with tempfile.TemporaryFile("w+") as file:
-            json.dump({**asked, **self._options()}, file)
+            json.dump({**request, **self._options()}, file)
             file.flush()
             os.lseek(file.fileno(), 0, os.SEEK_SET)
             number = file.fileno()
-            ended = self._run(doing, self._command(text), number, **{_ASKED: str(number)})
+            ended = self._run(doing, self._command(text), number, **{_REQUEST: str(number)})
             file.seek(0)
             with suppress(ValueError):
                 found = json.load(file)
@@ -220,14 +219,14 @@ def _text(name: str) -> str:
         return file.read()
 
 
-def _seen(found: Mapping[str, Any]) -> Seen:
+def _status(found: Mapping[str, Any]) -> Status:
     pending, unknown = tuple(found["pending"]), tuple(found["unknown"])
-    return Seen(found["version"], found["place"], pending, unknown)
+    return Status(found["version"], found["place"], pending, unknown)
 
 
-def _way(found: Mapping[str, Any]) -> Way:
+def _down_plan(found: Mapping[str, Any]) -> DownPlan:
     undone, lacking = tuple(found["undone"]), tuple(found["lacking"])
-    return Way(_seen(found), undone, lacking, found["obstacle"])
+    return DownPlan(_status(found), undone, lacking, found["obstacle"])
 
 
 def _last_words(ended: Ended) -> str:
@@ -238,7 +237,7 @@ def _last_words(ended: Ended) -> str:
     return f"exit code {ended.code}"
 
 
-class Django(_Asked):
+class Django(_WithAdapter):
     """The applied migrations of a Django project, in one of its databases."""
 
     program = "django"
@@ -260,8 +259,8 @@ class Django(_Asked):
         directory = self._directory(_READING)
         if not os.path.isfile(os.path.join(directory, "manage.py")):
             raise CannotMigrate(
-                f"cannot {_READING} {self.release}: there is no manage.py in {directory}; name the "
-                "settings, or how manage.py is called"
+                f"cannot {_READING} {self.release}: there is no manage.py in {directory}; "
+                "set `settings`, or `manage` to how manage.py is called"
             )
         return "manage.py"
 
@@ -276,22 +275,22 @@ class Django(_Asked):
         return super()._run(doing, command, *descriptors, **variables)
 
     @staticmethod
-    def told(version: Version, other: Version) -> str:
+    def summary(version: Version, other: Version) -> str:
         both = sorted({*version, *other})
         differing = [app for app in both if version.get(app) != other.get(app)]
         apps = [f"{app} {(version.get(app) or ['zero'])[-1]}" for app in differing or version]
         return _short(apps) or "zero"
 
     @staticmethod
-    def with_all(seen: Seen) -> Version:
-        version = {app: list(names) for app, names in seen.version.items()}
-        for pending in seen.pending:
+    def with_all(status: Status) -> Version:
+        version = {app: list(names) for app, names in status.version.items()}
+        for pending in status.pending:
             app, _, name = pending.partition(".")
             version.setdefault(app, []).append(name)
         return version
 
 
-class Alembic(_Asked):
+class Alembic(_WithAdapter):
     """The revisions that a database is at."""
 
     program = "alembic"
@@ -303,12 +302,12 @@ class Alembic(_Asked):
         return {"config": self.recipe.config}
 
     @staticmethod
-    def told(version: Version, other: Version) -> str:
+    def summary(version: Version, other: Version) -> str:
         return _short(version) or "base"
 
     @staticmethod
-    def with_all(seen: Seen) -> Version | None:
-        return seen.version if not seen.pending else None
+    def with_all(status: Status) -> Version | None:
+        return status.version if not status.pending else None
 
 
 def _short(names: Iterable[str]) -> str:
@@ -325,33 +324,35 @@ def _short(names: Iterable[str]) -> str:
 class Commands(Schema):
     """A schema that commands of the release know."""
 
-    def read(self) -> Seen:
+    def read(self) -> Status:
         assert self.recipe.version is not None
         said = self._call(_READING, self.recipe.version).output.strip()
         if not said or "\n" in said or len(said) > _LONGEST_VERSION:
             what = "nothing" if not said else "more than one short line"
-            raise self._failure(_READING, f"the command that tells the version prints {what}")
-        return Seen(said)
+            raise self._failure(_READING, f"the command `version` prints {what}")
+        return Status(said)
 
-    def way(self, wanted: Version) -> Way:
-        seen = self.read()
-        if seen.version == wanted:
-            return Way(seen)
-        obstacle = None if self.recipe.down else "it has no command that takes it down"
-        return Way(seen, (str(seen.version),), obstacle=obstacle)
+    def plan_down(self, wanted: Version) -> DownPlan:
+        status = self.read()
+        if status.version == wanted:
+            return DownPlan(status)
+        obstacle = None if self.recipe.down else "it has no command for that (`down`)"
+        return DownPlan(status, (str(status.version),), obstacle=obstacle)
 
-    def up(self) -> Seen:
+    def up(self) -> Status:
         assert self.recipe.up is not None
         self._call(_GOING_UP, self.recipe.up)
         return self.read()
 
-    def down(self, wanted: Version) -> Seen:
+    def down(self, wanted: Version) -> Status:
         assert self.recipe.down is not None
         self._call(_GOING_DOWN, self.recipe.down.replace("{version}", shlex.quote(wanted)))
-        seen = self.read()
-        if seen.version != wanted:
-            raise self._failure(_GOING_DOWN, f"it is at {seen.version} after that, not at {wanted}")
-        return seen
+        status = self.read()
+        if status.version != wanted:
+            raise self._failure(
+                _GOING_DOWN, f"it is at {status.version} after that, not at {wanted}"
+            )
+        return status
 
     def _call(self, doing: str, line: str) -> Ended:
         ended = self._run(doing, ["/bin/sh", "-c", line])
@@ -360,11 +361,11 @@ class Commands(Schema):
         return ended
 
     @staticmethod
-    def told(version: Version, other: Version) -> str:
+    def summary(version: Version, other: Version) -> str:
         return str(version)
 
     @staticmethod
-    def with_all(seen: Seen) -> Version | None:
+    def with_all(status: Status) -> Version | None:
         return None
 
 
@@ -376,6 +377,6 @@ def schema_of(release: str, recipe: Recipe, lock: int | None = None) -> Schema:
     return _KINDS[recipe.kind](release, recipe, lock)
 
 
-def told(recipe: Recipe, version: Version, other: Version) -> str:
+def summary(recipe: Recipe, version: Version, other: Version) -> str:
     """A version in a few words: where it differs from another one."""
-    return _KINDS[recipe.kind].told(version, other)
+    return _KINDS[recipe.kind].summary(version, other)

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from relocate_core import Root, activate, prune, publish, remove, rollback, unmark
+from relocate_core import Root, activate, prune, publish, remove, rollback, unmark_bad
 from relocate_core.errors import Busy
 from relocate_core.releases import history
 from relocate_core.releases.root import CURRENT, RECORDS
@@ -104,7 +104,7 @@ def test_readers_see_no_gap_in_a_thousand_switches(
             switches += activate(site.path("A")).changed
             switches += activate(site.path("B")).changed
             switches += rollback(site.root).changed
-            assert unmark(site.path("B"))
+            assert unmark_bad(site.path("B"))
     for seen, wrong in said:
         assert wrong == []
         assert set(seen) == {"A", "B"}
@@ -223,7 +223,8 @@ def test_different_releases_at_once(site: Site) -> None:
 HOLD = """
 import sys
 from relocate_core import Root
-with Root(sys.argv[1], "job-7").locked("deploying X"):
+from relocate_core.releases.store import locked
+with locked(Root(sys.argv[1], "job-7"), "deploying X"):
     print("ready", flush=True)
     sys.stdin.read()
 """
@@ -261,7 +262,7 @@ def test_busy_says_who_what_and_since_when(
         "rollback": lambda: rollback(site.root, "C", wait=0.2),
         "prune": lambda: prune(site.root, 1, wait=0.2),
         "remove": lambda: remove(site.path("C"), wait=0.2),
-        "unmark": lambda: unmark(site.path("B"), wait=0.2),
+        "unmark": lambda: unmark_bad(site.path("B"), wait=0.2),
     }
     before = roots.everything(site.root)
     with held(site) as pid:
@@ -333,7 +334,8 @@ def test_a_killed_holder_holds_nothing(site: Site) -> None:
 
 MIXED = """
 import json, random, sys, time
-from relocate_core import activate, mark, pin, prune, publish, remove, rollback, unmark, unpin
+from relocate_core import activate, mark_bad, pin, prune, publish, remove, rollback
+from relocate_core import unmark_bad, unpin
 from relocate_core.errors import CannotRun, MarkedBad, NotARelease, ReleaseInUse
 root, seed, seconds, *archives = sys.argv[1:]
 chance = random.Random(int(seed))
@@ -347,7 +349,7 @@ while time.monotonic() < until:
         ("published", lambda: publish(archives[names.index(name)], path, job=job).changed),
         ("activated", lambda: activate(path, job=job).changed),
         ("rolled_back", lambda: rollback(root, job=job, mark=chance.random() < 0.5).changed),
-        ("unmarked", lambda: unmark(path, job=job)),
+        ("unmarked", lambda: unmark_bad(path, job=job)),
         ("pinned", lambda: pin(path, job=job)),
         ("unpinned", lambda: unpin(path, job=job)),
         ("pruned", lambda: prune(root, 1, job=job).removed),

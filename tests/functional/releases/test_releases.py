@@ -19,14 +19,14 @@ import pytest
 from relocate_core import (
     Root,
     activate,
-    mark,
+    mark_bad,
+    mark_healthy,
     pin,
-    prove,
     prune,
     publish,
     remove,
     rollback,
-    unmark,
+    unmark_bad,
     unpin,
 )
 from relocate_core.errors import (
@@ -42,6 +42,7 @@ from relocate_core.errors import (
 )
 from relocate_core.releases import history, smoke
 from relocate_core.releases.root import CURRENT, RECORD, RECORDS, STAGING
+from relocate_core.system import locks
 from relocate_core.system.processes import using
 from tests.support import roots
 from tests.support.environments import digest
@@ -195,7 +196,7 @@ def test_what_is_in_a_release_s_place_is_left_alone(what: str, site: Site) -> No
     refused(lambda: site.publish("A"), NotARelease, "is no release that was deployed", site)
 
 
-def test_another_archive_for_a_release_that_stands(site: Site) -> None:
+def test_another_archive_for_a_release_that_exists(site: Site) -> None:
     """Refused; the same one is fine, whatever the digest's case and name."""
     import hashlib
 
@@ -207,7 +208,7 @@ def test_another_archive_for_a_release_that_stands(site: Site) -> None:
     refused(
         lambda: site.publish("A", digests={"sha256": digests["B"]}),
         InvalidPath,
-        "was made of another archive .*deploy this one by another name",
+        "is deployed, and from another archive .*deploy this one under another name",
         site,
     )
 
@@ -585,15 +586,15 @@ def test_activating_what_must_not_be(site: Site) -> None:
     refused(lambda: activate(site.path("X")), NotARelease, "there is no release .*deploy it", site)
     os.mkdir(site.path("X"))
     refused(lambda: activate(site.path("X")), NotARelease, "is no release: it has no valid", site)
-    mark(site.path("A"), "it is slow")
+    mark_bad(site.path("A"), "it is slow")
     refused(lambda: activate(site.path("A")), MarkedBad, r"is marked bad \(it is slow\)", site)
     python = site.path("C/bin/python")
     os.unlink(python)
     os.symlink("/nonexistent/python", python)
     refused(lambda: activate(site.path("C")), CannotRun, "is a dangling symlink", site)
     assert site.current() == "B"
-    assert unmark(site.path("A"))
-    assert not unmark(site.path("A"))
+    assert unmark_bad(site.path("A"))
+    assert not unmark_bad(site.path("A"))
     assert activate(site.path("A")).changed
 
 
@@ -603,10 +604,10 @@ def test_activating_what_must_not_be(site: Site) -> None:
         lambda path: activate(f"{path}/A"),
         rollback,
         prune,
-        lambda path: mark(f"{path}/A", "slow"),
-        lambda path: unmark(f"{path}/A"),
+        lambda path: mark_bad(f"{path}/A", "slow"),
+        lambda path: unmark_bad(f"{path}/A"),
         lambda path: pin(f"{path}/A"),
-        lambda path: prove(f"{path}/A"),
+        lambda path: mark_healthy(f"{path}/A"),
         lambda path: remove(f"{path}/A"),
     ],
     ids=["activate", "rollback", "prune", "mark", "unmark", "pin", "prove", "remove"],
@@ -672,6 +673,20 @@ def test_back_step_by_step(site: Site) -> None:
     assert rollback(site.root).release == "A"
 
 
+def test_the_last_published_release_comes_first(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also within one second, and whichever was activated last."""
+    monkeypatch.setattr(locks, "now", lambda: "2026-01-02T03:04:05Z")
+    for name in "CADB":
+        site.publish(name)
+    for name in "BACD":
+        activate(site.path(name))
+        assert [release.name for release in Root(site.root).releases()] == ["B", "D", "A", "C"]
+    rollback(site.root)
+    assert [release.name for release in Root(site.root).releases()] == ["B", "D", "A", "C"]
+
+
 def test_back_without_a_mark(site: Site) -> None:
     site.deploy("A", "B")
     assert rollback(site.root, mark=False).bad is None
@@ -683,7 +698,7 @@ def test_back_without_a_mark(site: Site) -> None:
 def test_back_past_what_cannot_be_gone_to(how: str, site: Site) -> None:
     site.deploy("A", "B", "C")
     if how == "bad":
-        mark(site.path("B"), "slow")
+        mark_bad(site.path("B"), "slow")
     elif how == "removed":
         remove(site.path("B"))
     elif how == "removed by hand":
@@ -723,7 +738,7 @@ def test_back_to_one_that_was_never_active(site: Site) -> None:
 def test_back_to_a_bad_one(site: Site) -> None:
     """A release marked bad is not activated again until unmarked: not by its name either."""
     site.deploy("A", "B", "C")
-    mark(site.path("A"), "slow")
+    mark_bad(site.path("A"), "slow")
     refused(lambda: rollback(site.root, "A"), MarkedBad, r"is marked bad \(slow\)", site)
 
 
@@ -770,7 +785,7 @@ class TestByHand:
         by_hand(site, "B")
         assert "active" in prune(site.root, 1, dry_run=True).kept["B"]
         activate(site.path("C"))
-        assert prune(site.root, 1).kept["B"] == "the one before"
+        assert prune(site.root, 1).kept["B"] == "the previous release"
         by_hand(site, "B", "stage")
         assert "stage" in prune(site.root, 1).kept["B"]
 
@@ -804,7 +819,7 @@ class TestByHand:
         assert site.current() == "A"
 
 
-def test_a_recovered_rollback_does_not_answer_another_question(site: Site) -> None:
+def test_a_recovered_rollback_is_not_reported_for_another_call(site: Site) -> None:
     """One that was killed is finished; then the call does what it was asked for."""
     from tests.support.steps import Steps, in_child
 
@@ -839,9 +854,9 @@ def test_a_recovered_rollback_does_not_answer_another_question(site: Site) -> No
 def test_a_release_that_was_found_healthy(site: Site) -> None:
     """It is so until the next switch."""
     site.deploy("A", "B")
-    assert not prove(site.path("A"))
-    assert prove(site.path("B"))
-    assert not prove(site.path("B"))
+    assert not mark_healthy(site.path("A"))
+    assert mark_healthy(site.path("B"))
+    assert not mark_healthy(site.path("B"))
     assert Root(site.root).standing().proven == {CURRENT: "B"}
     rollback(site.root)
     assert Root(site.root).standing().proven == {}
@@ -896,7 +911,7 @@ def test_prune_spares_the_one_before_and_the_pinned(site: Site) -> None:
     done = prune(site.root, 1)
     assert done.removed == ["D"]
     assert done.kept["A"] == "pinned"
-    assert done.kept["B"] == "the one before"
+    assert done.kept["B"] == "the previous release"
     assert unpin(site.path("A"))
     assert prune(site.root, 1).removed == ["A"]
 
@@ -904,11 +919,11 @@ def test_prune_spares_the_one_before_and_the_pinned(site: Site) -> None:
 def test_bad_ones_do_not_count(site: Site) -> None:
     """As many good ones stay as were asked for; a bad one of their age stays as evidence."""
     site.deploy("A", "B", "C", "D", "E")
-    mark(site.path("D"), "slow")
-    mark(site.path("B"), "slow")
+    mark_bad(site.path("D"), "slow")
+    mark_bad(site.path("B"), "slow")
     done = prune(site.root, 2)
     assert sorted(done.removed) == ["A", "B"]
-    assert done.kept["C"] == "the one before"
+    assert done.kept["C"] == "the previous release"
     assert done.kept["D"] == "bad, and kept as evidence"
 
 
@@ -1101,7 +1116,7 @@ def test_removing_one(site: Site) -> None:
 def test_a_damaged_history(damage: bytes, site: Site) -> None:
     """What can be read of it counts, and what is written next is whole."""
     site.deploy("A", "B", "C")
-    mark(site.path("B"), "slow")
+    mark_bad(site.path("B"), "slow")
     path = Path(site.root, RECORDS, history.NAME)
     path.write_bytes(path.read_bytes() + damage)
     assert Root(site.root).standing().bad == {"B": "slow"}

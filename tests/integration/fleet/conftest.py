@@ -147,7 +147,7 @@ class Fleet:
         return sick
 
     def on(self) -> dict[str, str | None]:
-        """What each minion is on, as its file system tells."""
+        """What each minion is on, as its file system shows."""
         links = {short: self.home(short) / self.name / "current" for short in MINIONS}
         return {
             short: str(link.readlink()) if link.is_symlink() else None
@@ -236,7 +236,7 @@ def fleet_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pack(build, str(bundles / f"{name}.tar.gz"))
         if before:
             earlier = str(bundles / f"{before}.tar.gz")
-            pack(build, str(bundles / f"{name}.from-{before}.tar.gz"), against=earlier)
+            pack(build, str(bundles / f"{name}.from-{before}.tar.gz"), delta_from=earlier)
         before = name
     return directory
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import tracemalloc
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from relocate_core.archives.tar import DIRECTORY, FILE, LINK, Refused
-from relocate_core.virtualenvs import manifest
-from relocate_core.virtualenvs.manifest import Base, Head, Manifest, Row
+from relocate_core.virtualenvs import manifest, manifest_reader
+from relocate_core.virtualenvs.manifest import Base, Head, Row
+from relocate_core.virtualenvs.manifest_reader import Manifest
 from tests.unit.archives.test_tar import components
 
 SHA = hashlib.sha256(b"x").hexdigest()
@@ -87,53 +87,6 @@ def trees(draw: Any, depth: int = 3, base: str = "") -> list[Row]:
             rows.append(Row(path, DIRECTORY, draw(directory_modes)))
             rows += draw(trees(depth - 1, f"{path}/"))
     return rows
-
-
-@st.composite
-def changed(draw: Any, rows: list[Row]) -> list[Row]:
-    """A tree that has come of another one."""
-    found: list[Row] = []
-    gone: list[str] = []
-    for row in rows:
-        if any(row.path.startswith(f"{path}/") for path in gone):
-            continue
-        what = draw(st.sampled_from(["same"] * 4 + ["gone", "content", "kind"]))
-        if what == "same":
-            found.append(row)
-            continue
-        gone.append(row.path)
-        if what == "content" and row.kind == FILE:
-            found.append(row._replace(sha256=draw(hashes), size=draw(sizes)))
-        elif what == "kind":
-            kind = draw(st.sampled_from([FILE, LINK, DIRECTORY]))
-            mode = draw(directory_modes if kind == DIRECTORY else file_modes)
-            if kind == LINK:
-                found.append(Row(row.path, LINK, target=draw(targets)))
-            elif kind == DIRECTORY:
-                found.append(Row(row.path, DIRECTORY, mode))
-                inner = draw(names)
-                found.append(Row(f"{row.path}/{inner}", FILE, 0o644, draw(sizes), draw(hashes)))
-            else:
-                found.append(Row(row.path, FILE, mode, draw(sizes), draw(hashes)))
-    paths = {row.path for row in found}
-    for row in draw(trees(1)):
-        top = row.path.partition("/")[0]
-        if row.path not in paths and (top == row.path or top not in paths):
-            found.append(row)
-    known = {row.path: row for row in found}
-    # What lies in what is no directory any more is not there.
-    kept = [
-        row
-        for row in known.values()
-        if all(above not in known or known[above].kind == DIRECTORY for above in _above(row.path))
-    ]
-    return sorted(kept, key=lambda row: row.key)
-
-
-def _above(path: str) -> Iterator[str]:
-    while "/" in path:
-        path = path.rpartition("/")[0]
-        yield path
 
 
 heads = st.builds(
@@ -260,53 +213,6 @@ def test_the_order_is_total(paths: list[str]) -> None:
     assert [path.split("/") for path in once] == sorted(path.split("/") for path in paths)
 
 
-# -- against another one ---------------------------------------------------------------------------
-
-
-@more
-@given(st.data())
-def test_a_difference_and_its_base_are_the_whole(data: st.DataObject) -> None:
-    """For any two trees; and what is written of them is what a full bundle has."""
-    old = data.draw(trees())
-    new = data.draw(changed(old))
-    base = {row.path: row for row in old}
-    rows = list(manifest.difference(base, new))
-    paths = {row.path for row in new}
-    removed = tuple(path for path in base if path not in paths)
-    for row in rows:
-        assert not row.source or base[row.source].sha256 == row.sha256
-        assert row._replace(source="") in new
-    assert all(base.get(row.path) != row for row in rows)
-    merged = list(manifest.merged(old, removed, rows))
-    assert [row._replace(source="") for row in merged] == new
-    for row in merged:
-        if row.source and row.kind == FILE:
-            there = base[row.source]
-            assert (there.kind, there.size) == (FILE, row.size) or there.sha256 == row.sha256
-    text, digest = manifest.document(HEAD, new)
-    with tempfile.TemporaryDirectory() as directory:
-        os.mkdir(f"{directory}/{manifest.PLACE}")
-        root = os.open(directory, os.O_RDONLY)
-        try:
-            given_on = list(manifest.write(root, digest, HEAD, iter(merged), None))
-        finally:
-            os.close(root)
-        assert given_on == merged
-        assert Path(directory, manifest.NAME).read_bytes() == text
-        assert os.stat(f"{directory}/{manifest.NAME}").st_mode & 0o777 == 0o644
-
-
-def test_another_whole_is_refused(tmp_path: Path) -> None:
-    """By the digest, when the last row is written."""
-    (tmp_path / manifest.PLACE).mkdir()
-    root = os.open(tmp_path, os.O_RDONLY)
-    try:
-        with pytest.raises(Refused, match="another whole"):
-            list(manifest.write(root, "0" * 64, HEAD, iter(ROWS), None))
-    finally:
-        os.close(root)
-
-
 # -- what was changed ------------------------------------------------------------------------------
 
 DATA, _ = manifest.document(HEAD, ROWS)
@@ -320,7 +226,7 @@ def test_every_changed_byte_is_refused() -> None:
 
 
 def test_every_truncation_is_refused() -> None:
-    """And every byte that is missing, or stands there twice."""
+    """And every byte that is missing, or is there twice."""
     for at in range(len(DATA)):
         refused(DATA[:at])
         refused(DATA[:at] + DATA[at + 1 :])
@@ -475,7 +381,7 @@ BAD_HEADS: dict[str, str | bytes] = {
 
 @pytest.mark.parametrize("name", BAD_HEADS)
 def test_a_bad_head(name: str) -> None:
-    """Each is refused, whatever stands in place of what."""
+    """Each is refused, whatever replaces what."""
     refused(with_head(BAD_HEADS[name]))
 
 
@@ -610,7 +516,7 @@ def test_a_bad_row(name: str) -> None:
     ids=" ".join,
 )
 def test_rows_out_of_order(paths: tuple[str, ...]) -> None:
-    """Nor may one stand there twice."""
+    """Nor may one be there twice."""
     said = str(refused(with_rows(*map(file, paths))))
     assert "wrong place" in said or "in a directory that it has not" in said
 
@@ -620,7 +526,7 @@ def test_a_row_in_no_directory(paths: tuple[str, ...]) -> None:
     """What is above a file has a row, as everything else has, and is a directory."""
     known = opened(with_rows(*map(file, paths)))
     with known, pytest.raises(Refused, match="in a directory that it has not"):
-        list(manifest.consistent(known.head, known.rows()))
+        list(manifest_reader.consistent(known.head, known.rows()))
 
 
 @pytest.mark.parametrize(
@@ -673,7 +579,7 @@ def test_rows_are_not_held() -> None:
 
 BOUNDED = """
 import os, resource, sys
-from relocate_core.virtualenvs.manifest import Manifest
+from relocate_core.virtualenvs.manifest_reader import Manifest
 from relocate_core.archives.tar import Refused
 resource.setrlimit(resource.RLIMIT_AS, (400 << 20,) * 2)
 try:
@@ -704,7 +610,7 @@ def test_a_head_as_large_as_may_be(head: str, tmp_path: Path) -> None:
 
 
 def test_a_manifest_too_large_for_its_reader() -> None:
-    """A head that is too long is refused, and told by its length to the packer before."""
+    """A head that is too long is refused, and the packer knows of its length before."""
     references = tuple(f"lib/{number:0100}" for number in range(170_000))
     head = replace(HEAD, references=references)
     assert len(head.line()) > manifest.LONGEST_HEAD, "which `pack` refuses"
@@ -719,9 +625,9 @@ def test_what_a_tree_has_in_place_of_a_manifest(tmp_path: Path) -> None:
     root = os.open(tmp_path, os.O_RDONLY)
     before = len(os.listdir("/proc/self/fd"))
     try:
-        assert manifest.of_tree(root) is None
+        assert manifest_reader.of_tree(root) is None
         place.parent.mkdir()
-        assert manifest.of_tree(root) is None
+        assert manifest_reader.of_tree(root) is None
         for make in (
             lambda: os.mkfifo(place),
             lambda: place.symlink_to("/etc/passwd"),
@@ -730,7 +636,7 @@ def test_what_a_tree_has_in_place_of_a_manifest(tmp_path: Path) -> None:
         ):
             make()
             with pytest.raises(Refused, match="manifest"):
-                manifest.of_tree(root)
+                manifest_reader.of_tree(root)
             place.rmdir() if place.is_dir() else place.unlink()
             assert len(os.listdir("/proc/self/fd")) == before
     finally:

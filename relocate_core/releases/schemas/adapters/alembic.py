@@ -6,21 +6,21 @@ import os
 import traceback
 
 
-def main(asked):
-    """Answer one question: `read`, `way`, `up` or `down`."""
-    schema = _Schema(asked["config"])
-    if asked["action"] == "up":
+def main(request):
+    """Answer one question: `read`, `plan`, `up` or `down`."""
+    schema = _Schema(request["config"])
+    if request["action"] == "up":
         from alembic import command
 
-        command.upgrade(_configured(asked["config"]), "heads")
-        schema = _Schema(asked["config"])
-    if asked["action"] in ("way", "down"):
-        way = {**schema.seen(), **schema.way(asked["wanted"])}
-        if asked["action"] == "way" or way["obstacle"]:
-            return way
-        if way["undone"]:
-            schema.undo(way["undone"])
-            schema = _Schema(asked["config"])
+        command.upgrade(_configured(request["config"]), "heads")
+        schema = _Schema(request["config"])
+    if request["action"] in ("plan", "down"):
+        plan = {**schema.seen(), **schema.plan(request["wanted"])}
+        if request["action"] == "plan" or plan["obstacle"]:
+            return plan
+        if plan["undone"]:
+            schema.undo(plan["undone"])
+            schema = _Schema(request["config"])
     return schema.seen()
 
 
@@ -50,7 +50,7 @@ class _Schema:
         self.order = [one.revision for one in self.script.walk_revisions()][::-1]
 
     def seen(self):
-        """What stands in the database, what is still to be applied, what the code does not know."""
+        """What the database is at, what is still to be applied, what the code does not know."""
         unknown = [head for head in self.heads if head not in self.order]
         done = self._with_all_below(self.heads)
         return {
@@ -60,8 +60,8 @@ class _Schema:
             "unknown": unknown,
         }
 
-    def way(self, wanted):
-        """What is to be undone to come down to a version, in this order; or what is in the way."""
+    def plan(self, wanted):
+        """What is to be undone to migrate down to a version, in this order; or the obstacle."""
         unknown = [one for one in self.heads + wanted if one not in self.order]
         if unknown:
             obstacle = f"{unknown[0]} is not among the revisions of the code"
@@ -139,4 +139,4 @@ def _configured(path, output=None):
     return Config(path) if output is None else Config(path, output_buffer=output)
 
 
-answer(main)  # noqa: F821 - of answering.py, which goes before this text
+answer(main)  # noqa: F821 - of protocol.py, which goes before this text

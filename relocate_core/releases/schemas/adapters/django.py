@@ -3,23 +3,23 @@
 import os
 
 
-def main(asked):
-    """Answer one question: `read`, `way`, `up` or `down`."""
+def main(request):
+    """Answer one question: `read`, `plan`, `up` or `down`."""
     import django
     from django.apps import apps
 
     if not apps.ready:  # by `manage.py shell` they are
         django.setup()
-    alias = asked["database"]
-    if asked["action"] == "up":
+    alias = request["database"]
+    if request["action"] == "up":
         _up(alias)
     schema = _Schema(alias)
-    if asked["action"] in ("way", "down"):
-        way = {**schema.seen(), **schema.way(asked["wanted"])}
-        if asked["action"] == "way" or way["obstacle"]:
-            return way
-        if way["undone"]:
-            _down(alias, way["undone"])
+    if request["action"] in ("plan", "down"):
+        plan = {**schema.seen(), **schema.plan(request["wanted"])}
+        if request["action"] == "plan" or plan["obstacle"]:
+            return plan
+        if plan["undone"]:
+            _down(alias, plan["undone"])
             schema = _Schema(alias)
     return schema.seen()
 
@@ -49,7 +49,7 @@ class _Schema:
         return not (":memory:" in name or name.startswith("file:") or os.path.exists(name))
 
     def seen(self):
-        """What stands in the database, what is still to be applied, what the code does not know."""
+        """What the database is at, what is still to be applied, what the code does not know."""
         known = {one for key in self.nodes for one in self._covered(key)}
         return {
             "version": _by_app(self.applied),
@@ -58,8 +58,8 @@ class _Schema:
             "unknown": [_dotted(key) for key in sorted(self.applied - known)],
         }
 
-    def way(self, wanted):
-        """What is to be undone to come down to a version, in this order; or what is in the way."""
+    def plan(self, wanted):
+        """What is to be undone to migrate down to a version, in this order; or the obstacle."""
         wanted = {(app, name) for app, names in wanted.items() for name in names}
         extra = self.applied - wanted
         undone, obstacle = [], None
@@ -86,7 +86,7 @@ class _Schema:
     def _obstacle(self, key, covered, wanted):
         """Why a migration cannot be undone."""
         if covered & wanted:
-            return f"{_dotted(key)} stands for several migrations, of which some are to stay"
+            return f"{_dotted(key)} replaces several migrations, of which some are to stay"
         if not all(_is_reversible(one) for one in self.nodes[key].operations):
             return f"{_dotted(key)} is irreversible"
         return None
@@ -98,12 +98,12 @@ class _Schema:
         return lacking - done
 
     def _is_squashed(self, key, wanted):
-        """Whether a version has what a migration stands for, by other names."""
+        """Whether a version has what a migration replaces."""
         replaced = {tuple(one) for one in self.nodes[key].replaces}
         return bool(replaced) and replaced <= wanted
 
     def _covered(self, key):
-        """A migration, and those that it stands for."""
+        """A migration, and those that it replaces."""
         return {key} | {tuple(one) for one in self.nodes[key].replaces}
 
     def _done(self):
@@ -165,4 +165,4 @@ def _dotted(key):
     return "{}.{}".format(*key)
 
 
-answer(main)  # noqa: F821 - of answering.py, which goes before this text
+answer(main)  # noqa: F821 - of protocol.py, which goes before this text

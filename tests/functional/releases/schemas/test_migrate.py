@@ -692,7 +692,7 @@ def test_commands_without_a_way_down(site: Migrated) -> None:
     for number, name in enumerate("AB", 1):
         tool(site, name)
         site.deploy(name, **commands(number, None))
-    refused(lambda: rollback(site.root), "no command that takes it down; nothing was", site)
+    refused(lambda: rollback(site.root), "no command for that .`down`.; nothing was", site)
     assert steps(site) == ["up 1", "up 2"]
 
 
@@ -874,7 +874,7 @@ def test_healthy_stays_where_the_schema_cannot_go_down(site: Migrated, minion: A
     site.deploy("B")
     answer = minion.single("healthy", f"{site.root}/current", checks="exit 1", **QUICK)
     assert (answer["result"], answer["changes"], site.current()) == (False, {}, "B")
-    assert "It stays: cannot take the django default schema of " in answer["comment"]
+    assert "It stays: cannot migrate the django default schema of " in answer["comment"]
     assert "shop.0003_prices is irreversible; nothing was changed" in answer["comment"]
 
 

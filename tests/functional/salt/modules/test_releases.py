@@ -29,6 +29,7 @@ NAMES = ("1", "2", "3")
 UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\Z")
 FUNCTIONS = {
     *("activate", "active", "build", "check", "history", "info", "mark", "migrate", "pack", "pin"),
+    *("mark_bad", "mark_healthy", "unmark_bad"),
     "prove",
     "prune",
     *("reinitialize", "releases", "remove", "rollback", "run", "unmark", "unpack", "unpin"),
@@ -160,7 +161,7 @@ def test_unpack(site: Site, source: str) -> None:
     assert site("releases", site.root)["1"]["source"] == source
 
 
-def test_unpack_asks_for_nothing_where_the_release_stands(site: Site) -> None:
+def test_unpack_fetches_nothing_where_the_release_is_deployed(site: Site) -> None:
     site.deploy("1")
     before = site.world()
     assert site("unpack", "salt://app/nowhere.tar", site.path("1"))["changed"] is False
@@ -292,7 +293,7 @@ def test_rollback(two: Site) -> None:
     assert two("releases", two.root)["2"]["bad"] == "prices are wrong"
     two.refused("is marked bad .prices are wrong.*unmark", "activate", two.path("2"))
     two.refused("there is no good release before 1", "rollback", two.root)
-    assert two("unmark", two.path("2")) == f"{two.path('2')} is not marked bad any more."
+    assert two("unmark_bad", two.path("2")) == f"{two.path('2')} is not marked bad any more."
     assert two("activate", two.path("2"))["changed"] is True
 
 
@@ -354,10 +355,10 @@ def test_run_refuses(two: Site, command: Any, options: dict[str, Any], words: st
 def test_marks(two: Site) -> None:
     one = two.path("1")
     for function, arguments, words in (
-        ("mark", ("leaks",), f"{one} is marked bad."),
-        ("mark", ("leaks",), f"{one} is marked bad already."),
-        ("unmark", (), f"{one} is not marked bad any more."),
-        ("unmark", (), f"{one} was not marked bad."),
+        ("mark_bad", ("leaks",), f"{one} is marked bad."),
+        ("mark_bad", ("leaks",), f"{one} is marked bad already."),
+        ("unmark_bad", (), f"{one} is not marked bad any more."),
+        ("unmark_bad", (), f"{one} was not marked bad."),
         ("pin", (), f"{one} is pinned."),
         ("pin", (), f"{one} is pinned already."),
         ("unpin", (), f"{one} is not pinned any more."),
@@ -365,17 +366,17 @@ def test_marks(two: Site) -> None:
     ):
         assert two(function, one, *arguments) == words
         facts = two("releases", two.root)["1"]
-        assert facts.get("bad") == ("leaks" if function == "mark" else None)
+        assert facts.get("bad") == ("leaks" if function == "mark_bad" else None)
         assert facts.get("pinned", False) is (function == "pin")
 
 
-def test_prove(two: Site) -> None:
+def test_mark_healthy(two: Site) -> None:
     link = two.path("current")
     assert two("active", link)["proven"] is False
-    assert two("prove", two.path("2")) is True
+    assert two("mark_healthy", two.path("2")) is True
     assert two("active", link)["proven"] is True
-    assert two("prove", two.path("2"), link=link) is False
-    assert two("prove", two.path("1")) is False
+    assert two("mark_healthy", two.path("2"), link=link) is False
+    assert two("mark_healthy", two.path("1")) is False
     two("activate", two.path("1"))
     assert two("active", link)["proven"] is False
 
@@ -412,7 +413,7 @@ def test_no_releases(site: Site, there: bool) -> None:
 
 
 def intended(event: dict[str, Any]) -> bool:
-    """Whether an event tells what was about to be done; another one tells that it was."""
+    """Whether an event reports what was about to be done; another one reports that it was."""
     return event["event"] in ("activating", "rolling_back")
 
 
@@ -472,7 +473,7 @@ def test_prune(two: Site) -> None:
     expected = {
         "root": two.root,
         "removed": ["1"],
-        "kept": {"2": "the one before", "3": "active, by current"},
+        "kept": {"2": "the previous release", "3": "active, by current"},
     }
     assert two.said("prune", two.root, keep=1) == {**expected, "dry_run": True}
     assert two("prune", two.root, keep=1) == {**expected, "dry_run": False}
@@ -536,12 +537,12 @@ RELATIVE = {
     "history": ("srv/app",),
     "prune": ("srv/app",),
     "remove": ("srv/app/1",),
-    "mark": ("srv/app/1", "why"),
+    "mark_bad": ("srv/app/1", "why"),
     "run": ("srv/app/1", "true"),
-    "unmark": ("srv/app/1",),
+    "unmark_bad": ("srv/app/1",),
     "pin": ("srv/app/1",),
     "unpin": ("srv/app/1",),
-    "prove": ("srv/app/1",),
+    "mark_healthy": ("srv/app/1",),
     "check": ("srv/app/1",),
     "info": ("srv/app/1",),
     "update_path": ("srv/app/1",),
@@ -575,7 +576,7 @@ def test_a_bad_path(site: Site, function: str) -> None:
         ("activate", ("ROOT/stray",), {}, "ROOT/stray is no release"),
         ("activate", ("ROOT/current",), {}, "no release can be called current"),
         ("activate", ("ROOT/1",), {"link": "1"}, "ROOT/1 is a directory and no link"),
-        ("activate", ("ROOT/1",), {"link": "/srv/current"}, "must stand beside its releases"),
+        ("activate", ("ROOT/1",), {"link": "/srv/current"}, "must be beside its releases"),
         ("activate", ("ROOT/1",), {"link": ".releases"}, "no link can be called"),
         ("activate", ("ROOT/1",), {"link": ""}, "no link can be called"),
         ("activate", ("ROOT/1",), {"link": 5}, "link"),
@@ -586,7 +587,7 @@ def test_a_bad_path(site: Site, function: str) -> None:
         ("rollback", ("ROOT",), {"to": "../other/1"}, "release"),
         ("rollback", ("ROOT/nowhere",), {}, "nothing to roll back|no releases"),
         ("rollback", ("/nowhere",), {}, "nothing to roll back|no releases"),
-        ("mark", ("ROOT/9", "why"), {}, "there is no release ROOT/9"),
+        ("mark_bad", ("ROOT/9", "why"), {}, "there is no release ROOT/9"),
         ("pin", ("ROOT/9",), {}, "there is no release ROOT/9"),
         ("prune", ("ROOT",), {"keep": 0}, "keep must be a whole number of at least 1: 0"),
         ("prune", ("ROOT",), {"keep": "many"}, "keep must be a whole number of at least 1: 'many'"),
@@ -685,7 +686,7 @@ def job(minion: Masterless) -> Iterator[str]:
     shutil.rmtree(directory)
 
 
-def test_the_log_tells_each_step_with_the_job(
+def test_the_log_has_each_step_with_the_job(
     site: Site, job: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)

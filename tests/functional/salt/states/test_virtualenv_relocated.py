@@ -260,7 +260,7 @@ def test_a_release_is_deployed(app: App, kind: str) -> None:
     said, done = app.thrice("managed", "1", source=source, source_hash=hashed(app.archive("1")))
     release = app.path("1")
     sources = [source] if isinstance(source, str) else source
-    assert said["comment"] == f"{release} would be deployed, out of {' or '.join(sources)}."
+    assert said["comment"] == f"{release} would be deployed from {' or '.join(sources)}."
     assert said["changes"] == {"release": {"old": None, "new": release}}
     assert set(done["changes"]) == {"release", "files", "python", "rewritten"}
     assert {"activation", "bytecode", "metadata", "script"} <= set(done["changes"]["rewritten"])
@@ -269,7 +269,7 @@ def test_a_release_is_deployed(app: App, kind: str) -> None:
     assert os.access(done["changes"]["python"], os.X_OK)
     taken = next(one for one in reversed(sources) if "nowhere" not in one)
     if kind != "mixed":
-        assert f"out of {taken}: " in done["comment"]
+        assert f"from {taken}: " in done["comment"]
         assert app.call("releases", app.root)["1"]["source"] == taken
     assert Path(release, WHICH).read_text() == "1\n"
     assert app.output(f"{release}/bin/omega").splitlines()[1] == release
@@ -401,9 +401,9 @@ def test_a_hash_that_is_none(app: App, kind: str, source_hash: str, words: str) 
     app.refused("managed", "1", words, announced=True, source=source, source_hash=source_hash)
 
 
-def test_what_nothing_vouches_for(app: App) -> None:
+def test_what_cannot_be_verified(app: App) -> None:
     url = f"{app.site.url}/1.tar"
-    words = f"Nothing vouches for {url}: give its source_hash, or skip_verify: True"
+    words = f"Cannot verify {url}: give its source_hash, or skip_verify: True"
     app.refused("managed", "1", words, source=url)
     app.refused("managed", "1", words, source=["salt://app/nowhere.tar", url])
     assert app.site.requests == []
@@ -445,7 +445,7 @@ def test_a_page_that_is_not_there(app: App) -> None:
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        (None, "ource is missing: name the archive of the virtualenv"),
+        (None, "ource is missing: give the archive of the virtualenv"),
         ("", "ource is missing"),
         ([], "ource is missing"),
         (5, "source must be a URL or an absolute path: 5"),
@@ -626,7 +626,11 @@ def test_a_release_that_was_made_of_another_archive(app: App) -> None:
     digest = hashed(app.archive("1"))
     app.thrice("managed", "1", source="salt://app/1.tar", source_hash=digest)
     app.refused(
-        *("managed", "1", "was made of another archive .*deploy this one by another name"),
+        *(
+            "managed",
+            "1",
+            "is deployed, and from another archive .*deploy this one under another name",
+        ),
         source="salt://app/2.tar",
         source_hash=f"sha256={hashed(app.archive('2'))}",
     )
@@ -879,12 +883,12 @@ def test_a_target_that_is_to_be_deployed_first(app: App) -> None:
 
 
 def test_what_is_not_activated(two: App) -> None:
-    two.call("mark", two.path("1"), "leaks memory")
+    two.call("mark_bad", two.path("1"), "leaks memory")
     comment = two.refused("active", "current", "is marked bad .leaks memory.", target="1")
     assert "unmark" in comment
     os.mkdir(two.path("stray"))
     two.refused("active", "current", "is no release", target="stray")
-    two.call("unmark", two.path("1"))
+    two.call("unmark_bad", two.path("1"))
     broken(two.path("1"))
     two.refused("active", "current", "cannot run: .* reinitialize", target="1")
     assert two.current() == "2"
@@ -896,7 +900,7 @@ def test_what_is_not_activated(two: App) -> None:
         ("current", None, "target is missing"),
         ("current", "", "target is missing"),
         (".hidden", "1", "no link can be called"),
-        ("elsewhere/current", "ROOT/1", "must stand beside its releases"),
+        ("elsewhere/current", "ROOT/1", "must be beside its releases"),
         ("1", "2", "is a directory and no link"),
     ],
 )
@@ -1004,7 +1008,7 @@ def test_going_back_to_a_named_release_without_a_mark(two: App) -> None:
     assert two.current() == "2"
 
 
-def test_nothing_to_go_back_to(app: App) -> None:
+def test_no_previous_release(app: App) -> None:
     app.deploy("1")
     app.refused("rolled_back", "current", "^There is no good release before 1 in ")
     app.refused("rolled_back", "current", "9", to="9")
@@ -1121,7 +1125,7 @@ def test_a_check_that_takes_too_long(two: App) -> None:
     answer = two.single("healthy", "current", checks=checks, timeout=0.3, attempts=1)
     two.site.delay = 0
     assert "does not answer" in answer["comment"], answer
-    two.call("unmark", two.path("2"))
+    two.call("unmark_bad", two.path("2"))
     two.call("activate", two.path("2"))
     answer = two.single("healthy", "current", checks="sleep 120", timeout=0.3, attempts=1)
     words = "`sleep 120` fails (it took longer than 0.3 seconds)"
@@ -1145,7 +1149,7 @@ def test_a_page_that_is_no_utf_8(two: App, page: bytes) -> None:
 def test_the_release_before_passes_or_not(two: App) -> None:
     answer = two.single("healthy", "current", checks=f"grep -qx 1 {WHICH}", **QUICK)
     assert answer["comment"].endswith(" points to 1 again. 1 is healthy."), answer
-    two.call("unmark", two.path("2"))
+    two.call("unmark_bad", two.path("2"))
     two.call("activate", two.path("2"))
     answer = two.single("healthy", "current", checks="exit 7", **QUICK)
     assert answer["comment"].endswith(" Now `exit 7` fails (exit code 7)."), answer
@@ -1246,7 +1250,7 @@ def test_a_healthy_one_is_checked_once(two: App, tmp_path: Path) -> None:
     assert log.read_text().splitlines() == ["restarted 2", "checked"]
 
 
-def test_a_restart_that_fails_is_told(two: App, tmp_path: Path) -> None:
+def test_a_restart_that_fails_is_reported(two: App, tmp_path: Path) -> None:
     log = tmp_path / "log"
     text = watching(log, "1", "cmd: restart app")
     text = text.replace(f">> {log}\n", f">> {log}; test $(readlink ROOT/current) = 2\n", 1)
@@ -1295,7 +1299,7 @@ def test_a_bad_release_does_not_come_back(app: App) -> None:
         assert "unmark" in link["comment"]
         assert second["app answers"]["result"] is False
         assert app.kept() == before
-    app.call("unmark", app.path("2"))
+    app.call("unmark_bad", app.path("2"))
     third = app.apply(DEPLOYING.replace("CHECK", "omega"))
     assert [answer["result"] for answer in third.values()] == [True, True, True]
     assert app.current() == "2"
@@ -1363,7 +1367,7 @@ def test_the_user_of_a_check(public: App) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({}, "checks (is|are) missing: name a URL or a command"),
+        ({}, "checks (is|are) missing: give at least a URL or a command"),
         ({"checks": []}, "checks (is|are) missing"),
         ({"checks": ""}, "check"),
         ({"checks": 5}, "check"),
@@ -1413,7 +1417,7 @@ def running(release: str) -> Iterator[int]:
 
 
 def many(app: App, *names: str) -> None:
-    """Deploy and activate many releases out of one archive, each in a year of its own."""
+    """Deploy and activate many releases from one archive, each in a year of its own."""
     year = 2001 + len(there(app))
     for number, name in enumerate(names):
         with minions.in_year(year + number):
