@@ -25,4 +25,5 @@ setup(
         *LOADED_BY_SALT,
     ],
     package_dir=LOADED_BY_SALT,
+    package_data={"relocate_core": ["py.typed"]},
 )

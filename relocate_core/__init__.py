@@ -15,11 +15,12 @@ from typing import Any
 
 _PUBLIC = {
     "errors": "InvalidPath RelocateError",
-    "system.running": "Ended run_line",
-    "virtualenvs.description": "describe",
+    "system.processes": "Ended run_line",
+    "virtualenvs.contents": "describe",
     "virtualenvs.interpreter": "Interpreter",
     "virtualenvs.layout": "Virtualenv inspect",
-    "relocation.check": "Problem Verdict check",
+    "virtualenvs.verify": "Problem",
+    "relocation.check": "Verdict check",
     "relocation.reinitialize": "Reinitialization reinitialize",
     "relocation.relocate": "Relocation relocate",
     "bundles.pack": "Packing pack",

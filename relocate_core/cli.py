@@ -21,7 +21,7 @@ problem; 2 wrong usage.
 
 examples:
   virtualenv-tools --update-path auto /srv/app/4f2a9c1     relocate it to where it is
-  virtualenv-tools --update-path /srv/app/4f2a9c1 build    ... or where it is going to stand
+  virtualenv-tools --update-path /srv/app/4f2a9c1 build    ... or where it is going to be
   virtualenv-tools --reinitialize --update-path auto .     and put it onto this machine's Python
   virtualenv-tools --check /srv/app/current                can it run here?
   virtualenv-tools --pack app-4f2a9c1.tar.gz build         pack it into a bundle
@@ -71,38 +71,38 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="virtualenv-tools",
-        description="Relocate Python virtualenvs: make every path in them name a new place.",
+        description="Relocate Python virtualenvs: make every path in them refer to a new place.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--update-path", metavar="PATH", help="the new path, or 'auto' for where it stands")
-    add("--old-path", metavar="PATH", help="one more path to look for, where it does not tell")
+    add("--update-path", metavar="PATH", help="the new path, or 'auto' for where it is")
+    add("--old-path", metavar="PATH", help="one more path to look for")
     add(
         "--reinitialize",
         action="store_true",
         help="put it onto this machine's Python of the same version and ABI",
     )
     add("--python", metavar="EXE", help="the Python for --reinitialize: a path, name or X.Y")
-    add("--check", action="store_true", help="tell whether it can run here")
+    add("--check", action="store_true", help="report whether it can run here")
     add("--deep", action="store_true", help="with --check: compare every file's content as well")
-    add("--info", action="store_true", help="tell what it is")
+    add("--info", action="store_true", help="report what it is")
     add("--pack", metavar="FILE", help="pack it into a bundle: .tar.gz, .tar.zst or .tar")
     add("--against", metavar="BUNDLE", help="with --pack: leave out what that earlier bundle has")
     add("--exclude", metavar="PATTERN", action="append", help="with --pack: leave out such files")
     add("--prefix", metavar="PATH", help="with --pack: as if it had been built there")
     add("--bytecode", choices=MODES, help="with --pack: how it knows its source (timestamp)")
     add("--level", type=int, help="with --pack: of the compression")
-    add("--dry-run", action="store_true", help="tell what would be done, and do nothing")
+    add("--dry-run", action="store_true", help="report what would be done, and do nothing")
     add("--json", action="store_true", help="one JSON object a virtualenv and action")
-    add("--verbose", action="store_true", help="name the files")
+    add("--verbose", action="store_true", help="list the files")
     add("paths", metavar="PATH", nargs="*", help="virtualenvs; by default the working directory")
     return parser
 
 
 def _work_on(path: str, options: argparse.Namespace) -> bool:
-    """Do everything that was asked for with one virtualenv; whether all went well."""
+    """Do everything that the options ask for with one virtualenv; whether all went well."""
     try:
         if options.reinitialize:
             _reinitialize(path, options)
@@ -117,7 +117,7 @@ def _work_on(path: str, options: argparse.Namespace) -> bool:
         if options.json:
             _print_json({"path": path, "error": str(error)})
         else:
-            # virtualenv-tools3 says these two on standard output.
+            # virtualenv-tools3 prints these two on standard output.
             compatible = isinstance(error, (NotAVirtualenv, InvalidPath))
             print(error, file=sys.stdout if compatible else sys.stderr)
         return False
@@ -191,14 +191,14 @@ def _reinitialize(path: str, options: argparse.Namespace) -> None:
 
 
 def _info(path: str, options: argparse.Namespace) -> None:
-    from .virtualenvs.description import describe
+    from .virtualenvs.contents import describe
 
-    facts = describe(path)
+    known = describe(path)
     if options.json:
-        _print_json({"action": "info", **facts})
+        _print_json({"action": "info", **known})
         return
-    width = max(map(len, facts))
-    for key, value in facts.items():
+    width = max(map(len, known))
+    for key, value in known.items():
         print(f"{key.replace('_', ' '):<{width}}  {_plain(value)}")
 
 

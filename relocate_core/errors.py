@@ -1,10 +1,15 @@
 """What can go wrong, one class a meaning; each message is one sentence for an operator.
 
-Every message says what is wrong, where, and what to do. Callers print `str(error)` and nothing
+Every message contains what is wrong, where, and what to do. Callers print `str(error)` and nothing
 else: the command adds an exit code, the execution module wraps it in Salt's own exception.
 """
 
 from __future__ import annotations
+
+
+def reason_of(error: OSError) -> str:
+    """Why the operating system refused, as a part of a sentence."""
+    return (error.strerror or str(error)).lower()
 
 
 class RelocateError(Exception):
@@ -24,11 +29,11 @@ class NotAVirtualenv(RelocateError):
 
 
 class UnknownPrefix(RelocateError):
-    """Nothing in the virtualenv says where it was built, so there is nothing to search for."""
+    """Nothing in the virtualenv shows where it was built, so there is nothing to search for."""
 
 
 class InterpreterNotFound(RelocateError):
-    """No Python fits, or the one that was named does not run."""
+    """No Python fits, or the one that was chosen does not run."""
 
 
 class InterpreterMismatch(RelocateError):
@@ -68,15 +73,15 @@ class MarkedBad(RelocateError):
 
 
 class CannotTravel(RelocateError):
-    """Something in a virtualenv would not work on another machine, so it is not packed."""
+    """Something in a virtualenv is not portable, so it is not packed."""
 
 
 class NoBase(RelocateError):
-    """The release that a bundle was packed against is not there, or not as it was deployed."""
+    """The base of a delta bundle is not deployed, or was changed since."""
 
 
 class BuildFailed(RelocateError):
-    """A tool could not build or install what was asked for."""
+    """A tool could not build or install what it was given."""
 
 
 class CannotRun(RelocateError):
@@ -84,7 +89,7 @@ class CannotRun(RelocateError):
 
 
 class CannotMigrate(RelocateError):
-    """A schema that cannot be read, brought up, or taken down."""
+    """A schema that cannot be read, or migrated up or down."""
 
 
 class TreeError(RelocateError):
@@ -106,5 +111,4 @@ class TreeError(RelocateError):
             errno.ENOTDIR: "something else is replacing files: stop it and run again",
             errno.EIO: "the disk is failing: see the kernel's log",
         }.get(error.errno or 0, "see to it and run again")
-        reason = (error.strerror or str(error)).lower()
-        return cls(f"cannot {doing} {path}: {reason}; {advice}")
+        return cls(f"cannot {doing} {path}: {reason_of(error)}; {advice}")

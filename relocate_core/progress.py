@@ -1,8 +1,9 @@
-"""How long work reports its progress."""
+"""How work reports: each step while it runs, and what it did when it has ended."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 Tell = Callable[[str, dict[str, Any]], None]
@@ -11,3 +12,12 @@ Tell = Callable[[str, dict[str, Any]], None]
 
 def silent(step: str, facts: dict[str, Any]) -> None:
     """A `Tell` that tells nobody."""
+
+
+class Report:
+    """Base of what work returns, each a dataclass."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as plain values, for JSON and Salt."""
+        known = asdict(self)  # type: ignore[call-overload]
+        return {key: list(one) if isinstance(one, tuple) else one for key, one in known.items()}

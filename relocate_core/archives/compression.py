@@ -9,9 +9,7 @@ zstd cuts by itself. Sources: RFC 1951 and RFC 1952; zlib's manual on Z_SYNC_FLU
 from __future__ import annotations
 
 import os
-import select
 import shutil
-import subprocess
 import zlib
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +19,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from ..errors import InvalidPath, TreeError
+from ..system.pipes import Program, exchange
 from ..system.processes import usable_cores
 
 FORMS = {
@@ -36,7 +35,6 @@ _LEVELS = {"gzip": (1, 9), "zstd": (1, 19)}
 _DEFAULTS = {"gzip": 6, "zstd": 9}
 _BLOCK = 512 << 10
 _DICTIONARY = 32 << 10
-_PIPE = 128 << 10
 # A header without a time or a name: mtime 0, and an unknown operating system.
 _GZIP_HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
 
@@ -285,92 +283,51 @@ class _ZstdLibrary:
 
 
 class _ZstdProgram:
-    """The program, fed and emptied by turns, so that neither side can wait for the other."""
-
     def __init__(self, file: Sink, program: str, level: int, cores: int) -> None:
         self._file = file
-        self._said = b""
+        self._printed = b""
+        environment = {name: os.environ[name] for name in os.environ if name[:5] != "ZSTD_"}
+        command = [program, "-q", "-c", f"-{level}", f"-T{cores}"]
         try:
-            self._process = subprocess.Popen(
-                [program, "-q", "-c", f"-{level}", f"-T{cores}"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env={name: os.environ[name] for name in os.environ if not name.startswith("ZSTD_")},
-            )
+            self._program = Program(command, errors=True, env=environment)
         except OSError as error:
             raise TreeError.of(program, error, "run") from error
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        assert self._process.stderr is not None
-        self._pipes = (self._process.stdin, self._process.stdout, self._process.stderr)
-        self._input, self._output, self._errors = (pipe.fileno() for pipe in self._pipes)
-        os.set_blocking(self._input, False)
-        self._poll = select.poll()
-        self._poll.register(self._input, select.POLLOUT)
-        self._poll.register(self._output, select.POLLIN)
-        self._poll.register(self._errors, select.POLLIN)
-        self._open = {self._input, self._output, self._errors}
 
     def add(self, block: bytes) -> None:
-        view = memoryview(block)
-        while view:
-            for descriptor in self._ready():
-                if descriptor != self._input:
-                    self._take(descriptor)
-                    continue
-                try:
-                    view = view[os.write(self._input, view[:_PIPE]) :]
-                except BlockingIOError:
-                    continue
-                except OSError:  # it has ended
-                    self._finish()
-                    raise self._failure("it ended too soon") from None
+        self._program.send(block)
+        while self._program.unsent:
+            self._exchange()
+        if self._program.refuses:
+            self._finish()
+            raise self._failure("it ended too soon")
 
     def end(self, block: bytes) -> None:
         self.add(block)
         self._finish()
 
     def close(self) -> None:
-        self._process.kill()
-        for pipe in self._pipes:
-            with suppress(OSError):
-                pipe.close()
-        self._process.wait()
+        self._program.kill()
 
     def _finish(self) -> None:
         """Take what is left once the program has all; it must have ended well."""
-        if self._input in self._open:
-            self._forget(self._input)
-            with suppress(OSError):
-                self._pipes[0].close()
-        while self._open:
-            for descriptor in self._ready():
-                self._take(descriptor)
-        code = self._process.wait()
+        self._program.end_input()
+        while self._program.open:
+            self._exchange()
+        code = self._program.process.wait()
         if code:
             ending = f"signal {-code}" if code < 0 else f"code {code}"
             raise self._failure(f"it ended with {ending}")
 
+    def _exchange(self) -> None:
+        for program, descriptor, data in exchange([self._program]):
+            if descriptor == program.errors:
+                self._printed = (self._printed + data)[:4096]
+            else:
+                self._file.write(data)
+
     def _failure(self, reason: str) -> TreeError:
-        said = self._said.decode(errors="replace").strip().splitlines()
+        lines = self._printed.decode(errors="replace").strip().splitlines()
         return TreeError(
-            f"the program zstd could not compress: {said[0] if said else reason}; see to it and "
+            f"the program zstd could not compress: {lines[0] if lines else reason}; see to it and "
             "run again, or name the archive .tar.gz"
         )
-
-    def _ready(self) -> list[int]:
-        return [descriptor for descriptor, _ in self._poll.poll()]
-
-    def _take(self, descriptor: int) -> None:
-        data = os.read(descriptor, _PIPE)
-        if not data:
-            self._forget(descriptor)
-        elif descriptor == self._output:
-            self._file.write(data)
-        else:
-            self._said = (self._said + data)[:4096]
-
-    def _forget(self, descriptor: int) -> None:
-        self._poll.unregister(descriptor)
-        self._open.discard(descriptor)

@@ -19,12 +19,13 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 from ..archives.compression import FORMS, form_of, require
 from ..artefacts.bytecode import MODES
+from ..bundles import reader
 from ..bundles.pack import Packing, name_against, pack
 from ..errors import (
     BadArchive,
@@ -35,12 +36,13 @@ from ..errors import (
     TreeChanged,
     TreeError,
 )
-from ..progress import Tell, silent
+from ..progress import Report, Tell, silent
 from ..system.locks import held, locked
 from ..system.ownership import require_trusted
 from ..system.redact import without_credentials
 from ..virtualenvs import manifest
-from ..virtualenvs.interpreter import Interpreter, ask, named
+from ..virtualenvs.discovery import find_named, program_directories
+from ..virtualenvs.interpreter import Interpreter, probe
 from ..virtualenvs.layout import absolute_prefix
 from . import sources
 from .environment import TOOLS, Environment, Program, find_tool
@@ -59,7 +61,7 @@ _FORMAT = 1  # to be raised when a build of the same inputs gives something else
 
 
 @dataclass
-class Building:
+class Building(Report):
     """What was built, or in a dry run would be.
 
     Attributes:
@@ -105,10 +107,6 @@ class Building:
     against: dict[str, int] = field(default_factory=dict)
     log: str | None = None
     warnings: list[dict[str, str]] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        """All of it as plain values, for JSON and Salt."""
-        return asdict(self)
 
 
 def build(
@@ -199,7 +197,7 @@ def build(
         links = tuple(_link(one) for one in _texts(find_links, "find_links"))
         first = index if index is None else _texts(index, "index")[0]
         indexes = _Indexes(first, _texts(extra_index, "extra_index"), no_index, links)
-        interpreter = _default_python() if python is None else named(python)
+        interpreter = _default_python() if python is None else find_named(python)
         revision = sources.commit_of(commit, known.tree, COMMIT in archive)
         pattern = fnmatch.translate(os.path.basename(archive.replace(COMMIT, "*")))
         archive = _place(archive, revision, level)
@@ -402,7 +400,7 @@ class _Order:
 
     def _is_earlier(self, bundle: str) -> bool:
         try:
-            return bundle != self.archive and manifest.read_head(bundle).base is None
+            return bundle != self.archive and reader.read_head(bundle).base is None
         except BadArchive:
             return False
 
@@ -486,7 +484,7 @@ class _Build:
         if digest is None:
             return "its digest is missing"
         try:
-            facts = manifest.read_head(archive).facts
+            facts = reader.read_head(archive).facts
         except BadArchive:
             return "what stands there is no bundle"
         if facts.get("inputs") != inputs:
@@ -584,7 +582,7 @@ class _Build:
         report.files, report.size = packed.files, packed.size
         report.packed_size, report.warnings = packed.packed_size, packed.warnings
         for earlier in order.earlier():
-            if manifest.read_digest(earlier) == packed.manifest:
+            if reader.read_digest(earlier) == packed.manifest:
                 continue  # it has all of it
             packed = pack(
                 self.environment,
@@ -736,7 +734,7 @@ def _against(against: Any) -> int | tuple[str, ...]:
     for bundle in found:
         if not os.path.isfile(bundle):
             raise InvalidPath(f"there is no {bundle} to pack against: name an earlier bundle")
-        if manifest.read_head(bundle).base is not None:
+        if reader.read_head(bundle).base is not None:
             raise InvalidPath(f"{bundle} was packed against another one itself: name a full one")
     return found
 
@@ -757,14 +755,14 @@ def _default_python() -> Interpreter:
     Raises:
         InterpreterNotFound: there is none at all.
     """
-    first = named("python3")
+    first = find_named("python3")
     if not _is_salts(first):
         return first
-    for directory in (*os.get_exec_path(), "/usr/local/bin", "/usr/bin"):
+    for directory in program_directories():
         executable = os.path.join(directory, "python3")
         if os.access(executable, os.X_OK):
             with suppress(InterpreterNotFound):
-                other = ask(executable)
+                other = probe(executable)
                 if not _is_salts(other):
                     return other
     return first

@@ -16,7 +16,8 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 
-from ..errors import BuildFailed
+from ..errors import BuildFailed, reason_of
+from ..system.processes import USUAL_DIRECTORIES
 from ..system.redact import redact, secrets_in
 
 # What tells pip and uv where packages come from and which of them to take.
@@ -33,7 +34,6 @@ _KEPT = re.compile(
 _MISLEADING = re.compile(
     r"(?:PIP_|UV_|PYTHON|VIRTUALENV_|CONDA_)|(?:_?VIRTUAL_ENV\w*|__PYVENV_LAUNCHER__)\Z"
 )
-_USUAL_DIRECTORIES = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _LAST_LINES = 400
 _LONGEST_WORDS = 400
@@ -93,7 +93,7 @@ def environment(more: Mapping[str, str]) -> dict[str, str]:
 
 
 def _search_path(variables: Mapping[str, str]) -> str:
-    directories = [*variables.get("PATH", "").split(":"), *_USUAL_DIRECTORIES]
+    directories = [*variables.get("PATH", "").split(":"), *USUAL_DIRECTORIES]
     return ":".join(
         directory for directory in dict.fromkeys(directories) if directory.startswith("/")
     )
@@ -158,8 +158,9 @@ class Runner:
                 umask=0o022,  # whatever the caller's: every user on a server has to read the files
             )
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise BuildFailed(f"cannot {self.doing}: {command[0]} does not run: {reason}") from None
+            raise BuildFailed(
+                f"cannot {self.doing}: {command[0]} does not run: {reason_of(error)}"
+            ) from None
         try:
             lines = self._copy(process, command)
         finally:

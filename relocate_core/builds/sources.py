@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
-from ..errors import InvalidPath, TreeError
-from ..system.files import sha256
+from ..errors import InvalidPath, TreeError, reason_of
+from ..system.files import digest
 from .runner import found, output_of
 
 _EXTRAS = re.compile(r"(.+?)(\[[\w\s.,-]+\])\Z", re.S)
@@ -40,7 +40,7 @@ def digest_of(*values: object) -> str:
 def file_digest(path: str) -> str:
     """The SHA-256 of a file's content."""
     with open(path, "rb", 0) as file:
-        return sha256(file.fileno())
+        return digest(file.fileno()).hex()
 
 
 # --- requirement files ----------------------------------------------------------------------------
@@ -114,8 +114,9 @@ def _text_of(file: str, role: str) -> str:
         with open(file, encoding="utf-8", errors="surrogateescape") as stream:
             return stream.read()
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise InvalidPath(f"cannot read {role} {file}: {reason}; name a readable file") from error
+        raise InvalidPath(
+            f"cannot read {role} {file}: {reason_of(error)}; name a readable file"
+        ) from error
 
 
 def _lines(text: str) -> Iterator[str]:
@@ -188,8 +189,9 @@ def wheel(path: str, extras: str = "") -> Wheel:
     try:
         digest = file_digest(path)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise InvalidPath(f"cannot read the wheel {path}: {reason}; name a readable file") from None
+        raise InvalidPath(
+            f"cannot read the wheel {path}: {reason_of(error)}; name a readable file"
+        ) from None
     return Wheel(os.path.abspath(path), normal_name(match[1]), match[2], digest, extras)
 
 

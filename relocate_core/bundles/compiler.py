@@ -10,19 +10,17 @@ and Lib/importlib/_bootstrap_external.py for the header, Python/marshal.c for sh
 from __future__ import annotations
 
 import os
-import select
 import signal
-import subprocess
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from types import TracebackType
 from typing import NamedTuple
 
-from ..errors import InterpreterNotFound
+from ..errors import InterpreterNotFound, reason_of
+from ..system.pipes import Worker, answers
 from ..system.processes import usable_cores
-from ..virtualenvs.interpreter import ask
+from ..virtualenvs.interpreter import probe
 
 MOST_HELPERS = 8
 
@@ -32,7 +30,6 @@ _GREETING = b"\0ready to compile\n"
 _IN_HAND = 4
 _JOBS_AHEAD = 64
 _BYTES_AHEAD = 32 << 20
-_PIPE = 256 << 10
 # No source takes a fraction of it; 3.6 computes a constant like 9 ** 9 ** 9 for days, though.
 _SECONDS = 300
 _CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE}
@@ -136,9 +133,9 @@ while True:
     head = read(48)
     if len(head) < 48:
         break
-    result = answer(head)
-    write((0 if result is None else len(result) + 1).to_bytes(8, 'little'))
-    write(result or b'')
+    result = answer(head) or b''
+    write(len(result).to_bytes(8, 'little'))
+    write(result)
     flush()
 """
 
@@ -222,27 +219,15 @@ class Compiler:
             if helper is None or wanted:
                 helper = _Helper(self._python)
                 self._helpers.append(helper)
-            helper.give(task)
+            helper.give(task, *task.message)
 
     def _wait(self, work: _Work) -> None:
         """Send and receive what can be at once, as soon as anything can."""
-        poll = select.poll()
-        helpers = {}
-        for helper in self._helpers:
-            poll.register(helper.output, select.POLLIN)
-            helpers[helper.output] = helper
-            if helper.unsent:
-                poll.register(helper.input, select.POLLOUT)
-                helpers[helper.input] = helper
-        for descriptor, _ in poll.poll(1000):
-            helper = helpers[descriptor]
-            if helper not in self._helpers:
-                continue  # it was dropped a moment ago
-            if descriptor == helper.input:
-                helper.send()
-            elif not helper.receive(work):
-                self._drop(helper)
-                helper.explain(work)
+        for task, result in answers(self._helpers, 1000):
+            work.done(task, result or None)
+        for helper in [helper for helper in self._helpers if helper.ended]:
+            self._drop(helper)
+            helper.explain(work)
         for helper in self._helpers:
             helper.require_progress()
 
@@ -323,18 +308,12 @@ class _Work:
             yield result
 
 
-class _Helper:
-    """A process that compiles, and the tasks it has in hand."""
+class _Helper(Worker[_Task]):
+    """A process that compiles."""
 
     def __init__(self, python: str) -> None:
         self._python = python
-        self.tasks: deque[_Task] = deque()
-        self._unsent: deque[memoryview] = deque()
-        self._received = bytearray()
-        self._wanted = 8
-        self._greeted = False
         self._late = False
-        self._since = time.monotonic()
         names = [name for name in os.environ if not name.startswith("PYTHON")]
         environment = {name: os.environ[name] for name in names}
         # A set of names among a code's constants stands in the order of their hashes; and up to
@@ -342,78 +321,19 @@ class _Helper:
         # which would ignore it: the program takes the working directory from the path by itself.
         environment.update(PYTHONHASHSEED="0", PYTHONUTF8="1", LC_ALL="C.UTF-8")
         program = _PROGRAM.replace("GREETING", repr(_GREETING))
+        command = [python, "-s", "-S", "-B", "-W", "ignore", "-c", program]
         try:
-            self._process = subprocess.Popen(
-                [python, "-s", "-S", "-B", "-W", "ignore", "-c", program],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                cwd="/",
-                env=environment,
-            )
+            # A .pth file that prints something does so before the greeting.
+            super().__init__(command, _GREETING, cwd="/", env=environment)
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise InterpreterNotFound(f"{python} does not run: {reason}") from error
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self.input = self._process.stdin.fileno()
-        self.output = self._process.stdout.fileno()
-        os.set_blocking(self.input, False)
-
-    @property
-    def unsent(self) -> bool:
-        """Whether something waits to be sent."""
-        return bool(self._unsent)
-
-    def give(self, task: _Task) -> None:
-        """Take a task into hand."""
-        if not self.tasks:
-            self._since = time.monotonic()
-        self.tasks.append(task)
-        self._unsent += [memoryview(piece) for piece in task.message if piece]
-
-    def send(self) -> None:
-        """Send as much as the pipe takes; that the process has ended is noticed by its output."""
-        try:
-            while self._unsent:
-                sent = os.write(self.input, self._unsent[0][:_PIPE])
-                self._unsent[0] = self._unsent[0][sent:]
-                if not self._unsent[0]:
-                    self._unsent.popleft()
-        except BlockingIOError:
-            return
-        except OSError:
-            self._unsent.clear()
-
-    def receive(self, work: _Work) -> bool:
-        """Take what has come; False at the end of the output."""
-        data = os.read(self.output, _PIPE)
-        self._received += data
-        self._since = time.monotonic()
-        if not self._greeted:
-            # A .pth file that prints something does so before.
-            start = self._received.find(_GREETING)
-            if start < 0:
-                return bool(data)
-            self._greeted = True
-            del self._received[: start + len(_GREETING)]
-        while len(self._received) >= self._wanted:
-            size = int.from_bytes(self._received[:8], "little")
-            self._wanted = 8 + max(0, size - 1)
-            if len(self._received) < self._wanted:
-                break
-            result = bytes(self._received[8 : self._wanted]) if size else None
-            del self._received[: self._wanted]
-            self._wanted = 8
-            work.done(self.tasks.popleft(), result)
-        return bool(data)
+            raise InterpreterNotFound(f"{python} does not run: {reason_of(error)}") from error
 
     def require_progress(self) -> None:
         """Kill a process that has been at one job for too long."""
-        waits = self.tasks or not self._greeted
-        if waits and not self._late and time.monotonic() - self._since > _SECONDS:
+        waits = self.tasks or not self.ready
+        if waits and not self._late and time.monotonic() - self.since > _SECONDS:
             self._late = True
-            self._process.kill()
+            self.process.kill()
 
     def explain(self, work: _Work) -> None:
         """Return its tasks, now that it is dead, without the one that killed it twice.
@@ -421,13 +341,13 @@ class _Helper:
         Raises:
             InterpreterNotFound: it has not started, or was killed from outside.
         """
-        if not self._greeted:
+        if not self.ready:
             raise self._not_started()
         if not self.tasks:
             return
         first = self.tasks[0]
         first.deaths += 1
-        code = self._process.returncode
+        code = self.process.returncode
         if self._late or (first.deaths > 1 and -code in _CRASHES):
             work.done(self.tasks.popleft(), None)
         elif first.deaths > 1:
@@ -440,7 +360,7 @@ class _Helper:
         self.tasks.clear()
 
     def _not_started(self) -> InterpreterNotFound:
-        found = ask(self._python)  # which says in its own words why it does not run
+        found = probe(self._python)  # which says in its own words why it does not run
         if found.version < (3, 6):
             return InterpreterNotFound(
                 f"{self._python} is Python {found.long_version}, and compiling ahead needs 3.6 or "
@@ -448,14 +368,5 @@ class _Helper:
             )
         return InterpreterNotFound(
             f"{self._python} does not start without its site-packages "
-            f"(code {self._process.returncode}): make the virtualenv again"
+            f"(code {self.process.returncode}): make the virtualenv again"
         )
-
-    def kill(self) -> None:
-        """End it at once, if it has not ended by itself."""
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with suppress(OSError):
-                    pipe.close()
-        self._process.kill()
-        self._process.wait()

@@ -121,7 +121,7 @@ class Output:
         os.fsync(self.file.fileno())
         size = self.file.tell()
         with open(self.temporary, "rb", 0) as packed:
-            digest = files.sha256(packed.fileno())
+            digest = files.digest(packed.fileno()).hex()
         with _own_file(self.temporary + ".sha256") as beside:
             beside.truncate(0)
             beside.write(os.fsencode(f"{digest}  {os.path.basename(self.archive)}\n"))

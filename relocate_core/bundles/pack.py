@@ -21,7 +21,7 @@ import stat
 import tempfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -31,16 +31,17 @@ from ..artefacts import bytecode, metadata
 from ..artefacts.bytecode import MODES
 from ..artefacts.elf import Needs, needs
 from ..errors import BadArchive, Busy, CannotTravel, InvalidPath, TreeChanged, TreeError
-from ..progress import Tell, silent
+from ..progress import Report, Tell, silent
 from ..relocation.relocate import relocate
 from ..relocation.scan import HIDDEN_FIRST, WHOLE, hidden_reference, needles
 from ..system import files
 from ..system.locks import locked
 from ..virtualenvs import manifest, rewritten
-from ..virtualenvs.contents import compiled_module, editables, survey
-from ..virtualenvs.interpreter import ask
+from ..virtualenvs.contents import compiled_module, editables, read_contents
+from ..virtualenvs.interpreter import probe
 from ..virtualenvs.layout import absolute_prefix, inspect, recorded_prefixes
 from ..virtualenvs.manifest import PLACE, RECORD, Base, Head, Row, directory_mode, file_mode
+from . import delta, reader
 from . import links as linking
 from .compiler import Compiler, Job
 from .output import Output, put
@@ -52,7 +53,7 @@ _MOST_FACTS = 100
 
 
 @dataclass
-class Packing:
+class Packing(Report):
     """What was packed.
 
     Attributes:
@@ -84,10 +85,6 @@ class Packing:
     references: int = 0
     compiled: int = 0
     warnings: list[dict[str, str]] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        """All of it as plain values, for JSON and Salt."""
-        return asdict(self)
 
 
 def pack(
@@ -208,7 +205,7 @@ class _Earlier(NamedTuple):
 
 
 def _earlier(archive: str) -> _Earlier:
-    with manifest.of_archive(archive) as known:
+    with reader.of_archive(archive) as known:
         if known.head.base is not None:
             raise BadArchive(
                 f"cannot pack against {archive}: it was packed against another one itself; "
@@ -239,7 +236,7 @@ def _at_home(path: str, prefix: str | None) -> Iterator[str]:
     with _scratch(scratch):
         copy = os.path.join(scratch, "tree")
         shutil.copytree(source, copy, symlinks=True, copy_function=_link)
-        relocate(copy, prefix, staged=True)
+        relocate(copy, prefix, unpublished=True)
         yield copy
 
 
@@ -302,7 +299,7 @@ class _Packer:
         self.mode = mode
         self.tell = tell
         self.environment = inspect(path)
-        self.interpreter = ask(os.path.join(os.path.abspath(path), "bin", "python"))
+        self.interpreter = probe(os.path.join(os.path.abspath(path), "bin", "python"))
         if mode != "timestamp" and self.interpreter.version < (3, 7):
             raise InvalidPath(
                 f"Python {self.interpreter.long_version} knows its bytecode by the time alone, and "
@@ -311,7 +308,7 @@ class _Packer:
         self.prefixes = self._find_prefixes()
         self.old = tuple(map(os.fsencode, self.prefixes))
         self.needles = needles(self.old) if self.old else ()
-        self.descent = files.Descent(root)
+        self.descent = files.DirectoryCursor(root)
         self.newest = 0
         self.rows: list[Row] = []
         self.references: list[str] = []
@@ -399,7 +396,7 @@ class _Packer:
         base = Base(earlier.manifest, removed, report.manifest)
         head = replace(head, base=base)
         self._require_readable(head)
-        return manifest.document(head, manifest.difference(earlier.rows, self.rows))[0]
+        return manifest.document(head, delta.difference(earlier.rows, self.rows))[0]
 
     def _require_readable(self, head: Head) -> None:
         if len(head.line()) + 1000 > manifest.LONGEST_HEAD:
@@ -549,8 +546,8 @@ class _Packer:
     def _require_travel(self, entries: list[_Entry]) -> None:
         """Refuse what would not work on another machine; warn of what may not."""
         packed = {entry.path for entry in entries}
-        surveyed = survey(self.environment)
-        for file, line in (*surveyed.outside, *editables(self.environment)):
+        contents = read_contents(self.environment)
+        for file, line in (*contents.outside, *editables(self.environment)):
             if file in packed:
                 raise CannotTravel(
                     f"cannot pack {self.name}: {file} names {line}, which is outside of it; "
@@ -621,7 +618,7 @@ class _Packer:
 
     def _jobs(self, entries: list[_Entry]) -> Iterator[Job]:
         """What the virtualenv's Python has to do, in the order of the entries."""
-        descent = files.Descent(self.root)
+        descent = files.DirectoryCursor(self.root)
         try:
             for entry in entries:
                 if entry.kind == BYTECODE and not self._is_kept(entry):
@@ -725,7 +722,7 @@ class _Packer:
         if module is not None:
             self.compiled.setdefault(module[0], set()).add(module[1])
 
-    def _read(self, path: str, descent: files.Descent | None = None) -> tuple[bytes, Any]:
+    def _read(self, path: str, descent: files.DirectoryCursor | None = None) -> tuple[bytes, Any]:
         parent, _, name = path.rpartition("/")
         return files.read((descent or self.descent).open(parent), name)
 

@@ -14,11 +14,13 @@ from functools import partial
 from typing import NoReturn, Protocol
 
 from ..archives.decompression import Stream
-from ..archives.tar import DAMAGED, DIRECTORY, FILE, Member, Refused, printable
-from ..errors import NoBase
+from ..archives.tar import DAMAGED, DIRECTORY, FILE, Member, Refused, members, printable
+from ..errors import BadArchive, NoBase, TreeError, reason_of
 from ..system import files
-from ..virtualenvs import manifest, rewritten
-from ..virtualenvs.manifest import Head, Row
+from ..virtualenvs import manifest, manifest_reader, rewritten
+from ..virtualenvs.manifest import LONGEST, NAME, Head, Row
+from ..virtualenvs.manifest_reader import Manifest, damaged
+from . import delta
 from .reuse import Earlier
 
 _SECOND = 1_000_000_000  # in nanoseconds
@@ -85,7 +87,7 @@ class Bundle:
             raise Refused(f"is a {first.kind}, where a bundle has its manifest", first.name)
         writer.add(first)
         with files.directory_of(writer.root, manifest.NAME) as (directory, name):
-            self.manifest = manifest.Manifest(files.open_file(directory, name))
+            self.manifest = manifest_reader.Manifest(files.open_file(directory, name))
         try:
             self.manifest.require_digest()
             self.head, self.digest = self.manifest.head, self.manifest.digest
@@ -126,12 +128,12 @@ class Bundle:
         self.writer.add(second, empty)
         base = self.head.base
         if base is None:
-            self._take_carried(members, manifest.consistent(self.head, self.manifest.rows()))
+            self._take_carried(members, manifest_reader.consistent(self.head, self.manifest.rows()))
             return
         self._complete(base)
         carried = (row for row in self.manifest.rows() if not row.source)
         self._take_carried(members, carried)
-        self.head, self.digest = manifest.whole(self.head), base.result
+        self.head, self.digest = delta.whole(self.head), base.result
 
     def _earlier_rows(self, changed: list[Row]) -> Iterator[Row]:
         """The earlier release's rows; refuses what takes something else of it than it says."""
@@ -154,10 +156,10 @@ class Bundle:
         with files.directory_of(self.writer.root, manifest.NAME) as (directory, name):
             os.unlink(name, dir_fd=directory)
         changed = list(self.manifest.rows())
-        rows = manifest.merged(self._earlier_rows(changed), base.removed, changed)
-        head, writer = manifest.whole(self.head), self.writer
-        rows = manifest.consistent(head, rows)
-        for row in manifest.write(writer.root, base.result, head, rows, writer.owner):
+        rows = delta.merged(self._earlier_rows(changed), base.removed, changed)
+        head, writer = delta.whole(self.head), self.writer
+        rows = manifest_reader.consistent(head, rows)
+        for row in delta.write(writer.root, base.result, head, rows, writer.owner):
             mtime = row.mtime(head.time)
             if row.source and row.kind == FILE:
                 writer.put(row, self.earlier, mtime)
@@ -228,3 +230,80 @@ class Bundle:
             same = same and member.mode == row.mode
         if not same or member.mtime != row.mtime(time) * _SECOND:
             raise Refused("is not what its manifest says", member.name, advice=DAMAGED)
+
+
+def _of_stream(stream: Stream, size: int, file: int) -> Manifest:
+    """The manifest that an archive begins with, once it is taken into a file.
+
+    Args:
+        stream: the archive, behind the manifest's header.
+        size: how long it is, in bytes.
+        file: descriptor of an empty file to keep it in; the manifest closes it.
+    """
+    try:
+        if size > LONGEST:
+            raise damaged(f"has {size:,} bytes, which is too much")
+        for piece in stream.pieces(size):
+            files.write_all(file, bytes(piece))
+        os.lseek(file, 0, os.SEEK_SET)
+    except BaseException:
+        os.close(file)
+        raise
+    known = Manifest(file)
+    try:
+        known.require_digest()
+    except BaseException:
+        known.close()
+        raise
+    return known
+
+
+def of_archive(archive: str) -> Manifest:
+    """The manifest of a bundle; the rest of the archive is not read.
+
+    Raises:
+        BadArchive: it is no bundle, or damaged.
+    """
+    doing = f"cannot read {archive}"
+    try:
+        file = os.open(archive, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise BadArchive(f"{doing}: {reason_of(error)}; name a bundle that can be read") from error
+    try:
+        with Stream(file, {}, 1 << 62, 1 << 62) as stream:
+            first = next(members(stream), None)
+            if first is None or first.name != NAME or first.kind != FILE:
+                raise Refused(
+                    f"it is no bundle, as it does not begin with {NAME}",
+                    advice="name one that was packed with --pack",
+                )
+            import tempfile
+
+            with tempfile.TemporaryFile() as kept:
+                return _of_stream(stream, first.size, os.dup(kept.fileno()))
+    except Refused as refusal:
+        raise BadArchive(f"{doing}: {refusal}; {refusal.advice}") from refusal
+    except OSError as error:
+        raise TreeError.of(archive, error, "read") from error
+    finally:
+        os.close(file)
+
+
+def read_digest(archive: str) -> str:
+    """The digest of a bundle's manifest.
+
+    Raises:
+        BadArchive: it is no bundle, or damaged.
+    """
+    with of_archive(archive) as known:
+        return known.digest
+
+
+def read_head(archive: str) -> Head:
+    """What a bundle's manifest says of the whole.
+
+    Raises:
+        BadArchive: it is no bundle, or damaged.
+    """
+    with of_archive(archive) as known:
+        return known.head

@@ -18,7 +18,8 @@ from ..archives.tar import Refused, printable
 from ..errors import NoBase
 from ..system import files
 from ..virtualenvs import rewritten
-from ..virtualenvs.manifest import Manifest, Row, of_tree
+from ..virtualenvs.manifest import Row
+from ..virtualenvs.manifest_reader import Manifest, of_tree
 
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
 _NO_CLONES = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.ENOSYS, errno.EPERM)
@@ -56,7 +57,7 @@ class Earlier:
             self._sealed = self._seal(seal)
             self._uid = os.geteuid()
             self._clones: bool | None = None
-            self._descent = files.Descent(self.root)
+            self._descent = files.DirectoryCursor(self.root)
             self._parent: str | None = None
             self._place = -1
         except BaseException:

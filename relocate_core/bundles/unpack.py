@@ -20,7 +20,7 @@ from itertools import chain
 from ..archives import tar
 from ..archives.decompression import Stream, expected_size
 from ..archives.tar import DIRECTORY, FILE, HARD_LINK, LINK, Member, Refused, printable
-from ..errors import BadArchive, InvalidPath, NoBase, NoRoom, RelocateError, TreeError
+from ..errors import BadArchive, InvalidPath, NoBase, NoRoom, RelocateError, TreeError, reason_of
 from ..system import files
 from ..virtualenvs import manifest
 from ..virtualenvs.layout import inspect
@@ -148,7 +148,7 @@ def unpack(
         file = os.open(archive, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise BadArchive(
-            f"cannot unpack {archive}: {_reason(error)}; name a readable file"
+            f"cannot unpack {archive}: {reason_of(error)}; name a readable file"
         ) from error
     try:
         if not stat.S_ISREG(os.fstat(file).st_mode):
@@ -205,10 +205,6 @@ class _Full(Exception):
     """The disk has too little space left."""
 
 
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
-
-
 def _require_room(archive: str, directory: int, size: int) -> None:
     status = os.fstatvfs(directory)
     free = status.f_bavail * status.f_frsize
@@ -248,7 +244,7 @@ class _Writer:
         self.directories: dict[str, tuple[int, int] | None] = {"": None}
         self.links: dict[str, str] = {}
         self.hard_links: list[tuple[str, str]] = []
-        self.descent = files.Descent(directory)
+        self.descent = files.DirectoryCursor(directory)
         self.parent = ""
         self.descriptor = self.descent.open("")
         self.look = _LOOK_AT_ROOM

@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import InvalidPath, ReleaseInUse, TreeError
-from ..progress import Tell, silent
+from ..errors import InvalidPath, ReleaseInUse, TreeError, reason_of
+from ..progress import Report, Tell, silent
 from ..system.processes import using
 from . import history
 from .root import WAIT, Release, Root, name_of
@@ -15,7 +15,7 @@ from .store import locked
 
 
 @dataclass
-class Pruning:
+class Pruning(Report):
     """What was removed, or in a dry run would be.
 
     Attributes:
@@ -34,14 +34,10 @@ class Pruning:
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as plain values, for JSON and Salt."""
-        failed = {"failed": self.failed} if self.failed else {}
-        return {
-            "root": self.root,
-            "removed": self.removed,
-            "kept": self.kept,
-            "dry_run": self.dry_run,
-            **failed,
-        }
+        known = super().as_dict()
+        if not self.failed:
+            del known["failed"]
+        return known
 
 
 def prune(
@@ -85,7 +81,7 @@ def prune(
                 left = store.discard(name, history.PRUNED)
             except OSError as error:
                 found.removed.remove(name)
-                found.failed[name] = (error.strerror or str(error)).lower()
+                found.failed[name] = reason_of(error)
                 continue
             if left is not None:
                 found.failed[name] = left

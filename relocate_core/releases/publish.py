@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..bundles.reuse import Earlier
 from ..bundles.unpack import Limits, Unpacked, unpack
 from ..errors import CannotRun, InvalidPath, NoBase, NotARelease, RelocateError
-from ..progress import Tell, silent
+from ..progress import Report, Tell, silent
 from ..relocation.check import Verdict, check
 from ..relocation.reinitialize import Reinitialization, reinitialize
 from ..relocation.relocate import has_leftovers, relocate
 from ..system import locks
-from ..system.running import identity, let_through
-from ..virtualenvs.fitting import require_fit
-from ..virtualenvs.interpreter import Interpreter, named
+from ..system.processes import identity, let_through
+from ..virtualenvs.discovery import find_named, for_bundle
+from ..virtualenvs.interpreter import Interpreter
 from ..virtualenvs.manifest import RECORD, Head
 from . import history
 from .root import WAIT, Root, name_of
@@ -31,7 +31,7 @@ _FATAL = ("interpreter", "reference")
 
 
 @dataclass
-class Publication:
+class Publication(Report):
     """What was deployed, or in a dry run would be.
 
     Attributes:
@@ -61,10 +61,6 @@ class Publication:
     size: int = 0
     reused: int = 0
     problems: list[dict[str, str]] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        """All of it as plain values, for JSON and Salt."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -147,7 +143,7 @@ def publish(
     exists = _exists(root, name, path, options.digests)
     runs = exists and _runs(path)
     if options.python is not None and not runs:
-        named(options.python)  # a wrong one is refused before anything is done
+        find_named(options.python)  # a wrong one is refused before anything is done
     if exists:
         if dry_run or (runs and root.is_tidy() and not has_leftovers(path)):
             return _existing(path, runs, dry_run)
@@ -276,7 +272,9 @@ class _Release:
     def prepare(self, bases: _Bases) -> tuple[Publication, dict[str, Any]]:
         """Unpack, relocate and check it; what was done, and what is to be recorded."""
         unpacked = self._unpack(bases)
-        moved = relocate(self.staged, self.path, staged=True, as_packed=unpacked.bundle is not None)
+        moved = relocate(
+            self.staged, self.path, unpublished=True, as_packed=unpacked.bundle is not None
+        )
         self.tell("relocated", {"files": sum(moved.rewritten.values())})
         swapped, verdict = self._reinitialize(unpacked)
         problems = [{"file": file, "reason": reason} for file, reason in moved.problems]
@@ -334,7 +332,7 @@ class _Release:
 
     def _accept(self, head: Head) -> None:
         """Refuse a bundle that this machine cannot run."""
-        self._fitting.append(require_fit(head, self.path, self.options.python))
+        self._fitting.append(for_bundle(head, self.path, self.options.python))
 
     def _reinitialize(self, unpacked: Unpacked) -> tuple[Reinitialization, Verdict]:
         """Put it onto a Python of this machine, and check that it runs there."""
@@ -344,7 +342,9 @@ class _Release:
             python, links = self._fitting[0].executable, unpacked.links
             compiled = {module: set(endings) for endings, module in unpacked.bundle.compiled}
         let_through(self.staged)  # so that others can run what root does not run
-        swapped = reinitialize(self.staged, python, staged=True, as_root=as_root, compiled=compiled)
+        swapped = reinitialize(
+            self.staged, python, unpublished=True, as_root=as_root, compiled=compiled
+        )
         self.tell("reinitialized", {"python": swapped.python})
         verdict = check(
             self.staged,

@@ -94,7 +94,7 @@ def share(staged: str, shared: Mapping[str, str], owner: tuple[int, int] | None)
                     os.chown(name, *owner, dir_fd=directory, follow_symlinks=False)
             finally:
                 os.close(directory)
-            changed[path] = f"{rewritten.LEADS}{target}"
+            changed[path] = f"{rewritten.POINTS}{target}"
         rewritten.add(root, changed)
     finally:
         os.close(root)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from ..artefacts import scripts
 from ..errors import CannotRun
 from ..system.ownership import user_name
-from ..system.running import Ended, run_line
+from ..system.processes import Ended, run_line
 
 SECONDS = 300.0
 _PROGRAM = re.compile(r"(?:\./)?bin/([^\s/]+)")

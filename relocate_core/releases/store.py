@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from ..errors import InvalidPath, TreeError
+from ..errors import InvalidPath, TreeError, reason_of
 from ..system import files, locks
 from ..system.ownership import require_trusted
 from ..virtualenvs.manifest import RECORD
@@ -223,7 +223,7 @@ class Store:
         try:
             shutil.rmtree(doomed)
         except OSError as error:
-            return f"{error.filename} cannot be removed: {(error.strerror or str(error)).lower()}"
+            return f"{error.filename} cannot be removed: {reason_of(error)}"
         return None
 
     # --- schemas --------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ class Store:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         file = os.open(name, flags, 0o600, dir_fd=self._records)
         try:
-            with locks.left(file, self.root.path, wait):
+            with locks.inherited(file, self.root.path, wait):
                 yield file
         finally:
             os.close(file)

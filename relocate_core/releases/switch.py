@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from ..errors import InvalidPath, NotARelease
-from ..progress import Tell, silent
+from ..progress import Report, Tell, silent
 from . import history
 from .root import CURRENT, WAIT, Root, link_name, name_of
 from .schemas import record
@@ -16,7 +15,7 @@ from .store import Store, locked
 
 
 @dataclass
-class Switch:
+class Switch(Report):
     """What became of a link, or would in a dry run.
 
     Attributes:
@@ -36,10 +35,6 @@ class Switch:
     bad: str | None = None
     dry_run: bool = False
     schema: dict[str, str] | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """All of it as plain values, for JSON and Salt."""
-        return asdict(self)
 
 
 def activate(

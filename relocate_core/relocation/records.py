@@ -10,7 +10,8 @@ from ..artefacts import bytecode, metadata
 from ..artefacts.metadata import Digests
 from ..artefacts.prefix import Prefixes
 from ..system import files
-from ..system.transaction import LINK, Staging
+from ..system.transaction import LINK, Transaction
+from ..virtualenvs.distributions import listed_path, records
 
 _HASHED_BYTECODE = b".pyc,sha"
 
@@ -32,49 +33,36 @@ class Records:
 
     def __iter__(self) -> Iterator[tuple[str, bytes]]:
         """Path and content of each."""
-        for site_packages in self.site_packages:
-            directory = files.open_directory(self.root, site_packages)
-            try:
-                for name in sorted(os.listdir(directory)):
-                    if name.endswith(".dist-info"):
-                        path = f"{site_packages}/{name}/RECORD"
-                        try:
-                            with files.directory_of(directory, f"{name}/RECORD") as (inner, record):
-                                data, _ = files.read(inner, record)
-                        except (FileNotFoundError, NotADirectoryError):
-                            continue
-                        yield path, data
-            finally:
-                os.close(directory)
+        return records(self.root, self.site_packages)
 
     def update(
-        self, staging: Staging, listed: Collection[str] | None = None
+        self, transaction: Transaction, listed: Collection[str] | None = None
     ) -> Iterator[tuple[str, bool]]:
-        """Stage every RECORD that lists a rewritten file, with that file's new hash and size.
+        """Rewrite every RECORD that lists a rewritten file, with that file's new hash and size.
 
         Args:
-            staging: what was rewritten.
+            transaction: what was rewritten.
             listed: the RECORDs to look at; by default all.
 
         Yields:
-            The RECORD's path, and whether it was staged already.
+            The RECORD's path, and whether it was rewritten already.
         """
-        marks = {_mark(path) for path in staging.items} | {_HASHED_BYTECODE}
+        marks = {_mark(path) for path in transaction.items} | {_HASHED_BYTECODE}
         for record, data in self if listed is None else self._read(listed):
             changed: dict[bytes, Callable[[str], Digests]] = {}
             for row, line in metadata.record_rows(data, marks):
-                path = _path(record, row)
-                item = staging.items.get(path)
+                path = listed_path(record, row)
+                item = transaction.items.get(path)
                 if item is not None and item.kind != LINK:
-                    changed[row] = partial(_digests, staging, path)
+                    changed[row] = partial(_digests, transaction, path)
                 elif row.endswith(b".pyc") and _HASHED_BYTECODE in line:
                     changed[row] = partial(self._bytecode_digests, path, line)
             if changed:
-                known = record in staging.items
-                old, status = staging.read(record)
+                known = record in transaction.items
+                old, status = transaction.read(record)
                 new = metadata.update_record(old, changed)
                 if new != old:
-                    staging.write(record, metadata.KIND, new, status)
+                    transaction.write(record, metadata.KIND, new, status)
                     yield record, known
 
     def _read(self, paths: Collection[str]) -> Iterator[tuple[str, bytes]]:
@@ -83,7 +71,7 @@ class Records:
                 yield path, files.read(directory, name)[0]
 
     def _bytecode_digests(self, path: str, line: bytes, algorithm: str) -> Digests:
-        """What a RECORD says of bytecode, which was rewritten before anybody looked at the RECORD.
+        """The digests of bytecode, which was rewritten before anybody read the RECORD.
 
         Perhaps by a run that was then killed. So its old content is what the opposite rewrite
         gives, if the row fits that, and else it was never rewritten.
@@ -107,14 +95,8 @@ class Records:
         return Digests(fitting[0] if fitting else b"", digest(after), len(after))
 
 
-def _digests(staging: Staging, path: str, algorithm: str) -> Digests:
-    return Digests(*staging.digests(path, algorithm))
-
-
-def _path(record: str, row: bytes) -> str:
-    """The path, relative to the virtualenv, that a row of a RECORD names."""
-    base = os.path.dirname(os.path.dirname(record))
-    return os.path.normpath(os.path.join(base, os.fsdecode(row)))
+def _digests(transaction: Transaction, path: str, algorithm: str) -> Digests:
+    return Digests(*transaction.digests(path, algorithm))
 
 
 def _mark(path: str) -> bytes:

@@ -1,7 +1,7 @@
 """Putting a virtualenv onto another base Python.
 
-A virtualenv holds no Python, only links to one (or a copy of its executable) and pyvenv.cfg, which
-says where that one lives. Carried to another machine, both have to name a Python there.
+A virtualenv holds no Python, only symlinks to one (or a copy of its executable) and pyvenv.cfg,
+which records where that one is. On another machine, both have to refer to a Python there.
 """
 
 from __future__ import annotations
@@ -9,23 +9,23 @@ from __future__ import annotations
 import os
 import re
 import stat
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import InterpreterMismatch, TreeError
+from ..progress import Report
 from ..system import files
 from ..system.locks import locked
-from ..system.transaction import Staged, Staging, reserve
+from ..system.transaction import Change, Transaction, reserve
 from ..virtualenvs import rewritten
-from ..virtualenvs.contents import survey
-from ..virtualenvs.interpreter import Interpreter, ask_own, fitting, named, require_fit
+from ..virtualenvs.contents import read_contents
+from ..virtualenvs.discovery import find_fitting, find_named, require_fit
+from ..virtualenvs.interpreter import PYTHON_NAME, Interpreter, probe_own
 from ..virtualenvs.layout import Virtualenv, inspect, read_config
-
-_NAME = re.compile(r"(?:python|pypy)[\d.]*t?\Z")
 
 
 @dataclass
-class Reinitialization:
+class Reinitialization(Report):
     """What putting a virtualenv onto a Python did, or in a dry run would do.
 
     Attributes:
@@ -34,7 +34,7 @@ class Reinitialization:
         version: that Python's X.Y.Z.
         old_python: what `bin/python` pointed to before; None where it was a copy.
         files: what was written, relative to the virtualenv; empty where nothing was to be done.
-        dry_run: whether it was only looked at.
+        dry_run: whether nothing was changed.
     """
 
     path: str
@@ -51,7 +51,7 @@ class Reinitialization:
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as plain values, for JSON and Salt."""
-        return {**asdict(self), "changed": self.changed}
+        return {**super().as_dict(), "changed": self.changed}
 
 
 def reinitialize(
@@ -60,24 +60,25 @@ def reinitialize(
     *,
     dry_run: bool = False,
     wait: float = 30.0,
-    staged: bool = False,
+    unpublished: bool = False,
     as_root: bool | None = None,
     compiled: dict[str, set[str]] | None = None,
 ) -> Reinitialization:
     """Put the virtualenv at `path` onto a Python of this machine.
 
-    Links and copies of the interpreter and pyvenv.cfg are made to name it; nothing is downloaded
-    and no package is touched. The result is run once before it counts.
+    Symlinks and copies of the interpreter and pyvenv.cfg are made to refer to it; nothing is
+    downloaded and no package is touched. The result is run once before it counts.
 
     Args:
         path: the virtualenv's directory.
         python: an executable, a command on the PATH or a version `X.Y`; by default the Python that
-            pyvenv.cfg names, if it is there and fits, else the first that fits.
+            pyvenv.cfg refers to, if it is there and fits, else the first that fits.
         dry_run: look, and change nothing.
         wait: seconds to wait for another run on the same virtualenv.
-        staged: whether nobody relies on the tree yet; see `relocate`.
-        as_root: whether the operator named root as the owner who should run it; see `ask_own`.
-        compiled: the file name endings of its compiled modules, where they are known; see `survey`.
+        unpublished: whether nobody relies on the tree yet; see `relocate`.
+        as_root: whether the operator named root as the owner who should run it; see `probe_own`.
+        compiled: the file name endings of its compiled modules, where they are known; see
+            `read_contents`.
 
     Returns:
         What was done. Nothing is done where it is on that Python already.
@@ -91,13 +92,13 @@ def reinitialize(
         with locked(root, path, wait):
             environment = inspect(path)
             if compiled is None:
-                compiled = survey(environment).compiled
+                compiled = read_contents(environment).compiled
             if python is None:
-                interpreter = fitting(environment, compiled)
+                interpreter = find_fitting(environment, compiled)
             else:
-                interpreter = named(python)
+                interpreter = find_named(python)
                 require_fit(environment, interpreter, compiled)
-            return _Swap(root, environment, interpreter, dry_run, staged, as_root).run()
+            return _Swap(root, environment, interpreter, dry_run, unpublished, as_root).run()
     except OSError as error:
         raise TreeError.of(path, error) from error
     finally:
@@ -113,16 +114,16 @@ class _Swap:
         environment: Virtualenv,
         interpreter: Interpreter,
         dry_run: bool,
-        staged: bool,
+        unpublished: bool,
         as_root: bool | None,
     ) -> None:
         self.root = root
         self.as_root = as_root
-        self.staged = staged
+        self.unpublished = unpublished
         self.environment = environment
         self.interpreter = interpreter
         self.old_base = _old_base(environment)
-        # What is to be written, by its path: links and where they lead, copies and of what, texts.
+        # What is to be written, by its path: symlinks and their targets, copies and of what, texts.
         self.links: dict[str, str] = {}
         self.copies: dict[str, str] = {}
         self.texts: dict[str, bytes] = {}
@@ -136,33 +137,35 @@ class _Swap:
         )
 
     def run(self) -> Reinitialization:
-        if not self.report.dry_run and not self.staged:
+        if not self.report.dry_run and not self.unpublished:
             files.clear_leftovers(self.root)
         self._plan_interpreters()
         self._plan_links()
         self._plan_config()
         self.report.files = sorted((*self.links, *self.copies, *self.texts))
         if not self.report.dry_run and self.report.changed:
-            staging = Staging(self.root, self.environment.path, durable=not self.staged)
+            transaction = Transaction(
+                self.root, self.environment.path, durable=not self.unpublished
+            )
             with reserve(self.root) as release:
                 try:
-                    self._stage(staging)
-                    staging.commit(_rank, 1, keep=True)
-                    self._prove()
-                    staging.clean()
+                    self._write(transaction)
+                    transaction.commit(_rank, 1, keep=True)
+                    self._verify()
+                    transaction.clean()
                 except BaseException:
                     release()
-                    staging.put_back()
+                    transaction.put_back()
                     raise
         return self.report
 
     def _plan_interpreters(self) -> None:
-        """The links and copies in `bin` that are the base Python."""
+        """The symlinks and copies in `bin` that are the base Python."""
         base = self.interpreter.executable
         directory = os.path.join(self.environment.path, "bin")
         for name in sorted(os.listdir(directory)):
             path = os.path.join(directory, name)
-            if not _NAME.match(name):
+            if not PYTHON_NAME.match(name):
                 continue
             if os.path.islink(path):
                 target = os.readlink(path)
@@ -172,7 +175,7 @@ class _Swap:
                 self.copies[f"bin/{name}"] = base
 
     def _plan_links(self) -> None:
-        """Other links into the old base: virtualenv 16's library, PyPy's shared library."""
+        """Other symlinks into the old base: virtualenv 16's library, PyPy's shared library."""
         if self.old_base is None or self.old_base == self.interpreter.base_prefix:
             return
         for top in ("bin", "lib", "include"):
@@ -237,22 +240,22 @@ class _Swap:
             lines.append(line)
         return b"".join(lines)
 
-    def _stage(self, staging: Staging) -> None:
+    def _write(self, transaction: Transaction) -> None:
         for path, target in self.links.items():
-            staging.link(path, target)
+            transaction.link(path, target)
         for path, source in self.copies.items():
             with open(source, "rb") as file:
-                staging.write(path, "copy", iter(lambda: file.read(1 << 20), b""))
+                transaction.write(path, "copy", iter(lambda: file.read(1 << 20), b""))
         for path, data in self.texts.items():
-            staging.write(path, "config", data)
-        rewritten.update(self.root, staging)
+            transaction.write(path, "config", data)
+        rewritten.update(self.root, transaction)
 
-    def _prove(self) -> None:
+    def _verify(self) -> None:
         """Run the virtualenv's Python: it has to be the wanted one."""
         base: str | None = os.path.dirname(self.interpreter.executable)
-        if not self.staged and os.stat(self.environment.path).st_uid != 0:
+        if not self.unpublished and os.stat(self.environment.path).st_uid != 0:
             base = None  # its owner could put anything in the place of the link to it
-        found = ask_own(self.environment.path, base, self.as_root)
+        found = probe_own(self.environment.path, base, self.as_root)
         if found.version != self.interpreter.version:
             raise InterpreterMismatch(
                 f"cannot put {self.environment.path} onto {self.interpreter.executable}: "
@@ -260,13 +263,13 @@ class _Swap:
             )
 
 
-def _rank(item: Staged) -> int:
-    # What names the old base comes last: a second run has to know it to find what is left.
+def _rank(item: Change) -> int:
+    # What refers to the old base comes last: a second run has to know it to find what is left.
     return 1 if item.kind == "config" else 0
 
 
 def _final_link(path: str) -> str | None:
-    """Where a chain of links leads out of its own directory; None where `path` is no link."""
+    """Where a chain of symlinks leaves its own directory; None where `path` is no symlink."""
     directory = os.path.dirname(path)
     target = None
     for _ in range(8):
@@ -280,7 +283,7 @@ def _final_link(path: str) -> str | None:
 
 
 def _inside(path: str, target: str, directory: str) -> bool:
-    """Whether a link in `directory` stays in it."""
+    """Whether a symlink in `directory` stays in it."""
     return (
         os.path.dirname(os.path.normpath(os.path.join(os.path.dirname(path), target))) == directory
     )
@@ -314,6 +317,6 @@ def _old_base(environment: Virtualenv) -> str | None:
 
 
 def _version_info(old: bytes, interpreter: Interpreter) -> bytes:
-    """The version in as many parts as stood there: `3.11.7` (uv) or `3.11.7.final.0`."""
+    """The version in as many parts as there were: `3.11.7` (uv) or `3.11.7.final.0`."""
     parts = [*map(str, interpreter.version), "final", "0"]
     return ".".join(parts[: max(3, old.count(b".") + 1)]).encode()

@@ -2,10 +2,10 @@
 
 The order is what makes a kill harmless. Whatever describes a file is brought up to date before the
 file: RECORD rows, then the bytecode of a changed source, then the source. A run that was killed in
-between finds the source still naming the old prefix and does the same once more. The files that say
-where the virtualenv was built - scripts, pyvenv.cfg, `activate` as the very last - are renamed into
-place after everything else is on disk; once they name the new prefix, the work is done, and telling
-so costs no walk.
+between finds that the source still contains the old prefix and does the same once more. The files
+that record where the virtualenv was built - scripts, pyvenv.cfg, `activate` as the very last - are
+renamed into place after everything else is on disk; once they contain the new prefix, the work is
+done, and seeing that takes no walk.
 
 A failure puts everything back: bytecode by the opposite rewrite, all other files from a second link
 that is kept to the old content until the end.
@@ -14,29 +14,26 @@ that is kept to the old content until the end.
 from __future__ import annotations
 
 import os
-import re
-import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..archives.tar import Refused
-from ..artefacts import binaries, bytecode, metadata
-from ..artefacts.kinds import rewrite
-from ..artefacts.large import LargeFile
+from ..artefacts import bytecode, metadata
 from ..artefacts.prefix import Prefixes
-from ..errors import InvalidPath, RelocateError, TreeChanged, TreeError, UnknownPrefix
+from ..errors import InvalidPath, RelocateError, TreeChanged, TreeError, UnknownPrefix, reason_of
+from ..progress import Report
 from ..system import files
 from ..system.locks import locked
-from ..system.transaction import LINK, Rehearsal, Staged, Staging, reserve
-from ..virtualenvs import manifest
-from ..virtualenvs import rewritten as ledger
+from ..system.transaction import Change, DryRun, Transaction, reserve
+from ..virtualenvs import manifest, manifest_reader, rewritten
 from ..virtualenvs.layout import Virtualenv, absolute_prefix, inspect, recorded_prefixes
 from ..virtualenvs.manifest import Head
-from . import pool
+from . import workers
 from .records import Records
-from .scan import WHOLE, Findings, Scanner
+from .rewriter import Rewriter
+from .scan import Findings, Scanner
 from .walk import Walk
 
 Progress = Callable[[int, int], None]
@@ -44,19 +41,19 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass
-class Relocation:
+class Relocation(Report):
     """What a relocation did, or in a dry run would do.
 
     Attributes:
         path: the virtualenv, as it was given.
-        prefix: the path that its files name now.
-        old_prefixes: the paths that they named before; empty where nothing was to be done.
-        dry_run: whether it was only looked at.
+        prefix: the path that its files refer to now.
+        old_prefixes: the paths that they referred to before; empty where nothing was to be done.
+        dry_run: whether nothing was changed.
         rewritten: how many files were rewritten, by kind.
         files: the rewritten files that are no bytecode, relative to the virtualenv, sorted.
         problems: (file, reason) of each reference that had to be left, and of bytecode that was
             skipped.
-        seen: how many files were looked at.
+        seen: how many files were read.
     """
 
     path: str
@@ -75,17 +72,8 @@ class Relocation:
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as plain values, for JSON and Salt."""
-        return {
-            "path": self.path,
-            "prefix": self.prefix,
-            "old_prefixes": self.old_prefixes,
-            "changed": self.changed,
-            "dry_run": self.dry_run,
-            "rewritten": self.rewritten,
-            "files": self.files,
-            "problems": [{"file": path, "reason": reason} for path, reason in self.problems],
-            "seen": self.seen,
-        }
+        problems = [{"file": path, "reason": reason} for path, reason in self.problems]
+        return {**super().as_dict(), "changed": self.changed, "problems": problems}
 
 
 def relocate(
@@ -96,34 +84,34 @@ def relocate(
     dry_run: bool = False,
     progress: Progress | None = None,
     wait: float = 30.0,
-    staged: bool = False,
+    unpublished: bool = False,
     as_packed: bool = False,
 ) -> Relocation:
     """Relocate the virtualenv at `path` to `new_path`.
 
-    Of an unpacked bundle only the files are looked at that its manifest names, unless something was
+    Of an unpacked bundle only the files are read that its manifest lists, unless something was
     installed into it since.
 
     Args:
-        path: the virtualenv's directory, as it stands on this machine.
-        new_path: the absolute path that its files should name; "auto" is where it stands (where
-            `path` is a link to it, the directory behind the link).
-        old_path: one more path to look for, where the virtualenv itself does not tell.
+        path: the virtualenv's directory, as it is on this machine.
+        new_path: the absolute path that its files should refer to; "auto" is where it is (where
+            `path` is a symlink to it, the directory behind it).
+        old_path: one more path to look for, which the virtualenv itself does not record.
         dry_run: look, and change nothing.
         progress: called now and then.
         wait: seconds to wait for another run on the same virtualenv.
-        staged: whether nobody relies on the tree yet: it is then not synced, as whoever publishes
-            it syncs all of it, nor put back after a failure.
-        as_packed: whether the tree is known to be just what its manifest says.
+        unpublished: whether nobody relies on the tree yet: it is then not synced, as whoever
+            publishes it syncs all of it, nor put back after a failure.
+        as_packed: whether the tree is known to be just what its manifest lists.
 
     Returns:
-        What was done. Nothing is done where all files name the new path already.
+        What was done. Nothing is done where all files refer to the new path already.
 
     Raises:
         RelocateError: one of its subclasses, in one sentence; the virtualenv is as it was before.
     """
     if new_path == "auto":
-        new = absolute_prefix(_standing_at(path), "the path")
+        new = absolute_prefix(_location(path), "the path")
     else:
         new = absolute_prefix(new_path, "the new path")
     given = [absolute_prefix(old_path, "the old path")] if old_path else []
@@ -148,7 +136,7 @@ def relocate(
             else:
                 recorded = head.prefixes if head.prefix in old else ()
             old += [prefix for prefix in recorded if prefix != new and prefix not in old]
-            run = _Run(root, environment, old, new, dry_run, progress, staged, head)
+            run = _Run(root, environment, old, new, dry_run, progress, unpublished, head)
             return run.relocate()
     except OSError as error:
         raise TreeError.of(path, error) from error
@@ -157,13 +145,13 @@ def relocate(
 
 
 def _manifest(root: int, environment: Virtualenv, as_packed: bool) -> Head | None:
-    """What the manifest of an unpacked bundle says; None where it may not be true any more.
+    """The head of the manifest of an unpacked bundle; None where it may not be true any more.
 
     Whatever is installed or removed changes the directory of programs or that of packages, whose
-    times are those of the bundle as long as nobody but `staging` has worked on them.
+    times are those of the bundle as long as nobody but a transaction has worked on them.
     """
     try:
-        known = manifest.of_tree(root)
+        known = manifest_reader.of_tree(root)
     except Refused:
         return None
     if known is None:
@@ -190,8 +178,8 @@ def _exists(root: int, path: str) -> bool:
     return True
 
 
-def _standing_at(path: str) -> str:
-    """Where the virtualenv stands: a link to it, like `current`, is no place to relocate to.
+def _location(path: str) -> str:
+    """Where the virtualenv is: a symlink to it, like `current`, is no place to relocate to.
 
     Programs started from there would find another release behind it after the next switch.
     """
@@ -216,7 +204,7 @@ def _nothing_to_do(environment: Virtualenv, new: str) -> Relocation:
     if environment.prefix is None and not environment.relocatable:
         raise UnknownPrefix(
             f"{environment.path} does not say where it was built: its activation scripts, "
-            "pyvenv.cfg and console scripts name no path; name it (--old-path, in Salt old_path)"
+            "pyvenv.cfg and console scripts contain no path; give it (--old-path, in Salt old_path)"
         )
     return Relocation(environment.path, new, [])
 
@@ -232,11 +220,11 @@ class _Run:
         new: str,
         dry_run: bool,
         progress: Progress | None,
-        staged: bool,
+        unpublished: bool,
         head: Head | None,
     ) -> None:
         self.root = root
-        self.staged = staged
+        self.unpublished = unpublished
         self.head = head
         self.environment = environment
         self.report = Relocation(environment.path, new, old, dry_run)
@@ -250,23 +238,23 @@ class _Run:
         self.walk = Walk(root, environment.path, clear=not dry_run)
         self.bytecode: dict[str, int] = {}
         self.hits: list[str] = []
-        self.staging = (Rehearsal if dry_run else Staging)(
-            root, environment.path, durable=not staged
+        self.transaction = (DryRun if dry_run else Transaction)(
+            root, environment.path, durable=not unpublished
         )
 
     def relocate(self) -> Relocation:
         if self.report.dry_run:
             self._scan()
-            self._stage()
+            self._write()
         else:
             with reserve(self.root) as release:
                 try:
                     self._scan()
-                    self._stage()
-                    self.staging.commit(_rank, _IDENTITY)
+                    self._write()
+                    self.transaction.commit(_rank, _IDENTITY)
                 except BaseException as error:
                     release()
-                    if not self.staged:
+                    if not self.unpublished:
                         self._put_back(error)
                     raise
         self.report.files.sort()
@@ -276,7 +264,7 @@ class _Run:
     def _put_back(self, error: BaseException) -> None:
         """Undo what was done so far, as far as the same trouble does not forbid it."""
         try:
-            self.staging.put_back()
+            self.transaction.put_back()
             self._rewrite_back()
             files.clear_leftovers(self.root)  # an interrupt may come between any two steps
         except OSError as second:
@@ -284,24 +272,24 @@ class _Run:
                 error = TreeError.of(self.environment.path, error)
             raise TreeError(
                 f"{error}; putting back what was done failed as well "
-                f"({(second.strerror or str(second)).lower()}): see to it and run the same again"
+                f"({reason_of(second)}): see to it and run the same again"
             ) from error
 
     def _rewrite_back(self) -> None:
         """Give rewritten bytecode its old prefix again."""
         for which, old in enumerate(self.prefixes.old):
             directories: dict[str, list[str]] = {}
-            for path, named in self.bytecode.items():
-                if named == which:
+            for path, number in self.bytecode.items():
+                if number == which:
                     directory, _, name = path.rpartition("/")
                     directories.setdefault(directory, []).append(name)
             scanner = Scanner(self.root, Prefixes((self.prefixes.new,), old), write=True)
-            pool.scan(scanner, iter(directories.items()), _require_success)
+            workers.scan(scanner, iter(directories.items()), _require_success)
 
     # --- finding --------------------------------------------------------------------------------
 
     def _scan(self) -> None:
-        """Find what names a prefix; where that needs a walk, bytecode is rewritten on the way."""
+        """Find what contains a prefix; a walk, if it takes one, rewrites bytecode on the way."""
         listed = self.head.references if self.head is not None else ()
         if not self.report.dry_run:
             parents = {path.rpartition("/")[0] for path in listed}
@@ -309,9 +297,9 @@ class _Run:
         if self.head is not None:
             self._take_listed(self.head)
             return
-        account = _exists(self.root, ledger.NAME)
+        account = _exists(self.root, rewritten.NAME)
         scanner = Scanner(self.root, self.prefixes, not self.report.dry_run, account)
-        pool.scan(scanner, self.walk.directories(), self._take)
+        workers.scan(scanner, self.walk.directories(), self._take)
         if self.failure is not None:
             raise self.failure
         self.report.problems += [(path, "it is another file system") for path in self.walk.foreign]
@@ -319,7 +307,7 @@ class _Run:
             self.report.rewritten[bytecode.KIND] = len(self.bytecode)
 
     def _take_listed(self, head: Head) -> None:
-        """Take for found what the manifest of a bundle names."""
+        """Take for found what the manifest of a bundle lists."""
         for path in head.references:
             status = os.stat(path, dir_fd=self.root, follow_symlinks=False)
             (self.walk.links if stat.S_ISLNK(status.st_mode) else self.hits).append(path)
@@ -347,133 +335,24 @@ class _Run:
     def _full(self, path: str) -> str:
         return os.path.join(self.environment.path, path)
 
-    # --- writing aside --------------------------------------------------------------------------
+    # --- writing --------------------------------------------------------------------------------
 
-    def _stage(self) -> None:
+    def _write(self) -> None:
         """Write every other new file beside its old one; nothing is in place yet."""
+        rewriter = Rewriter(self.root, self.prefixes, self.transaction, self.report, self.bytecode)
         for path in self.walk.links:
-            self._stage_link(path)
+            rewriter.link(path)
         for path in self.hits:
-            self._stage_file(path)
-        sources = [
-            item.path
-            for item in self.staging.items.values()
-            if item.path.endswith(".py") and item.kind != LINK
-        ]
-        for path in sources:
-            self._stage_bytecode_of(path)
+            rewriter.file(path)
+        rewriter.follow_sources()
         records = Records(self.root, self.environment.site_packages, self.prefixes)
         listed = None
         if self.head is not None:
             listed = [path for path in self.head.references if path.endswith("/RECORD")]
-        for record, known in records.update(self.staging, listed):
+        for record, known in records.update(self.transaction, listed):
             if not known:
-                self._count(record, metadata.KIND)
-        ledger.update(self.root, self.staging)
-
-    def _count(self, path: str, kind: str) -> None:
-        self.report.rewritten[kind] = self.report.rewritten.get(kind, 0) + 1
-        if kind != bytecode.KIND:
-            self.report.files.append(path)
-
-    def _stage_link(self, path: str) -> None:
-        with files.directory_of(self.root, path) as (directory, name):
-            status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-            target = os.fsencode(os.readlink(name, dir_fd=directory))
-        match = next(self.prefixes.matches(target), None)
-        if match is not None and match.start() == 0:
-            moved = os.fsdecode(self.prefixes.new + target[match.end() :])
-            self.staging.link(path, moved, status)
-            self._count(path, LINK)
-
-    def _stage_file(self, path: str) -> None:
-        """Rewrite one hit beside the old file."""
-        with files.directory_of(self.root, path) as (directory, name):
-            file = files.open_file(directory, name)
-            try:
-                status = os.fstat(file)
-                if status.st_size > WHOLE:
-                    self._stage_large(path, file, status)
-                    return
-                data = files.read_whole(file)
-            finally:
-                os.close(file)
-        result = rewrite(path, data, self.prefixes)
-        problem = result.problem
-        if problem and result.kind == binaries.KIND:
-            runpath = binaries.longer_runpath(data, self.prefixes)
-            if runpath is not None:
-                problem = self._grow(path, result.data, status, os.fsdecode(runpath), problem)
-        if result.data != data and path not in self.staging.items:
-            self.staging.write(path, result.kind, result.data, status)
-        if problem:
-            self.report.problems.append((path, problem))
-        if path in self.staging.items:
-            self._count(path, result.kind)
-
-    def _grow(
-        self, path: str, data: bytes, status: os.stat_result, runpath: str, problem: str
-    ) -> str:
-        """Let `patchelf` write a RUNPATH that has no room; returns what is still wrong then."""
-        program = shutil.which("patchelf")
-        if program is None:
-            return f"{problem}: its RUNPATH can be given more by patchelf, which is not installed"
-        self.staging.write(path, binaries.KIND, data, status)
-        if self.report.dry_run:
-            return ""
-        if not self.staging.run(path, [program, "--set-rpath", runpath]):
-            self.staging.drop(path)
-            return f"{problem}, and patchelf failed on it"
-        return rewrite(path, self.staging.read(path)[0], self.prefixes).problem
-
-    def _stage_large(self, path: str, file: int, status: os.stat_result) -> None:
-        large = LargeFile(file, self.prefixes)
-        if not large.problem:
-            self.staging.write(path, large.kind, large.pieces(), status)
-            if large.changed and (large.binary or not large.problem):
-                self._count(path, large.kind)
-            else:
-                self.staging.drop(path)
-        if large.problem:
-            self.report.problems.append((path, large.problem))
-
-    def _stage_bytecode_of(self, path: str) -> None:
-        """Make the bytecode of a changed source fit the new source.
-
-        The source keeps its time, and often its size, so Python would go on using the old one.
-        """
-        with files.directory_of(self.root, path) as (directory, name):
-            data, status = files.read(directory, name)
-        mtime = int(status.st_mtime)
-        old = bytecode.Source(data, mtime)
-        new = bytecode.Source(self.staging.read(path)[0], mtime)
-        parent, _, name = path.rpartition("/")
-        for pyc in self._bytecode_files(parent, name[: -len(".py")]):
-            content, status = self.staging.read(pyc)
-            try:
-                moved = bytecode.follow_source(content, old, new)
-            except bytecode.Unreadable:
-                continue  # no Python that is known would load it
-            if moved != content:
-                known = pyc in self.staging.items or pyc in self.bytecode
-                self.staging.write(pyc, bytecode.KIND, moved, status)
-                if not known:
-                    self._count(pyc, bytecode.KIND)
-
-    def _bytecode_files(self, parent: str, stem: str) -> Iterator[str]:
-        """The existing bytecode files of a source `parent/stem.py`."""
-        beside = re.compile(re.escape(stem) + r"\.py[co]\Z")
-        cached = re.compile(re.escape(stem) + r"\.[^/]*\.pyc\Z")
-        for directory, pattern in ((parent, beside), (f"{parent}/__pycache__".lstrip("/"), cached)):
-            try:
-                descriptor = files.open_directory(self.root, directory)
-            except OSError:
-                continue
-            try:
-                names = sorted(filter(pattern.match, os.listdir(descriptor)))
-            finally:
-                os.close(descriptor)
-            yield from (f"{directory}/{name}".lstrip("/") for name in names)
+                rewriter.count(record, metadata.KIND)
+        rewritten.update(self.root, self.transaction)
 
 
 def _require_success(findings: Findings) -> None:
@@ -485,9 +364,9 @@ def _require_success(findings: Findings) -> None:
 _IDENTITY = 3
 
 
-def _rank(item: Staged) -> int:
+def _rank(item: Change) -> int:
     """The order of the renames; see the module's first lines."""
-    if item.path.endswith(".dist-info/RECORD") or item.kind == ledger.KIND:
+    if item.path.endswith(".dist-info/RECORD") or item.kind == rewritten.KIND:
         return 0
     if item.kind == bytecode.KIND:
         return 1

@@ -1,9 +1,9 @@
 """Finding the files that name a prefix, and rewriting bytecode on the spot.
 
 This is the part that touches every file of a tree, so it runs in several processes where there are
-several cores (see `pool`), in fixed memory whatever a file's size. Bytecode is nearly all there is
-to rewrite and every file of it stands for itself, so it is rewritten as it is met. All other hits
-are handed back, for `relocation` to rewrite in an order that survives a kill.
+several cores (see `workers`), in fixed memory whatever a file's size. Bytecode is nearly all there
+is to rewrite and no file of it depends on another, so it is rewritten as it is met. All other
+hits are returned, for `relocate` to rewrite in an order that survives a kill.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ Directory = tuple[str, list[str]]
 class Findings(NamedTuple):
     """What became of a batch of directories. Paths are relative to the virtualenv.
 
-    A plain tuple of plain values, as it travels between processes.
+    A plain tuple of plain values, as it is sent between processes.
     """
 
     seen: int
-    """How many files were looked at."""
+    """How many files were read."""
     rewritten: list[tuple[str, int]]
-    """Bytecode that was (in a dry run: would be) rewritten, and which old prefix it named."""
+    """Bytecode that was (in a dry run: would be) rewritten, and which old prefix it contained."""
     hits: list[str]
     """Other files that hold a reference."""
     hidden: list[tuple[str, str]]
@@ -54,9 +54,9 @@ class Scanner:
     Args:
         root: descriptor of the virtualenv.
         prefixes: what to look for, and what to write.
-        write: whether to rewrite bytecode, or only to say what would be.
+        write: whether to rewrite bytecode, or only to report what would be.
         account: whether somebody keeps account of every file that is rewritten; bytecode is then
-            handed back like all others.
+            returned like all others.
     """
 
     def __init__(self, root: int, prefixes: Prefixes, write: bool, account: bool = False) -> None:
@@ -70,12 +70,12 @@ class Scanner:
         self.buffers = [self.buffer]
 
     def scan(self, directories: list[Directory], take: Callable[[Findings], None]) -> None:
-        """Look through the named files of each directory; tell `take`, even where interrupted."""
+        """Look through these files; `take` gets the findings, even where interrupted."""
         findings = Findings(0, [], [], [], None)
         failure = None
         seen = 0
         path = name = ""
-        descent = files.Descent(self.root)
+        cursor = files.DirectoryCursor(self.root)
         # What follows is done for every file of a tree, so it calls nothing that it can do without.
         first, *_ = self.needles
         buffer, buffers, find = self.buffer, self.buffers, self.buffer.find
@@ -83,7 +83,7 @@ class Scanner:
         try:
             for path, names in directories:
                 name = ""
-                directory = descent.open(path)
+                directory = cursor.open(path)
                 for name in names:
                     seen += 1
                     file = os.open(name, files.FILE, dir_fd=directory)
@@ -102,7 +102,7 @@ class Scanner:
         except TreeChanged as error:
             failure = (_join(path, name), "TreeChanged", 0, str(error))
         finally:
-            descent.close()
+            cursor.close()
             take(findings._replace(seen=seen, failure=failure))
 
     def _look(
@@ -145,19 +145,19 @@ class Scanner:
             return True
         which = 0
         if len(self.prefixes.old) > 1:
-            named = [number for number, old in enumerate(self.prefixes.old) if old in data]
-            which = named[0] if len(named) == 1 else -1
+            found = [number for number, old in enumerate(self.prefixes.old) if old in data]
+            which = found[0] if len(found) == 1 else -1
         if which < 0 or self.prefixes.new in data:
             return False  # the opposite rewrite would not give it back
-        # Told before it is done: to undo what was not done does no harm.
+        # Reported before it is done: to undo what was not done does no harm.
         findings.rewritten.append((path, which))
         if self.write:
-            temporary = files.write_aside(directory, file, status, (new,))
+            temporary = files.write_beside(directory, file, status, (new,))
             files.put_in_place(directory, temporary, name, status, path=path)
         return True
 
     def _search(self, file: int, size: int) -> bool:
-        """Whether a needle stands in the file, whose first `size` bytes are in the buffer."""
+        """Whether a needle is in the file, whose first `size` bytes are in the buffer."""
         buffer = self.buffer
         find = buffer.find
         needles = self.needles
@@ -184,7 +184,7 @@ def _join(directory: str, name: str) -> str:
 
 
 def needles(paths: tuple[bytes, ...]) -> tuple[bytes, ...]:
-    """Byte strings of which one at least is in every file that names a path, however quoted.
+    """Byte strings of which one at least is in every file that contains a path, however quoted.
 
     A path of plain characters is its own needle; of any other, every spelling has the longest run
     of plain characters in common.
@@ -249,7 +249,7 @@ class _Raw:
 
 
 def _in_stream(stream: object, wanted: tuple[bytes, ...]) -> bool:
-    """Whether a needle stands in what the stream gives, up to a limit against bombs."""
+    """Whether a needle is in what the stream gives, up to a limit, as it may be a bomb."""
     read = stream.read  # type: ignore[attr-defined]
     keep = max(map(len, wanted)) - 1
     tail, total = b"", 0

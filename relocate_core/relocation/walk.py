@@ -1,4 +1,4 @@
-"""One walk over a virtualenv's tree, below descriptors: no link followed, no file system left."""
+"""One walk over a virtualenv's tree that follows no symlink and stays on its file system."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Walk:
                 if is_file and name[0] != ".":  # nearly all of them
                     names.append(name)
                 elif entry.is_dir(follow_symlinks=False):
-                    if path or name != PLACE:  # what it says of the past should stay
+                    if path or name != PLACE:  # what it records of the past should stay
                         directories.append(name)
                 elif name.startswith(files.TEMPORARY):
                     if self.clear:  # under the lock, nobody is using it any more

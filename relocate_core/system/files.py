@@ -1,4 +1,4 @@
-"""Work below a directory descriptor: no link is followed, every change is a new file and a rename.
+"""Work below a directory descriptor: no symlink followed, every change a new file and a rename.
 
 A path is opened component by component, each with O_NOFOLLOW, so nobody who may write somewhere in
 the tree can redirect a write out of it. A file is never written in place: hard links (uv links
@@ -25,7 +25,7 @@ FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 def open_root(path: str) -> int:
-    """A descriptor of the directory `path`, which itself may be reached through links.
+    """A descriptor of the directory `path`, which itself may be reached through symlinks.
 
     Raises:
         TreeError: it cannot be opened.
@@ -48,7 +48,7 @@ def open_directory(root: int, path: str) -> int:
     return directory
 
 
-class Descent:
+class DirectoryCursor:
     """Opens one directory after the other below a root, as `open_directory` does.
 
     The descriptors on the way to the last one stay open, so that a neighbour costs one call and
@@ -111,12 +111,21 @@ def read_whole(file: int) -> bytes:
         pieces.append(piece)
 
 
-def sha256(file: int) -> str:
-    """The digest of the rest of an open file, in hexadecimal."""
-    digest = hashlib.sha256()
+def digest(file: int, algorithm: str = "sha256") -> bytes:
+    """The digest of the rest of an open file."""
+    found = hashlib.new(algorithm)
     while piece := os.read(file, 1 << 20):
-        digest.update(piece)
-    return digest.hexdigest()
+        found.update(piece)
+    return found.digest()
+
+
+def digest_of(directory: int, name: str, algorithm: str = "sha256") -> bytes:
+    """The digest of a file in an open directory."""
+    file = open_file(directory, name)
+    try:
+        return digest(file, algorithm)
+    finally:
+        os.close(file)
 
 
 def read(directory: int, name: str) -> tuple[bytes, os.stat_result]:
@@ -132,11 +141,11 @@ def read(directory: int, name: str) -> tuple[bytes, os.stat_result]:
 
 
 def temporary_name() -> str:
-    """A name for a temporary file or link, unique to this process."""
+    """A name for a temporary file or symlink, unique to this process."""
     return f"{TEMPORARY}{os.getpid()}-{next(_counter)}"
 
 
-def write_aside(
+def write_beside(
     directory: int, original: int, status: os.stat_result, pieces: Iterable[bytes]
 ) -> str:
     """Write a new file into `directory`, like `original` in all but its content; return its name.
@@ -188,7 +197,7 @@ def _copy_attributes(original: int, file: int) -> bool:
     try:
         names, ours = os.listxattr(original), os.listxattr(file)
         for name in set(ours).difference(names):
-            if not name.startswith("security."):  # the directory's default access list, say
+            if not name.startswith("security."):  # such as the directory's default access list
                 os.removexattr(file, name)
         for name in names:
             try:
@@ -241,7 +250,7 @@ def same_file(one: os.stat_result, other: os.stat_result) -> bool:
     )
 
 
-def link_aside(directory: int, status: os.stat_result, target: str) -> str:
+def symlink_beside(directory: int, status: os.stat_result, target: str) -> str:
     """Make a symbolic link with the owner and times of `status`; return its name."""
     name = temporary_name()
     os.symlink(target, name, dir_fd=directory)
@@ -275,7 +284,7 @@ def clear_leftovers(root: int) -> None:
     """Remove what a killed run has left anywhere: under the lock, nobody else is using it."""
     with suppress(OSError):  # untidy, not wrong
         for _, directories, names, directory in os.fwalk(".", dir_fd=root):
-            for name in (*directories, *names):  # a link to a directory counts as one
+            for name in (*directories, *names):  # a symlink to a directory is among the directories
                 if name.startswith(TEMPORARY):
                     os.unlink(name, dir_fd=directory)
 

@@ -1,5 +1,4 @@
-"""One run at a time: a virtualenv is locked by its directory, a root by a file that says by
-whom."""
+"""One run at a time: a virtualenv is locked by its directory, a root by a file with its holder."""
 
 from __future__ import annotations
 
@@ -7,8 +6,8 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime, timezone
 
 from ..errors import Busy
@@ -16,8 +15,7 @@ from ..errors import Busy
 LOCK = "lock"
 
 
-@contextmanager
-def locked(directory: int, path: str, wait: float) -> Iterator[None]:
+def locked(directory: int, path: str, wait: float) -> AbstractContextManager[None]:
     """Hold the lock on an open directory.
 
     Args:
@@ -28,23 +26,22 @@ def locked(directory: int, path: str, wait: float) -> Iterator[None]:
     Raises:
         Busy: somebody else held it all the time.
     """
-    if not _acquired(directory, wait):
-        raise Busy(
+    return _hold(
+        directory,
+        wait,
+        lambda: (
             f"cannot relocate {path}: another run has been at work on it for {wait:g} seconds; "
             "wait for it to end and run again"
-        )
-    try:
-        yield
-    finally:
-        _release(directory)
+        ),
+    )
 
 
 @contextmanager
 def held(records: int, path: str, doing: str, wait: float) -> Iterator[None]:
     """Hold the lock of a root of releases.
 
-    The file stays, as removing it would let two runs hold two files of one name; it says who holds
-    it for as long as it is held.
+    The file stays, as removing it would let two runs hold two files of one name; it contains who
+    holds it for as long as it is held.
 
     Args:
         records: descriptor of the root's directory of records.
@@ -57,29 +54,30 @@ def held(records: int, path: str, doing: str, wait: float) -> Iterator[None]:
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     file = os.open(LOCK, flags, 0o644, dir_fd=records)
+
+    def refusal() -> str:
+        return (
+            f"cannot work in {path}: {_holder(file)}, and held it all of {wait:g} seconds; "
+            "wait for that run to end and run again"
+        )
+
     try:
-        if not _acquired(file, wait):
-            raise Busy(
-                f"cannot work in {path}: {_holder(file)}, and held it all of {wait:g} seconds; "
-                "wait for that run to end and run again"
-            )
-        holder = {"pid": os.getpid(), "doing": doing.strip(), "since": now()}
-        with suppress(OSError):  # a full disk: the lock holds without its label
-            os.fchmod(file, 0o644)  # whatever the umask
-            os.ftruncate(file, 0)
-            os.pwrite(file, json.dumps(holder).encode() + b"\n", 0)
-        try:
-            yield
-        finally:
-            with suppress(OSError):
+        with _hold(file, wait, refusal):
+            holder = {"pid": os.getpid(), "doing": doing.strip(), "since": now()}
+            with suppress(OSError):  # a full disk: the lock holds without its label
+                os.fchmod(file, 0o644)  # whatever the umask
                 os.ftruncate(file, 0)
-            _release(file)
+                os.pwrite(file, json.dumps(holder).encode() + b"\n", 0)
+            try:
+                yield
+            finally:
+                with suppress(OSError):
+                    os.ftruncate(file, 0)
     finally:
         os.close(file)
 
 
-@contextmanager
-def left(file: int, path: str, wait: float) -> Iterator[None]:
+def inherited(file: int, path: str, wait: float) -> AbstractContextManager[None]:
     """Hold a lock that programs inherit, so that one that outlives a killed run is waited for.
 
     Args:
@@ -90,15 +88,27 @@ def left(file: int, path: str, wait: float) -> Iterator[None]:
     Raises:
         Busy: one is still running.
     """
-    if not _acquired(file, wait):
-        raise Busy(
+    return _hold(
+        file,
+        wait,
+        lambda: (
             f"cannot work in {path}: a migration is still running that another run has begun, and "
             f"was all of {wait:g} seconds; wait for it to end and run again"
-        )
+        ),
+    )
+
+
+@contextmanager
+def _hold(file: int, wait: float, refusal: Callable[[], str]) -> Iterator[None]:
+    """Hold the lock on an open file or directory, or raise `Busy` with the refusal."""
+    if not _acquired(file, wait):
+        raise Busy(refusal())
     try:
         yield
     finally:
-        _release(file)
+        # Not left to closing it: what another thread has forked meanwhile holds a copy.
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _holder(file: int) -> str:
@@ -123,12 +133,6 @@ def _acquired(file: int, wait: float) -> bool:
         except OSError:
             pass  # a file system without locks
         return True
-
-
-def _release(file: int) -> None:
-    # Not left to closing it: what another thread has forked meanwhile holds a copy.
-    with suppress(OSError):
-        fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def now() -> str:

@@ -1,4 +1,4 @@
-"""Whether a path leads only through directories that nobody else can swap under root's hands."""
+"""Whether all directories of a path are safe from other users while root works in it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ..errors import UnsafeDirectory
 def require_trusted(path: str) -> None:
     """Refuse to work as root below a directory that another user may change.
 
-    Whoever may write to a directory may rename what is in it and put a link in its place, between
-    one call of root's and the next. A directory with the sticky bit is safe for what root has made
-    in it.
+    Whoever may write to a directory may rename what is in it and put a symlink in its place,
+    between one call of root's and the next. A directory with the sticky bit is safe for what root
+    has made in it.
 
     Args:
         path: an absolute path to an existing directory.
 
     Raises:
-        UnsafeDirectory: says which directory it is, and whose.
+        UnsafeDirectory: with the directory, and whose it is.
     """
     if os.geteuid() != 0:
         return
@@ -38,13 +38,13 @@ def require_trusted(path: str) -> None:
         if os.path.islink(inner):
             if os.lstat(inner).st_uid != 0:
                 raise UnsafeDirectory(
-                    f"cannot work as root in {path}: the link {inner} belongs to "
-                    f"{user_name(os.lstat(inner).st_uid)}, who could let it lead elsewhere; "
+                    f"cannot work as root in {path}: the symlink {inner} belongs to "
+                    f"{user_name(os.lstat(inner).st_uid)}, who could let it point elsewhere; "
                     "make it as root"
                 )
             hops += 1
             if hops > 40:
-                raise UnsafeDirectory(f"{path} leads in a circle: fix the link {inner}")
+                raise UnsafeDirectory(f"{path} is a loop of symlinks: fix {inner}")
             target = os.readlink(inner)
             at = "/" if target.startswith("/") else at
             ahead += [piece for piece in target.split("/") if piece not in ("", ".")][::-1]

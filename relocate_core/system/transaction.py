@@ -1,4 +1,4 @@
-"""New files and links: written aside first, renamed into place together, put back on failure.
+"""New files and symlinks: written beside the old ones, renamed into place together, or undone.
 
 Until `commit` nothing is in place, so a full disk or a missing permission costs nothing. From then
 on each old content keeps a second link until all is done; `put_back` renames those over again.
@@ -18,8 +18,8 @@ LINK = "link"
 
 
 @dataclass
-class Staged:
-    """A new file or link, written beside the old one."""
+class Change:
+    """A new file or symlink, written beside the old one."""
 
     path: str
     kind: str
@@ -30,8 +30,8 @@ class Staged:
     """The second link to the old content, once the new one is in place."""
 
 
-class Staging:
-    """New files and links below a root.
+class Transaction:
+    """New files and symlinks below a root.
 
     Args:
         root: descriptor of the directory that all paths are relative to.
@@ -43,15 +43,15 @@ class Staging:
         self.root = root
         self.name = name
         self.durable = durable
-        self.items: dict[str, Staged] = {}
+        self.items: dict[str, Change] = {}
         self._times: dict[str, tuple[int, int]] = {}
 
     def read(self, path: str) -> tuple[bytes, os.stat_result]:
         """A file's content as it will be, and what the old one was like when it was read."""
-        staged = self.items.get(path)
+        change = self.items.get(path)
         with files.directory_of(self.root, path) as (directory, name):
-            data, status = files.read(directory, staged.temporary if staged else name)
-        return data, staged.status if staged else status
+            data, status = files.read(directory, change.temporary if change else name)
+        return data, change.status if change else status
 
     def write(
         self,
@@ -59,14 +59,14 @@ class Staging:
         kind: str,
         data: bytes | Iterable[bytes],
         status: os.stat_result | None = None,
-    ) -> Staged:
-        """Write the new content of `path` aside; a second one takes the place of the first.
+    ) -> Change:
+        """Write the new content of `path` beside it; a second one replaces the first.
 
         Args:
             path: the file.
             kind: its kind.
             data: the new content, whole or in pieces.
-            status: what the old one was like when it was read, if the new one comes of it.
+            status: what the old one was like when it was read, if the new one is made from it.
         """
         pieces = (data,) if isinstance(data, bytes) else data
         with files.directory_of(self.root, path) as (directory, name):
@@ -74,46 +74,46 @@ class Staging:
             original = files.open_file(directory, name)
             try:
                 status = status or os.fstat(original)
-                temporary = files.write_aside(directory, original, status, pieces)
+                temporary = files.write_beside(directory, original, status, pieces)
             finally:
                 os.close(original)
         return self._add(path, kind, status, temporary)
 
-    def link(self, path: str, target: str, status: os.stat_result | None = None) -> Staged:
-        """Make the link that should stand at `path`."""
+    def link(self, path: str, target: str, status: os.stat_result | None = None) -> Change:
+        """Make the symlink that `path` should be."""
         with files.directory_of(self.root, path) as (directory, name):
             self._note_time(path, directory)
             status = status or os.stat(name, dir_fd=directory, follow_symlinks=False)
-            temporary = files.link_aside(directory, status, target)
+            temporary = files.symlink_beside(directory, status, target)
         return self._add(path, LINK, status, temporary)
 
     def _note_time(self, path: str, directory: int) -> None:
-        """Remember a directory's times: its names stay, so nobody should take it for changed."""
+        """Remember a directory's times: as no name in it changes, nor should they."""
         parent = path.rpartition("/")[0]
         if parent not in self._times:
             status = os.fstat(directory)
             self._times[parent] = (status.st_atime_ns, status.st_mtime_ns)
 
-    def _add(self, path: str, kind: str, status: os.stat_result, temporary: str) -> Staged:
+    def _add(self, path: str, kind: str, status: os.stat_result, temporary: str) -> Change:
         self.drop(path)
-        self.items[path] = Staged(path, kind, status, temporary)
+        self.items[path] = Change(path, kind, status, temporary)
         return self.items[path]
 
     def drop(self, path: str) -> None:
-        """Forget what was staged for `path`."""
-        staged = self.items.pop(path, None)
-        if staged is not None:
-            self._remove(path, staged.temporary)
+        """Forget the change of `path`."""
+        change = self.items.pop(path, None)
+        if change is not None:
+            self._remove(path, change.temporary)
 
     def run(self, path: str, command: list[str]) -> bool:
-        """Let a program edit the staged file, given as its last argument; whether it did."""
+        """Let a program edit the new file, given as its last argument; whether it did."""
         import subprocess
 
-        staged = self.items[path]
+        change = self.items[path]
         with files.directory_of(self.root, path) as (directory, _):
             try:
                 subprocess.run(
-                    [*command, staged.temporary],
+                    [*command, change.temporary],
                     cwd=f"/proc/self/fd/{directory}",
                     check=True,
                     capture_output=True,
@@ -121,19 +121,20 @@ class Staging:
                 )
             except (OSError, subprocess.SubprocessError):
                 return False
-            times = (staged.status.st_atime_ns, staged.status.st_mtime_ns)
-            os.utime(staged.temporary, ns=times, dir_fd=directory)
+            times = (change.status.st_atime_ns, change.status.st_mtime_ns)
+            os.utime(change.temporary, ns=times, dir_fd=directory)
         return True
 
     def digests(self, path: str, algorithm: str) -> tuple[bytes, bytes, int]:
-        """The digests of a staged file's old and new content, and the new one's size in bytes."""
-        staged = self.items[path]
+        """The digests of a file's old and new content, and the new one's size in bytes."""
+        change = self.items[path]
         with files.directory_of(self.root, path) as (directory, name):
-            old, _ = _digest(directory, name, algorithm)
-            new, size = _digest(directory, staged.temporary, algorithm)
+            old = files.digest_of(directory, name, algorithm)
+            new = files.digest_of(directory, change.temporary, algorithm)
+            size = os.stat(change.temporary, dir_fd=directory).st_size
         return old, new, size
 
-    def commit(self, rank: Callable[[Staged], int], last: int, *, keep: bool = False) -> None:
+    def commit(self, rank: Callable[[Change], int], last: int, *, keep: bool = False) -> None:
         """Rename everything into place in the order of `rank`.
 
         Everything of a rank below `last` is on disk before the first item from there on. With
@@ -193,8 +194,8 @@ class Staging:
                 os.unlink(name, dir_fd=directory)
 
 
-class Rehearsal(Staging):
-    """A staging that keeps new contents in memory and writes nothing: for a dry run."""
+class DryRun(Transaction):
+    """A transaction that keeps new contents in memory and writes nothing."""
 
     def __init__(self, root: int, name: str, durable: bool = True) -> None:
         super().__init__(root, name, durable)
@@ -210,21 +211,21 @@ class Rehearsal(Staging):
         kind: str,
         data: bytes | Iterable[bytes],
         status: os.stat_result | None = None,
-    ) -> Staged:
+    ) -> Change:
         if isinstance(data, bytes):
             self.contents[path] = data
         else:
-            for _ in data:  # too large to be kept, but not to be looked at
+            for _ in data:  # too large to be kept, but not to be generated
                 pass
         return self._pretend(path, kind)
 
-    def link(self, path: str, target: str, status: os.stat_result | None = None) -> Staged:
+    def link(self, path: str, target: str, status: os.stat_result | None = None) -> Change:
         return self._pretend(path, LINK)
 
-    def _pretend(self, path: str, kind: str) -> Staged:
+    def _pretend(self, path: str, kind: str) -> Change:
         with files.directory_of(self.root, path) as (directory, name):
             status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-        self.items[path] = Staged(path, kind, status, name)
+        self.items[path] = Change(path, kind, status, name)
         return self.items[path]
 
     def drop(self, path: str) -> None:
@@ -277,20 +278,3 @@ def _second_link(directory: int, name: str) -> str | None:
     except OSError:
         return None
     return backup
-
-
-def _digest(directory: int, name: str, algorithm: str) -> tuple[bytes, int]:
-    """A file's digest and its size."""
-    import hashlib
-
-    digest, size = hashlib.new(algorithm), 0
-    file = files.open_file(directory, name)
-    try:
-        while True:
-            piece = os.read(file, 1 << 20)
-            if not piece:
-                return digest.digest(), size
-            digest.update(piece)
-            size += len(piece)
-    finally:
-        os.close(file)

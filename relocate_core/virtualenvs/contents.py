@@ -1,4 +1,4 @@
-"""One look over a virtualenv's tree: compiled modules, links that lead out, packages, editables."""
+"""What a virtualenv contains: compiled modules, symlinks to the outside, packages, editables."""
 
 from __future__ import annotations
 
@@ -7,62 +7,67 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import unquote
 
-from .layout import Virtualenv
+from ..archives.tar import Refused
+from ..errors import TreeError
+from ..system import files
+from . import manifest_reader
+from .layout import Virtualenv, inspect
 
-# How the name of a compiled module tells the Python it is for: `.cpython-311-x86_64-linux-gnu.so`,
-# `.pypy39-pp73-x86_64-linux-gnu.so`, `.abi3.so`. Other shared libraries tell nothing.
+# How the name of a compiled module shows the Python it is for: `.cpython-311-x86_64-linux-gnu.so`,
+# `.pypy39-pp73-x86_64-linux-gnu.so`, `.abi3.so`. Other shared libraries do not.
 _TAGGED = re.compile(r"([^.]+)(\.(?:cpython-\d|pypy\d|abi3)[^/]*\.so)\Z")
 _INTERPRETER = re.compile(r"(?:python|pypy)[\d.]*t?\Z")
 
 
 @dataclass
-class Survey:
-    """What one walk over a virtualenv's tree tells.
+class Contents:
+    """What one walk over a virtualenv's tree finds.
 
     Attributes:
         compiled: the file name endings that each compiled module comes with, by its dotted name.
-        dangling: (link, target) of links to nothing.
-        leading_out: (link, target) of absolute links out of the tree, save the interpreter's.
+        dangling: (symlink, target) of those to nothing.
+        pointing_out: (symlink, target) of absolute ones out of the tree, but the interpreter's.
         packages: how many distributions are installed.
-        outside: (file, path) of `.pth` and `.egg-link` lines that name a place outside.
+        outside: (file, path) of `.pth` and `.egg-link` lines that refer to a place outside.
     """
 
     compiled: dict[str, set[str]] = field(default_factory=dict)
     dangling: list[tuple[str, str]] = field(default_factory=list)
-    leading_out: list[tuple[str, str]] = field(default_factory=list)
+    pointing_out: list[tuple[str, str]] = field(default_factory=list)
     packages: int = 0
     outside: list[tuple[str, str]] = field(default_factory=list)
 
 
-def survey(
+def read_contents(
     environment: Virtualenv,
     compiled: dict[str, set[str]] | None = None,
     links: Mapping[str, str] | None = None,
-) -> Survey:
+) -> Contents:
     """Walk the tree of a virtualenv; nothing in it is run.
 
     Args:
         environment: the virtualenv.
         compiled: its compiled modules, where they are known.
-        links: its links and what they name; with both there is no walk.
+        links: its symlinks and their targets; with both there is no walk.
     """
-    result = Survey(compiled or {})
+    result = Contents(compiled or {})
     top = environment.path
     if compiled is not None and links is not None:
         for name, target in links.items():
-            _look_at_link(result, environment, os.path.join(top, name), name, target)
+            _read_link(result, environment, os.path.join(top, name), name, target)
     else:
         _walk(result, environment)
     for site_packages in environment.site_packages:
-        _look_at_metadata(result, environment, site_packages)
+        _read_metadata(result, environment, site_packages)
     result.dangling.sort()
-    result.leading_out.sort()
+    result.pointing_out.sort()
     return result
 
 
-def _walk(result: Survey, environment: Virtualenv) -> None:
+def _walk(result: Contents, environment: Virtualenv) -> None:
     top = environment.path
     ahead = [""]
     while ahead:
@@ -71,7 +76,7 @@ def _walk(result: Survey, environment: Virtualenv) -> None:
             for entry in entries:
                 if entry.is_symlink():
                     target = os.readlink(entry.path)
-                    _look_at_link(result, environment, entry.path, relative + entry.name, target)
+                    _read_link(result, environment, entry.path, relative + entry.name, target)
                 elif entry.is_dir():
                     ahead.append(f"{relative}{entry.name}/")
                 elif entry.name.endswith(".so"):
@@ -95,18 +100,18 @@ def _dotted(environment: Virtualenv, path: str) -> str:
     return path.replace("/", ".")
 
 
-def _look_at_link(
-    result: Survey, environment: Virtualenv, path: str, name: str, target: str
+def _read_link(
+    result: Contents, environment: Virtualenv, path: str, name: str, target: str
 ) -> None:
     if not os.path.exists(path):
         result.dangling.append((name, target))
     is_interpreter = name.startswith("bin/") and _INTERPRETER.match(name[len("bin/") :])
     inside = target == environment.prefix or target.startswith(f"{environment.prefix}/")
     if target.startswith("/") and not inside and not is_interpreter:
-        result.leading_out.append((name, target))
+        result.pointing_out.append((name, target))
 
 
-def _look_at_metadata(result: Survey, environment: Virtualenv, site_packages: str) -> None:
+def _read_metadata(result: Contents, environment: Virtualenv, site_packages: str) -> None:
     directory = os.path.join(environment.path, site_packages)
     homes = (environment.prefix or environment.path, os.path.abspath(environment.path))
     for name in sorted(os.listdir(directory)):
@@ -144,3 +149,53 @@ def broken_modules(compiled: dict[str, set[str]], suffixes: list[str]) -> list[s
     """The compiled modules of which a Python with these file name endings would load none."""
     usable = set(suffixes)
     return sorted(module for module, endings in compiled.items() if not endings & usable)
+
+
+def describe(path: str) -> dict[str, Any]:
+    """Describe the virtualenv at `path`. Nothing in it is run or changed.
+
+    Args:
+        path: its directory.
+
+    Returns:
+        path, prefix (the path that its files refer to), old_prefixes (all of them), python (X.Y),
+        implementation, builder, interpreter (what `bin/python` points to), home, copies,
+        relocatable, system_site_packages, prompt, site_packages, packages (a count),
+        compiled_modules (a count), stays_behind (a list of what is not portable), build (the
+        metadata of the build of a bundle; empty for all else).
+
+    Raises:
+        NotAVirtualenv: there is none.
+        TreeError: it cannot be read.
+    """
+    environment = inspect(path)
+    try:
+        contents = read_contents(environment)
+    except OSError as error:
+        where = error.filename if isinstance(error.filename, str) else path
+        raise TreeError.of(where, error) from error
+    facts = environment.as_dict()
+    del facts["config"]
+    facts["interpreter"] = os.path.realpath(os.path.join(path, "bin", "python"))
+    facts["packages"] = contents.packages
+    facts["compiled_modules"] = len(contents.compiled)
+    facts["stays_behind"] = [
+        *(f"{file} refers to {line}" for file, line in contents.outside),
+        *(f"{name} points to {target}" for name, target in contents.pointing_out),
+    ]
+    facts["build"] = _build(path)
+    return facts
+
+
+def _build(path: str) -> dict[str, str]:
+    root = files.open_root(path)
+    try:
+        known = manifest_reader.of_tree(root)
+    except Refused:
+        known = None
+    finally:
+        os.close(root)
+    if known is None:
+        return {}
+    with known:
+        return dict(known.head.facts)

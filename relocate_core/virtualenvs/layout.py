@@ -6,12 +6,12 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from ..artefacts import bytecode, metadata, scripts
 from ..artefacts.quoting import CSH, FISH, SH, Language
 from ..errors import InvalidPath, NotAVirtualenv, TreeError
+from ..progress import Report
 from ..system import files
 
 _LIB = re.compile(r"(python|pypy)(\d+\.\d+)(t?)\Z")
@@ -28,13 +28,13 @@ _LONGEST_CONFIG = 1 << 20
 
 
 @dataclass(frozen=True)
-class Virtualenv:
+class Virtualenv(Report):
     """A virtualenv as its files describe it; nothing in it is run.
 
     Attributes:
         path: the directory, as it was given.
-        prefix: the path that its activation or else its scripts name; None if nothing does.
-        old_prefixes: all paths that it was built at as far as its files tell, most trusted first.
+        prefix: the path that its activation or else its scripts contain; None if nothing does.
+        old_prefixes: all paths that it was built at as far as its files show, most trusted first.
         python: `X.Y` of the Python it is for.
         implementation: `cpython` or `pypy`.
         builder: which tool made it: `venv`, `virtualenv` or `uv`.
@@ -42,9 +42,9 @@ class Virtualenv:
         site_packages: its site-packages directories, relative to it.
         system_site_packages: whether it sees the base Python's packages.
         prompt: the prompt that was chosen by hand, or None.
-        copies: whether `bin/python` is a copy of the base Python and no link.
+        copies: whether `bin/python` is a copy of the base Python and no symlink.
         relocatable: whether it was made by `uv venv --relocatable`.
-        config: pyvenv.cfg as it stands.
+        config: the keys and values of pyvenv.cfg.
     """
 
     path: str
@@ -60,13 +60,6 @@ class Virtualenv:
     copies: bool
     relocatable: bool
     config: dict[str, str] = field(repr=False)
-
-    def as_dict(self) -> dict[str, Any]:
-        """All of it as plain values, for JSON and Salt."""
-        return asdict(self) | {
-            "old_prefixes": list(self.old_prefixes),
-            "site_packages": list(self.site_packages),
-        }
 
 
 def absolute_prefix(path: str, what: str) -> str:
@@ -136,7 +129,7 @@ def _inspect(path: str) -> Virtualenv:
 
 
 def _library(path: str) -> tuple[str, str, str]:
-    """The directory of the standard library or its stand-in, and what its name says."""
+    """The directory of the standard library or its substitute, and what its name contains."""
     for directory in ("bin", "lib"):
         if not _is_directory(os.path.join(path, directory)):
             raise NotAVirtualenv(path, "directory", os.path.join(path, directory))
@@ -153,7 +146,7 @@ def _library(path: str) -> tuple[str, str, str]:
 
 
 def _is_directory(path: str) -> bool:
-    """Whether there is a directory; an error, and no answer, where that must not be looked at."""
+    """Whether there is a directory; an error, and no answer, where that must not be read."""
     try:
         return stat.S_ISDIR(os.stat(path).st_mode)
     except (FileNotFoundError, NotADirectoryError):
@@ -200,7 +193,7 @@ def _sees_system(path: str, library: str, config: dict[str, str]) -> bool:
 
 
 def _is_copy(path: str) -> bool:
-    """Whether the interpreter is a file of the virtualenv, not a link out of it."""
+    """Whether the interpreter is a file of the virtualenv, not a symlink out of it."""
     interpreter = os.path.join(path, "bin", "python")
     bin_directory = os.path.realpath(os.path.join(path, "bin"))
     return (
@@ -215,7 +208,7 @@ def _is_copy(path: str) -> bool:
 def _prefixes(path: str, config: dict[str, str], site_packages: tuple[str, ...]) -> Iterator[str]:
     """Every prefix that the files give evidence of, each once, most trusted first.
 
-    A shebang alone proves nothing - a script may be meant to run on another Python - unless a
+    A shebang alone is no evidence - a script may be meant to run on another Python - unless a
     package's metadata lists the script, which only its installer into this very place writes.
     """
     known: list[str] = []
@@ -254,7 +247,7 @@ def _meaning(word: bytes, language: Language) -> str:
 
 
 def _built_by_command(config: dict[str, str], path: str) -> Iterator[str]:
-    """The target in pyvenv.cfg's `command`, which is not quoted, where only one path stands."""
+    """The target in pyvenv.cfg's `command`, which is not quoted, where that has only one path."""
     tail = re.search(r" -m (?:venv|virtualenv) (.*)", config.get("command", ""))
     if tail is None:
         return
@@ -293,7 +286,7 @@ def _listed_scripts(path: str, site_packages: tuple[str, ...]) -> set[str]:
                         names.update(_bin_name(row) for row, _ in rows if b"/bin/" in row)
                 except (FileNotFoundError, NotADirectoryError):
                     continue
-    # Scripts that `setup.py develop` writes are in no list, but say who wrote them.
+    # Scripts that `setup.py develop` writes are in no list, but contain who wrote them.
     with os.scandir(os.path.join(path, "bin")) as entries:
         for entry in entries:
             if entry.is_file(follow_symlinks=False) and b"# EASY-INSTALL" in _head(entry.path):
@@ -318,8 +311,8 @@ def _is_installation(prefix: str) -> bool:
 def recorded_prefixes(root: int, site_packages: tuple[str, ...]) -> list[str]:
     """Prefixes that bytecode of at least two packages gives as the place of its own source.
 
-    They are the only trace of a build through a link: pip then leaves the other spelling nowhere
-    else. A package that was shipped with its builder's bytecode does not count, hence the two.
+    They are the only trace of a build through a symlink: pip then leaves the other spelling in no
+    other place. A package that was shipped with its builder's bytecode does not count, hence two.
     """
     votes: dict[str, set[str]] = {}
     for directory in site_packages:

@@ -1,7 +1,7 @@
-"""What of an unpacked bundle was rewritten since it was packed, so that the rest can be proved.
+"""What of an unpacked bundle was rewritten since it was packed, so that the rest can be verified.
 
-Relocation and `reinitialize` write some files again, which then are no longer what the manifest
-says. `.relocation/ledger.json` has what they are instead, and `.relocation/originals` their old
+Relocation and `reinitialize` write some files again, which then differ from the
+manifest. `.relocation/ledger.json` has what they are instead, and `.relocation/originals` their old
 content by its digest, which a later release may want. Both are brought up to date before the files
 are, as a RECORD is: a killed run leaves nothing that is not accounted for.
 """
@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 from ..system import files
-from ..system.transaction import LINK, Rehearsal, Staging
+from ..system.transaction import LINK, DryRun, Transaction
 from .manifest import PLACE
 
 NAME = f"{PLACE}/ledger.json"
@@ -23,13 +23,13 @@ ORIGINALS = f"{PLACE}/originals"
 EMPTY = b"{}\n"
 """What a bundle is packed with."""
 KIND = "ledger"
-LEADS, HASHES, GONE = "link:", "sha256:", "gone"
+POINTS, HASHES, GONE = "link:", "sha256:", "gone"
 """What a value begins with, and the one of what was removed."""
 _LONGEST = 32 << 20
 
 
 def read(root: int) -> dict[str, str]:
-    """What each file that was rewritten is now: its SHA-256, or what the link names.
+    """What each file that was rewritten is now: its SHA-256, or what the symlink points to.
 
     Args:
         root: descriptor of the virtualenv.
@@ -51,29 +51,29 @@ def read(root: int) -> dict[str, str]:
     return {path: value for path, value in known.items() if isinstance(value, str)}
 
 
-def update(root: int, staging: Staging) -> None:
-    """Stage the ledger with all that is staged so far; keep the old contents.
+def update(root: int, transaction: Transaction) -> None:
+    """Write the ledger with all that is rewritten so far; keep the old contents.
 
     Args:
         root: descriptor of the virtualenv; nothing is done where it has no ledger.
-        staging: what is about to be put in place.
+        transaction: what is about to be put in place.
     """
-    if not staging.items or isinstance(staging, Rehearsal):
+    if not transaction.items or isinstance(transaction, DryRun):
         return
     try:
         status = _status(root)
     except OSError:
         return
     known = read(root)
-    for path, item in sorted(staging.items.items()):
+    for path, item in sorted(transaction.items.items()):
         if item.kind == LINK:
-            known[path] = f"{LEADS}{_target(root, path, item.temporary)}"
+            known[path] = f"{POINTS}{_target(root, path, item.temporary)}"
             continue
-        old, new, _ = staging.digests(path, "sha256")
+        old, new, _ = transaction.digests(path, "sha256")
         if path not in known:
             keep(root, path, old.hex())
         known[path] = f"{HASHES}{new.hex()}"
-    staging.write(NAME, KIND, _document(known), status)
+    transaction.write(NAME, KIND, _document(known), status)
 
 
 def add(root: int, entries: Mapping[str, str]) -> None:
@@ -87,9 +87,9 @@ def add(root: int, entries: Mapping[str, str]) -> None:
         status = _status(root)
     except OSError:
         return
-    staging = Staging(root, NAME, durable=False)
-    staging.write(NAME, KIND, _document({**read(root), **entries}), status)
-    staging.commit(lambda item: 0, 0)
+    transaction = Transaction(root, NAME, durable=False)
+    transaction.write(NAME, KIND, _document({**read(root), **entries}), status)
+    transaction.commit(lambda item: 0, 0)
 
 
 def _document(known: Mapping[str, str]) -> bytes:

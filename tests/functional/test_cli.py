@@ -144,7 +144,7 @@ def test_both_flags(venv: Environment) -> None:
     assert third == f"OK: {venv.path} (Python {venv.version})"
 
 
-def test_dry_run_tells_what_the_real_run_does(tmp_path: Path) -> None:
+def test_dry_run_reports_what_the_real_run_does(tmp_path: Path) -> None:
     for kind in ("uv", "venv-3.11"):
         made = small(tmp_path / kind) if kind == "uv" else make(kind, tmp_path / kind)
         before = digest(made.path)
@@ -180,7 +180,7 @@ def test_json_is_one_object_a_line(venv: Environment, tmp_path: Path) -> None:
     assert rows[3]["ok"] is True
 
 
-def test_check_tells_by_the_exit_code(venv: Environment) -> None:
+def test_check_reports_by_its_exit_code(venv: Environment) -> None:
     done = command("--check", venv.path)
     assert done.returncode == 1
     assert f"update the path to {venv.path}" in done.stdout
@@ -191,7 +191,7 @@ def test_check_tells_by_the_exit_code(venv: Environment) -> None:
     )
 
 
-def test_verbose_names_the_files(venv: Environment) -> None:
+def test_verbose_lists_the_files(venv: Environment) -> None:
     done = command("--update-path", NEW, "--verbose", venv.path)
     lines = done.stdout.splitlines()
     assert {"  bin/activate", "  etc/omega.conf", "  bin/omega"} <= set(lines)
@@ -227,7 +227,7 @@ def test_a_progress_bar_on_a_terminal_only(big: Environment, tmp_path: Path) -> 
     tree = copy(big.path, tmp_path / "tree")
     slow = (
         "import time, sys; from relocate_core import cli\n"
-        "from relocate_core.relocation import scan as scanning, pool; pool.ALONE = 1 << 30\n"
+        "from relocate_core.relocation import scan as scanning, workers; workers.ALONE = 1 << 30\n"
         "real = scanning.Scanner.scan\n"
         "def scan(*arguments): time.sleep(0.2); real(*arguments)\n"
         "scanning.Scanner.scan = scan; sys.exit(cli.main())"
@@ -274,8 +274,10 @@ def test_control_c(alone: bool, big: Environment, tmp_path: Path) -> None:
     """In the middle of a large tree, as a terminal sends it: to all processes of the group."""
     tree = copy(big.path, tmp_path / "tree")
     before = digest(tree, times="files")
-    code = "import sys; from relocate_core import cli; from relocate_core.relocation import pool\n"
-    code += f"pool.ALONE = {(1 << 30) if alone else pool_alone()}; sys.exit(cli.main())"
+    code = (
+        "import sys; from relocate_core import cli; from relocate_core.relocation import workers\n"
+    )
+    code += f"workers.ALONE = {(1 << 30) if alone else pool_alone()}; sys.exit(cli.main())"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "--update-path", NEW, tree],
         stdout=subprocess.PIPE,
@@ -302,9 +304,9 @@ def test_control_c(alone: bool, big: Environment, tmp_path: Path) -> None:
 
 def pool_alone() -> int:
     """The number of files from which on workers are started."""
-    from relocate_core.relocation import pool
+    from relocate_core.relocation import workers
 
-    return pool.ALONE
+    return workers.ALONE
 
 
 def test_nothing_to_do_costs_next_to_nothing(big: Environment, tmp_path: Path) -> None:
@@ -314,7 +316,7 @@ def test_nothing_to_do_costs_next_to_nothing(big: Environment, tmp_path: Path) -
     os.makedirs(f"{tree}/lib/locked")
     code = (
         "import os, sys\n"
-        "from relocate_core.relocation import pool as p, relocate as r\n"
+        "from relocate_core.relocation import workers as p, relocate as r\n"
         "p.scan = lambda *a: sys.exit('it walks')\n"
         "print(r.relocate(sys.argv[1]).changed)"
     )

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from relocate_core.relocation import pool
+from relocate_core.relocation import workers
 from tests.support.environments import Environment, Project, make
 
 ROOT = str(Path(__file__).parents[2])
@@ -113,7 +113,7 @@ class Steps:
 
     def install(self, put: Callable[[Any, str, Any], None] = setattr) -> None:
         """Put a wrapper around each function, and keep the scan in this process."""
-        put(pool, "ALONE", 1 << 30)
+        put(workers, "ALONE", 1 << 30)
         for name in self.CHANGING:
             put(os, name, self._wrap(name, getattr(os, name)))
 

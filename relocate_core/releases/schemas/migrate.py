@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import copy
 import os
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from ...errors import CannotMigrate
-from ...progress import Tell, silent
+from ...progress import Report, Tell, silent
 from ...system import locks
 from .. import history
 from ..root import WAIT, Root, name_of
@@ -26,7 +25,7 @@ from .schema import Version, schema_of, summary
 
 
 @dataclass
-class Migration:
+class Migration(Report):
     """What became of a schema, or in a dry run would.
 
     Attributes:
@@ -48,10 +47,6 @@ class Migration:
     applied: list[str] = field(default_factory=list)
     undone: list[str] = field(default_factory=list)
     dry_run: bool = False
-
-    def as_dict(self) -> dict[str, Any]:
-        """All of it as plain values, for JSON and Salt."""
-        return asdict(self)
 
 
 def migrate(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import CannotMigrate
@@ -102,10 +102,6 @@ class Recipe:
         """A recipe as it was kept."""
         owner = known.get("owner")
         return cls(**{**known, "owner": tuple(owner) if owner else None})
-
-    def as_dict(self) -> dict[str, Any]:
-        """All of it as plain values, to be kept."""
-        return asdict(self)
 
     @property
     def schema(self) -> str:

@@ -16,9 +16,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import CannotMigrate
+from ...errors import CannotMigrate, reason_of
+from ...system.processes import Ended, environment, identity, run
 from ...system.redact import redact, secrets_in
-from ...system.running import Ended, environment, identity, run
 from .recipe import Recipe
 
 Version = Any
@@ -128,8 +128,7 @@ class Schema(ABC):
                 descriptors=(*self._locks, *descriptors),
             )
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise self._failure(doing, f"{command[0]} does not run: {reason}") from None
+            raise self._failure(doing, f"{command[0]} does not run: {reason_of(error)}") from None
         if ended.code is None:
             raise self._failure(doing, f"it took longer than {self.recipe.timeout:g} seconds")
         return ended

@@ -25,6 +25,7 @@ from relocate_core import publish
 from relocate_core.builds import runner
 from relocate_core.builds.build import Building, build
 from relocate_core.builds.runner import telling
+from relocate_core.bundles import reader
 from relocate_core.errors import Busy, RelocateError
 from relocate_core.virtualenvs import manifest
 from tests.support import packages
@@ -227,7 +228,7 @@ def test_a_bundle_is_built_and_runs(shop: Shop, tool: str, installer: str) -> No
     assert made.reason == "there is no bundle yet"
     assert made.installed == {"alpha": "1.0", "beta": "1.0"}
     assert made.sha256 == packages.digest(shop.archive)
-    facts = manifest.read_head(str(shop.archive)).facts
+    facts = reader.read_head(str(shop.archive)).facts
     assert facts["builder"].startswith(f"{tool} ")
     assert facts["installer"].startswith(f"{installer} ")
     release = shop.deployed()
@@ -509,7 +510,7 @@ def test_a_bundle_is_named_by_its_commit(shop: Shop, checkout: Path) -> None:
     made = shop.build(project=str(checkout), archive=archive)
     commit = git(checkout, "rev-parse", "HEAD")
     assert made.archive == str(archive).replace("{commit}", commit)
-    assert made.commit == manifest.read_head(made.archive).facts["commit"] == commit
+    assert made.commit == reader.read_head(made.archive).facts["commit"] == commit
     (checkout / "new.log").write_text("ignored")
     assert not shop.build(project=str(checkout), archive=archive).changed
     assert git(checkout, "status", "--porcelain") == ""
@@ -766,7 +767,7 @@ def test_credentials_are_used_and_told_to_nobody(
     said = each.refused("nowhere", "alpha", "nowhere")
     assert SECRET not in said
     assert SECRET not in repr(made)
-    assert SECRET not in str(manifest.read_head(made.archive).facts)
+    assert SECRET not in str(reader.read_head(made.archive).facts)
     for path in [*each.kept.rglob("*"), *each.kept.parent.glob("*")]:
         if path.is_file():
             assert SECRET.encode() not in path.read_bytes(), path

@@ -13,7 +13,7 @@ import pytest
 
 from relocate_core.errors import RelocateError
 from relocate_core.relocation.relocate import relocate
-from relocate_core.virtualenvs.description import describe
+from relocate_core.virtualenvs.contents import describe
 from tests.support import checks, environments
 from tests.support.environments import Environment, Project, differences, digest, make
 

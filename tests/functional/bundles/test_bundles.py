@@ -33,7 +33,7 @@ from relocate_core.errors import (
     RelocateError,
 )
 from relocate_core.releases.root import RECORD
-from relocate_core.relocation import pool
+from relocate_core.relocation import workers
 from tests.support import bundles, checks, environments, minions, packages
 from tests.support.bundles import manifest_of, members_of, packed, reheaded, unpack_by_tar
 from tests.support.environments import (
@@ -852,7 +852,7 @@ def test_killed_in_between(every: int, tiny: Built, place: Path, request: Any) -
     """The same calls again make of it what an undisturbed run makes, ledger and all."""
     patch = pytest.MonkeyPatch()
     request.addfinalizer(patch.undo)
-    patch.setattr(pool, "ALONE", 1 << 30)
+    patch.setattr(workers, "ALONE", 1 << 30)
     assert kill_in_between(tiny, place, every) > 50
 
 
@@ -1622,7 +1622,7 @@ TAMPERED: dict[str, tuple[Callable[[Path], object], str]] = {
             *(tree, bundles.MANIFEST),
             (tree / bundles.MANIFEST).read_text().replace('07.txt", "file"', '08.txt", "file"'),
         ),
-        "is not as it was deployed: its manifest is not what its own digest says",
+        "is not as it was deployed: its manifest does not have the digest in its first line",
     ),
     "no manifest": (
         lambda tree: (tree / bundles.MANIFEST).unlink(),

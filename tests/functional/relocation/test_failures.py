@@ -33,8 +33,7 @@ from relocate_core.errors import (
     TreeError,
     UnknownPrefix,
 )
-from relocate_core.relocation import pool, scan
-from relocate_core.relocation import relocate as relocation
+from relocate_core.relocation import rewriter, scan, workers
 from relocate_core.relocation.relocate import relocate
 from relocate_core.system import files, processes
 from relocate_core.system.locks import locked
@@ -62,13 +61,13 @@ def command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]
 
 def assert_one_sentence(done: subprocess.CompletedProcess[str], *parts: str) -> None:
     """Exit code 1, and one line that holds all the parts."""
-    said = done.stdout + done.stderr
-    assert done.returncode == 1, said
-    assert len(said.splitlines()) == 1, said
-    assert "Traceback" not in said
-    assert "bug" not in said
+    message = done.stdout + done.stderr
+    assert done.returncode == 1, message
+    assert len(message.splitlines()) == 1, message
+    assert "Traceback" not in message
+    assert "bug" not in message
     for part in parts:
-        assert part in said
+        assert part in message
 
 
 def refuses(tree: str, expected: type[RelocateError], text: str, new: str = NEW) -> None:
@@ -90,7 +89,7 @@ def venv(tmp_path: Path) -> Environment:
 
 
 @pytest.mark.parametrize(
-    ("missing", "said"),
+    ("missing", "message"),
     [
         ("bin", "not a directory: {}/bin"),
         ("lib", "not a directory: {}/lib"),
@@ -99,14 +98,14 @@ def venv(tmp_path: Path) -> Environment:
         (".", "not a directory: {}/bin"),
     ],
 )
-def test_no_virtualenv(missing: str, said: str, venv: Environment) -> None:
+def test_no_virtualenv(missing: str, message: str, venv: Environment) -> None:
     tree = venv.path
     library = os.path.basename(os.path.dirname(venv.site_packages))
     missing = missing.replace("python3.12", library)
-    said = said.replace("python3.12", library)
+    message = message.replace("python3.12", library)
     shutil.rmtree(os.path.normpath(os.path.join(tree, missing)))
     done = command("--update-path", NEW, tree)
-    assert_one_sentence(done, f"{tree} is not a virtualenv: {said.format(tree)}")
+    assert_one_sentence(done, f"{tree} is not a virtualenv: {message.format(tree)}")
 
 
 def test_a_file_is_no_virtualenv(tmp_path: Path) -> None:
@@ -121,7 +120,7 @@ def test_no_marker(venv: Environment) -> None:
     refuses(venv.path, NotAVirtualenv, rf"not a file: {venv.path}/bin/activate\Z")
 
 
-def test_nothing_tells_the_old_path(venv: Environment) -> None:
+def test_nothing_contains_the_old_path(venv: Environment) -> None:
     shutil.rmtree(f"{venv.path}/bin")
     os.mkdir(f"{venv.path}/bin")
     refuses(venv.path, UnknownPrefix, "does not say where it was built.*--old-path")
@@ -130,7 +129,7 @@ def test_nothing_tells_the_old_path(venv: Environment) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "said"),
+    ("path", "message"),
     [
         ("srv/app", "--update-path must be absolute: srv/app"),
         ("", "nothing to do"),
@@ -140,13 +139,13 @@ def test_nothing_tells_the_old_path(venv: Environment) -> None:
         ("/srv/a\rb", r"--update-path must not hold a line break or NUL: '/srv/a\rb'"),
     ],
 )
-def test_impossible_paths(path: str, said: str, venv: Environment) -> None:
+def test_impossible_paths(path: str, message: str, venv: Environment) -> None:
     before = digest(venv.path)
     done = command("--update-path", path, venv.path)
     if path:
-        assert_one_sentence(done, said)
+        assert_one_sentence(done, message)
     else:
-        assert (done.returncode, said in done.stderr) == (2, True)
+        assert (done.returncode, message in done.stderr) == (2, True)
     assert digest(venv.path) == before
 
 
@@ -168,7 +167,8 @@ def test_somebody_elses_virtualenv(closed: bool, venv: Environment) -> None:
     if closed:
         os.chmod(venv.path, 0o700)
     before = digest(venv.path)
-    core = "import sys; sys.path.insert(0, sys.argv[1]); import relocate_core.cli, os; "
+    # All before it is somebody else, who may not be able to read this Python.
+    core = "import sys; sys.path.insert(0, sys.argv[1]); import relocate_core.cli, os, locale; "
     core += "import relocate_core.virtualenvs.interpreter, relocate_core.relocation.check; "
     core += "import relocate_core.relocation.relocate; "
     core += "os.setgroups([]); os.setgid(65534); os.setuid(65534); "
@@ -295,9 +295,10 @@ def test_a_failing_disk(
     name: str, every: int, venv: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failed = 0
-    for number, said in fail_at_every(name, every, venv, monkeypatch):
+    for number, message in fail_at_every(name, every, venv, monkeypatch):
         failed = number
-        assert re.fullmatch(r"cannot relocate \S+: input/output error; the disk is failing.*", said)
+        expected = r"cannot relocate \S+: input/output error; the disk is failing.*"
+        assert re.fullmatch(expected, message)
     assert failed >= (1 if name == "symlink" else 5)
 
 
@@ -327,7 +328,7 @@ def test_a_file_that_changes_meanwhile(
         if os.path.basename(path) == name and print_.type == "file"
     )
     full = os.path.join(venv.path, path)
-    real_rewrite, real_rename = relocation.rewrite, os.rename
+    real_rewrite, real_rename = rewriter.rewrite, os.rename
     before = digest(venv.path, times="files")
     done = []
 
@@ -355,7 +356,7 @@ def test_a_file_that_changes_meanwhile(
         real_rename(*arguments, **options)
 
     if moment == "written":
-        monkeypatch.setattr(relocation, "rewrite", rewrite)
+        monkeypatch.setattr(rewriter, "rewrite", rewrite)
     else:
         monkeypatch.setattr(os, "rename", rename)
     what = "disappeared" if how == "disappeared" else "changed"
@@ -559,7 +560,7 @@ def test_small_files_as_large_ones(
     other = copy(venv.path, f"{venv.path}-2")
     relocate(other, NEW)
     expected = digest(other, times="files")
-    monkeypatch.setattr(relocation, "WHOLE", whole)
+    monkeypatch.setattr(rewriter, "WHOLE", whole)
     monkeypatch.setattr(large, "_PIECE", 50)
     text = f"{venv.old_prefix}/a " * 3 + "\n"
     Path(venv.path, "etc/lines").write_text((text + "\n") * 30)
@@ -649,14 +650,14 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Environment:
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many workers each scan has started."""
-    real, counts = pool._start, []
+    real, counts = workers._start, []
 
-    def start(scanner: scan.Scanner) -> list[pool._Worker]:
-        workers = real(scanner)
-        counts.append(len(workers))
-        return workers
+    def start(scanner: scan.Scanner) -> list[workers.Worker[workers.Batch]]:
+        given = real(scanner)
+        counts.append(len(given))
+        return given
 
-    monkeypatch.setattr(pool, "_start", start)
+    monkeypatch.setattr(workers, "_start", start)
     return counts
 
 
@@ -665,7 +666,7 @@ def test_no_workers_to_be_had(
 ) -> None:
     trees = [copy(big.path, tmp_path / name) for name in ("with", "without", "thread")]
     reports = [relocate(trees[0], NEW)]
-    if started != [min(pool.MOST_WORKERS, processes.usable_cores())]:
+    if started != [min(workers.MOST_WORKERS, processes.usable_cores())]:
         assert processes.usable_cores() < 2
     thread = threading.Thread(target=lambda: reports.append(relocate(trees[2], NEW)))
     thread.start()

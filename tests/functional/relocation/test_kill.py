@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from relocate_core.errors import Busy
-from relocate_core.relocation import pool
+from relocate_core.relocation import workers
 from relocate_core.relocation.relocate import relocate
 from tests.support.environments import copy, differences, digest
 from tests.support.steps import NEW, ROOT, Steps, in_child, large, small, temporaries
@@ -26,7 +26,7 @@ RUN = "import sys; from relocate_core import relocate; relocate(*sys.argv[1:])"
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing but the tests for workers starts any."""
-    monkeypatch.setattr(pool, "ALONE", 1 << 30)
+    monkeypatch.setattr(workers, "ALONE", 1 << 30)
 
 
 def kill_at_every_step(

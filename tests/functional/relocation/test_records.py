@@ -67,7 +67,7 @@ def test_a_run_killed_before_the_record_was_written_is_finished(hashed: Environm
     assert _mismatches(hashed) == []
 
 
-def test_bytecode_that_was_changed_before_is_still_told(hashed: Environment) -> None:
+def test_bytecode_that_was_changed_before_is_still_reported(hashed: Environment) -> None:
     changed = next(Path(hashed.site_packages, "chardet", "__pycache__").glob("enums.*.pyc"))
     changed.write_bytes(changed.read_bytes() + b"\0")
     relocate(hashed.path)

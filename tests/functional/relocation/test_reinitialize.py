@@ -14,7 +14,7 @@ from relocate_core.errors import InterpreterMismatch, InterpreterNotFound, Reloc
 from relocate_core.relocation import reinitialize as reinitialization
 from relocate_core.relocation.check import check
 from relocate_core.relocation.reinitialize import reinitialize
-from relocate_core.virtualenvs import interpreter
+from relocate_core.virtualenvs import discovery, interpreter
 from tests.support import environments
 from tests.support.environments import Environment, copy, differences, digest, make
 from tests.support.steps import Steps, in_child, temporaries
@@ -35,7 +35,7 @@ def base_of(made: Environment) -> str:
 
 
 def carry(made: Environment) -> str:
-    """Make all links and files name a base Python that is not here; return the real one.
+    """Make all links and files refer to a base Python that is not here; return the real one.
 
     That is what a virtualenv looks like that was built where Python lies in another directory.
     """
@@ -94,7 +94,7 @@ def test_put_onto_this_machines_python(kind: str, copies: bool, tmp_path: Path) 
     made.run("-c", "import os, ssl, json")
     if os.path.isfile(f"{made.path}/pyvenv.cfg"):
         lines = Path(made.path, "pyvenv.cfg").read_text().splitlines()
-        # `command` is history: it names the Python that the virtualenv was made with.
+        # `command` is history: it refers to the Python that the virtualenv was made with.
         assert not [row for row in lines if GONE in row and not row.startswith("command")]
     assert not [p for p in check(made.path).problems if p.kind in ("interpreter", "link")]
     after = digest(made.path)
@@ -166,7 +166,7 @@ def test_another_abi_of_the_same_version(tmp_path: Path) -> None:
 def test_none_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = make("venv-3.12", tmp_path / "venv")
     carry(made)
-    monkeypatch.setattr(interpreter, "_USUAL_DIRECTORIES", ())
+    monkeypatch.setattr(discovery, "USUAL_DIRECTORIES", ())
     monkeypatch.setenv("PATH", str(tmp_path))
     refuses(made.path, None, InterpreterNotFound, r"needs Python 3\.12, and none was found on this")
 
@@ -183,10 +183,10 @@ def test_a_failing_proof_puts_everything_back(tmp_path: Path) -> None:
     )
     liar.chmod(0o755)
     before = digest(made.path, times="files")
-    real = interpreter.ask(made.python)
+    real = interpreter.probe(made.python)
     with pytest.MonkeyPatch.context() as patch:
         found = real.__class__(**{**vars(real), "executable": str(liar)})
-        patch.setattr(reinitialization, "named", lambda python: found)
+        patch.setattr(reinitialization, "find_named", lambda python: found)
         with pytest.raises(
             InterpreterNotFound, match="is no Python that runs here: no: cannot run"
         ):

@@ -48,15 +48,15 @@ def place() -> Iterator[Path]:
     """A directory that nobody but root can write to, and everybody can enter."""
     directory = Path(tempfile.mkdtemp(prefix="relocate-test-", dir="/var/lib"))
     directory.chmod(0o755)
-    told = directory / "told"
-    told.touch()
-    told.chmod(0o666)
+    ran = directory / "ran"
+    ran.touch()
+    ran.chmod(0o666)
     yield directory
     shutil.rmtree(directory)
 
 
-def library(directory: Path, told: Path) -> None:
-    """A standard library of its own, which tells who runs it."""
+def library(directory: Path, ran: Path) -> None:
+    """A standard library of its own, which writes down who runs it."""
     stdlib = Path(os.path.dirname(os.path.dirname(BASE)), "lib", VERSION)
     directory.mkdir(parents=True)
     for name in ("encodings", "collections", "re", "importlib"):
@@ -68,55 +68,55 @@ def library(directory: Path, told: Path) -> None:
     with (directory / "encodings" / "__init__.py").open("a") as file:
         file.write(
             "\nimport posix as _posix\n"
-            f"_told = _posix.open({str(told)!r}, _posix.O_WRONLY | _posix.O_APPEND)\n"
-            "_posix.write(_told, b'%d\\n' % _posix.getuid())\n"
+            f"_ran = _posix.open({str(ran)!r}, _posix.O_WRONLY | _posix.O_APPEND)\n"
+            "_posix.write(_ran, b'%d\\n' % _posix.getuid())\n"
         )
 
 
-def a_copy(tree: Path, told: Path) -> None:
+def a_copy(tree: Path, ran: Path) -> None:
     shutil.copy(BASE, tree / "bin" / "python")
-    library(tree / "lib" / VERSION, told)
+    library(tree / "lib" / VERSION, ran)
 
 
-def a_copy_without_home(tree: Path, told: Path) -> None:
-    a_copy(tree, told)
+def a_copy_without_home(tree: Path, ran: Path) -> None:
+    a_copy(tree, ran)
     (tree / "pyvenv.cfg").write_text("version = 3.11.2\n")
 
 
-def a_home_in_the_archive(tree: Path, told: Path) -> None:
+def a_home_in_the_archive(tree: Path, ran: Path) -> None:
     """Named by a pyvenv.cfg in a place where Python looks as well."""
     (tree / "bin" / "python").symlink_to(BASE)
     (tree / "evil" / "bin").mkdir(parents=True)
-    library(tree / "evil" / "lib" / VERSION, told)
+    library(tree / "evil" / "lib" / VERSION, ran)
     (tree / "bin" / "pyvenv.cfg").write_text(f"home = {tree.parent}/srv/1/evil/bin\n")
 
 
-def a_second_home(tree: Path, told: Path) -> None:
+def a_second_home(tree: Path, ran: Path) -> None:
     (tree / "bin" / "python").symlink_to(BASE)
     (tree / "evil" / "bin").mkdir(parents=True)
-    library(tree / "evil" / "lib" / VERSION, told)
+    library(tree / "evil" / "lib" / VERSION, ran)
     (tree / "pyvenv.cfg").write_text(
         f"\u00a0home = {tree.parent}/srv/1/evil/bin\nhome = {os.path.dirname(BASE)}\n"
     )
 
 
-def a_program(tree: Path, told: Path) -> None:
+def a_program(tree: Path, ran: Path) -> None:
     (tree / "bin" / "python").symlink_to("other")
-    (tree / "bin" / "other").write_text(f'#!/bin/sh\nid -u >> {told}\nexec {BASE} "$@"\n')
+    (tree / "bin" / "other").write_text(f'#!/bin/sh\nid -u >> {ran}\nexec {BASE} "$@"\n')
     (tree / "bin" / "other").chmod(0o755)
     (tree / "pyvenv.cfg").write_text(f"home = {os.path.dirname(BASE)}\n")
 
 
-def a_program_that_leaves_another_one(tree: Path, told: Path) -> None:
-    a_program(tree, told)
+def a_program_that_leaves_another_one(tree: Path, ran: Path) -> None:
+    a_program(tree, ran)
     (tree / "bin" / "other").write_text(
-        f'#!/bin/sh\n(sleep 2; id -u >> {told}; echo late >> {told}) &\nexec {BASE} "$@"\n'
+        f'#!/bin/sh\n(sleep 2; id -u >> {ran}; echo late >> {ran}) &\nexec {BASE} "$@"\n'
     )
 
 
-def a_program_that_tells_anything(tree: Path, told: Path) -> None:
-    a_program(tree, told)
-    (tree / "bin" / "other").write_text(f"#!/bin/sh\nid -u >> {told}\necho '[{{}}]'\n")
+def a_program_that_prints_anything(tree: Path, ran: Path) -> None:
+    a_program(tree, ran)
+    (tree / "bin" / "other").write_text(f"#!/bin/sh\nid -u >> {ran}\necho '[{{}}]'\n")
 
 
 CASES = (
@@ -126,7 +126,7 @@ CASES = (
     a_second_home,
     a_program,
     a_program_that_leaves_another_one,
-    a_program_that_tells_anything,
+    a_program_that_prints_anything,
 )
 
 
@@ -134,12 +134,12 @@ CASES = (
 def test_root_does_not_run_what_an_archive_brings(
     place: Path, case: Callable[[Path, Path], None]
 ) -> None:
-    told = place / "told"
+    ran = place / "ran"
     tree = place / "build"
     (tree / "bin").mkdir(parents=True)
     (tree / "lib" / VERSION / "site-packages").mkdir(parents=True)
     shutil.rmtree(tree / "lib")
-    case(tree, told)
+    case(tree, ran)
     (tree / "lib" / VERSION / "site-packages").mkdir(parents=True, exist_ok=True)
     activate = tree / "bin" / "activate"
     activate.write_text(f'VIRTUAL_ENV="{tree}"\nexport VIRTUAL_ENV\n')
@@ -148,11 +148,11 @@ def test_root_does_not_run_what_an_archive_brings(
     shutil.rmtree(tree)
     os.makedirs(place / "srv")
     release = place / "srv" / "1"
-    with suppress(RelocateError):  # either is right: it is refused, or told by somebody else
+    with suppress(RelocateError):  # either is right: it is refused, or run by somebody else
         publish(str(place / "1.tar"), str(release), python=BASE)
         check(str(release))
-    assert "0" not in told.read_text().split(), told.read_text()
-    assert "late" not in told.read_text()
+    assert "0" not in ran.read_text().split(), ran.read_text()
+    assert "late" not in ran.read_text()
 
 
 def test_a_copy_that_is_what_it_should_be_runs(place: Path) -> None:
@@ -172,14 +172,14 @@ def test_a_python_of_somebody_else_is_run_as_them(place: Path) -> None:
     subprocess.run([BASE, "-m", "venv", "--without-pip", tree], check=True)
     (tree / "bin" / "python").unlink()
     (tree / "bin" / "python").write_text(
-        f'#!/bin/sh\nid -u >> {place}/told\nexec {tree}/bin/{VERSION} "$@"\n'
+        f'#!/bin/sh\nid -u >> {place}/ran\nexec {tree}/bin/{VERSION} "$@"\n'
     )
     (tree / "bin" / "python").chmod(0o755)
     for directory, _, names in os.walk(tree):
         for name in (".", *names):
             os.chown(os.path.join(directory, name), 4321, 4321, follow_symlinks=False)
     check(str(tree))
-    assert set((place / "told").read_text().split()) == {"4321"}
+    assert set((place / "ran").read_text().split()) == {"4321"}
 
 
 def build(place: Path, *options: str) -> str:
@@ -198,7 +198,7 @@ def packed(place: Path, tree: Path) -> str:
 
 @pytest.mark.parametrize("owner", [None, (4321, 4321)])
 def test_a_base_that_only_root_can_run(place: Path, owner: tuple[int, int] | None) -> None:
-    """It is asked all the same: who owns a release need not be who runs it."""
+    """It is probed all the same: who owns a release need not be who runs it."""
     closed = place / "closed"
     closed.mkdir(0o700)
     (closed / VERSION).symlink_to(BASE)
@@ -227,7 +227,7 @@ def closed(place: Path) -> Path:
     tree = place / "build"
     subprocess.run([BASE, "-m", "venv", "--without-pip", tree], check=True)
     (tree / "bin" / "python").unlink()
-    a_program(tree, place / "told")
+    a_program(tree, place / "ran")
     packed(place, tree)
     return place / "srv" / "app"
 
@@ -243,7 +243,7 @@ def refused(function: Callable[[], object], place: Path) -> None:
         r"user \(chmod o\+x\), or deploy it with user=root if root should run it",
         words,
     )
-    assert (place / "told").read_text() == ""
+    assert (place / "ran").read_text() == ""
 
 
 @pytest.mark.parametrize("owner", [None, (4321, 4321)])
@@ -257,20 +257,20 @@ def test_a_root_that_only_root_may_enter(
     closed.parent.chmod(0o711)
     publish(str(place / "1.tar"), release, python=BASE, owner=owner)
     users = {"4321"} if owner else {"65534"}
-    assert set((place / "told").read_text().split()) == users
+    assert set((place / "ran").read_text().split()) == users
     # Closed again, nothing of it is run later either.
-    (place / "told").write_text("")
+    (place / "ran").write_text("")
     closed.parent.chmod(0o700)
     (problem,) = [one for one in check(release).problems if one.kind == "access"]
     assert "root runs nothing from an archive" in problem.reason
     (closed / "1" / "pyvenv.cfg").write_text("home = /nonexistent/bin\n")
     refused(lambda: reinitialize(release, BASE), place)
-    assert (place / "told").read_text() == ""
+    assert (place / "ran").read_text() == ""
 
 
 def test_root_runs_it_where_root_was_asked_for(place: Path, closed: Path) -> None:
     publish(str(place / "1.tar"), str(closed / "1"), python=BASE, owner=(0, 0))
-    assert set((place / "told").read_text().split()) == {"0"}
+    assert set((place / "ran").read_text().split()) == {"0"}
 
 
 def test_a_real_virtualenv_where_only_root_may_enter(place: Path) -> None:
@@ -285,12 +285,12 @@ def test_a_real_virtualenv_where_only_root_may_enter(place: Path) -> None:
 @pytest.mark.parametrize("how", ["link", "home"])
 def test_a_program_of_another_release(place: Path, how: str) -> None:
     """It came from an archive as well: root does not run it for the base Python."""
-    told, release = place / "told", place / "srv" / "1"
+    ran, release = place / "ran", place / "srv" / "1"
     (place / "srv").mkdir()
     publish(build(place), str(release), python=BASE)
     program = release / "evil" / VERSION
     program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nid -u >> {told}\nexec {BASE} "$@"\n')
+    program.write_text(f'#!/bin/sh\nid -u >> {ran}\nexec {BASE} "$@"\n')
     program.chmod(0o755)
     tree = place / "build"
     subprocess.run([BASE, "-m", "venv", "--without-pip", tree], check=True)
@@ -304,7 +304,7 @@ def test_a_program_of_another_release(place: Path, how: str) -> None:
     python = BASE if how == "link" else None
     with suppress(RelocateError):
         publish(packed(place, tree), str(place / "srv" / "2"), python=python)
-    assert "0" not in told.read_text().split()
+    assert "0" not in ran.read_text().split()
 
 
 def test_a_virtualenv_of_root_s_own_where_only_root_may_enter(place: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import relocate_core
-from relocate_core.relocation import pool
+from relocate_core.relocation import workers
 
 
 @pytest.mark.parametrize(
@@ -17,17 +17,17 @@ from relocate_core.relocation import pool
 def test_a_change_in_any_package_is_noticed(changed: str, tmp_path: Path) -> None:
     package = tmp_path / "core"
     shutil.copytree(Path(relocate_core.__file__).parent, package)
-    before = pool._fingerprint(str(package))
+    before = workers._fingerprint(str(package))
     with open(package / changed, "a") as file:
         file.write("# another version\n")
-    assert pool._fingerprint(str(package)) != before
+    assert workers._fingerprint(str(package)) != before
 
 
 def test_a_module_that_came_or_went_is_noticed(tmp_path: Path) -> None:
     package = tmp_path / "core"
     shutil.copytree(Path(relocate_core.__file__).parent, package)
-    before = pool._fingerprint(str(package))
+    before = workers._fingerprint(str(package))
     (package / "artefacts" / "new.py").write_text("")
-    assert pool._fingerprint(str(package)) != before
+    assert workers._fingerprint(str(package)) != before
     (package / "artefacts" / "new.py").unlink()
-    assert pool._fingerprint(str(package)) == before
+    assert workers._fingerprint(str(package)) == before

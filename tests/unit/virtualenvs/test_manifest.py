@@ -20,8 +20,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from relocate_core.archives.tar import DIRECTORY, FILE, LINK, Refused
-from relocate_core.virtualenvs import manifest
-from relocate_core.virtualenvs.manifest import Base, Head, Manifest, Row
+from relocate_core.bundles import delta
+from relocate_core.virtualenvs import manifest, manifest_reader
+from relocate_core.virtualenvs.manifest import Base, Head, Row
+from relocate_core.virtualenvs.manifest_reader import Manifest
 from tests.unit.archives.test_tar import components
 
 SHA = hashlib.sha256(b"x").hexdigest()
@@ -270,14 +272,14 @@ def test_a_difference_and_its_base_are_the_whole(data: st.DataObject) -> None:
     old = data.draw(trees())
     new = data.draw(changed(old))
     base = {row.path: row for row in old}
-    rows = list(manifest.difference(base, new))
+    rows = list(delta.difference(base, new))
     paths = {row.path for row in new}
     removed = tuple(path for path in base if path not in paths)
     for row in rows:
         assert not row.source or base[row.source].sha256 == row.sha256
         assert row._replace(source="") in new
     assert all(base.get(row.path) != row for row in rows)
-    merged = list(manifest.merged(old, removed, rows))
+    merged = list(delta.merged(old, removed, rows))
     assert [row._replace(source="") for row in merged] == new
     for row in merged:
         if row.source and row.kind == FILE:
@@ -288,7 +290,7 @@ def test_a_difference_and_its_base_are_the_whole(data: st.DataObject) -> None:
         os.mkdir(f"{directory}/{manifest.PLACE}")
         root = os.open(directory, os.O_RDONLY)
         try:
-            given_on = list(manifest.write(root, digest, HEAD, iter(merged), None))
+            given_on = list(delta.write(root, digest, HEAD, iter(merged), None))
         finally:
             os.close(root)
         assert given_on == merged
@@ -302,7 +304,7 @@ def test_another_whole_is_refused(tmp_path: Path) -> None:
     root = os.open(tmp_path, os.O_RDONLY)
     try:
         with pytest.raises(Refused, match="another whole"):
-            list(manifest.write(root, "0" * 64, HEAD, iter(ROWS), None))
+            list(delta.write(root, "0" * 64, HEAD, iter(ROWS), None))
     finally:
         os.close(root)
 
@@ -320,7 +322,7 @@ def test_every_changed_byte_is_refused() -> None:
 
 
 def test_every_truncation_is_refused() -> None:
-    """And every byte that is missing, or stands there twice."""
+    """And every byte that is missing, or is there twice."""
     for at in range(len(DATA)):
         refused(DATA[:at])
         refused(DATA[:at] + DATA[at + 1 :])
@@ -475,7 +477,7 @@ BAD_HEADS: dict[str, str | bytes] = {
 
 @pytest.mark.parametrize("name", BAD_HEADS)
 def test_a_bad_head(name: str) -> None:
-    """Each is refused, whatever stands in place of what."""
+    """Each is refused, whatever replaces what."""
     refused(with_head(BAD_HEADS[name]))
 
 
@@ -610,7 +612,7 @@ def test_a_bad_row(name: str) -> None:
     ids=" ".join,
 )
 def test_rows_out_of_order(paths: tuple[str, ...]) -> None:
-    """Nor may one stand there twice."""
+    """Nor may one be there twice."""
     said = str(refused(with_rows(*map(file, paths))))
     assert "wrong place" in said or "in a directory that it has not" in said
 
@@ -620,7 +622,7 @@ def test_a_row_in_no_directory(paths: tuple[str, ...]) -> None:
     """What is above a file has a row, as everything else has, and is a directory."""
     known = opened(with_rows(*map(file, paths)))
     with known, pytest.raises(Refused, match="in a directory that it has not"):
-        list(manifest.consistent(known.head, known.rows()))
+        list(manifest_reader.consistent(known.head, known.rows()))
 
 
 @pytest.mark.parametrize(
@@ -673,7 +675,7 @@ def test_rows_are_not_held() -> None:
 
 BOUNDED = """
 import os, resource, sys
-from relocate_core.virtualenvs.manifest import Manifest
+from relocate_core.virtualenvs.manifest_reader import Manifest
 from relocate_core.archives.tar import Refused
 resource.setrlimit(resource.RLIMIT_AS, (400 << 20,) * 2)
 try:
@@ -704,7 +706,7 @@ def test_a_head_as_large_as_may_be(head: str, tmp_path: Path) -> None:
 
 
 def test_a_manifest_too_large_for_its_reader() -> None:
-    """A head that is too long is refused, and told by its length to the packer before."""
+    """A head that is too long is refused, and the packer knows of its length before."""
     references = tuple(f"lib/{number:0100}" for number in range(170_000))
     head = replace(HEAD, references=references)
     assert len(head.line()) > manifest.LONGEST_HEAD, "which `pack` refuses"
@@ -719,9 +721,9 @@ def test_what_a_tree_has_in_place_of_a_manifest(tmp_path: Path) -> None:
     root = os.open(tmp_path, os.O_RDONLY)
     before = len(os.listdir("/proc/self/fd"))
     try:
-        assert manifest.of_tree(root) is None
+        assert manifest_reader.of_tree(root) is None
         place.parent.mkdir()
-        assert manifest.of_tree(root) is None
+        assert manifest_reader.of_tree(root) is None
         for make in (
             lambda: os.mkfifo(place),
             lambda: place.symlink_to("/etc/passwd"),
@@ -730,7 +732,7 @@ def test_what_a_tree_has_in_place_of_a_manifest(tmp_path: Path) -> None:
         ):
             make()
             with pytest.raises(Refused, match="manifest"):
-                manifest.of_tree(root)
+                manifest_reader.of_tree(root)
             place.rmdir() if place.is_dir() else place.unlink()
             assert len(os.listdir("/proc/self/fd")) == before
     finally:

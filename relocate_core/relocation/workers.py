@@ -2,27 +2,27 @@
 
 A minion's job may be a thread or a daemonic process, where forking is unsafe and `multiprocessing`
 refuses to start. So the workers are programs of their own: this interpreter, isolated, running
-`relocation.worker`, fed through pipes. Where that cannot be had - an embedded interpreter, a core
-inside a zip, no room for a process - the scan runs here, slower.
+`serve`, fed through pipes. Where that cannot be had - an embedded interpreter, a core inside a zip,
+no room for a process - the scan runs here, slower.
 """
 
 from __future__ import annotations
 
+import gc
+import marshal
 import os
-import select
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import Any
 
+from ..artefacts.prefix import Prefixes
 from ..system import files
+from ..system.pipes import SIZE, Worker, answers
 from ..system.processes import usable_cores
-from .messages import receive, send
 from .scan import Directory, Findings, Scanner
-
-if TYPE_CHECKING:
-    import subprocess
 
 # Fewer files than this are scanned sooner than a process starts.
 ALONE = 3000
@@ -30,14 +30,19 @@ MOST_WORKERS = 4
 # Small enough that the workers finish together, large enough that messages cost nothing.
 BATCH_FILES = 400
 
+_GREETING = b"\0ready to scan\n"
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 # Run by `python -c`: gives the package a name of its own, whatever is installed under that name.
 _BOOTSTRAP = (
     "import sys;m=sys.modules['relocate_core']=type(sys)('relocate_core');"
     "m.__path__=[sys.argv[1]];"
-    "from relocate_core.relocation.worker import serve;serve(int(sys.argv[2]))"
+    "from relocate_core.relocation.workers import serve;serve(int(sys.argv[2]))"
 )
+
+
+Batch = list[Directory]
+"""Directories with so many files together that a worker is busy with them for a while."""
 
 
 def _fingerprint(package: str = _PACKAGE) -> list[tuple[str, int, int]]:
@@ -68,7 +73,7 @@ def scan(
         scanner: what looks through a batch of directories.
         directories: the directories.
         take: called with the findings of each batch as they come; whatever interrupts the scan,
-            it is told of everything that was rewritten, so that this can be undone.
+            it gets everything that was rewritten, so that this can be undone.
     """
     batches = _batches(directories)
     first, count = [], 0
@@ -89,8 +94,8 @@ def scan(
             scanner.scan(batch, take)
 
 
-def _batches(directories: Iterator[Directory]) -> Iterator[list[Directory]]:
-    batch: list[Directory] = []
+def _batches(directories: Iterator[Directory]) -> Iterator[Batch]:
+    batch: Batch = []
     count = 0
     for path, names in directories:
         for start in range(0, len(names), BATCH_FILES):
@@ -104,129 +109,64 @@ def _batches(directories: Iterator[Directory]) -> Iterator[list[Directory]]:
         yield batch
 
 
-class _Worker:
-    """A worker process and the batch it has in hand."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self.process = process
-        self.batch: list[Directory] | None = None
-
-    @property
-    def output(self) -> int:
-        assert self.process.stdout is not None
-        return self.process.stdout.fileno()
-
-    def tell(self, message: object) -> None:
-        assert self.process.stdin is not None
-        send(self.process.stdin.fileno(), message)
-
-    def give(self, batch: list[Directory]) -> None:
-        self.batch = batch
-        self.tell(batch)
-
-    def take(self) -> Findings:
-        findings = Findings(*receive(self.output))
-        self.batch = None
-        return findings
-
-    def kill(self) -> None:
-        """End it at once, if it has not ended yet."""
-        self.process.kill()
-        self.process.wait()
-
-    def stop(self) -> None:
-        """Close the pipes, upon which the worker ends by itself."""
-        for stream in (self.process.stdin, self.process.stdout):
-            if stream is not None:
-                with suppress(OSError):
-                    stream.close()
-        self.process.wait()
-
-
-def _start(scanner: Scanner) -> list[_Worker]:
-    import subprocess
-
+def _start(scanner: Scanner) -> list[Worker[Batch]]:
+    """As many workers as pay, or as can be started."""
     count = min(usable_cores(), MOST_WORKERS)
     if count < 2 or not sys.executable or not _LOADED or _fingerprint() != _LOADED:
         return []
-    workers: list[_Worker] = []
     command = [sys.executable, "-I", "-S", "-B", "-c", _BOOTSTRAP, _PACKAGE, str(scanner.root)]
-    try:
+    arguments = _packed((scanner.prefixes.arguments, scanner.write, scanner.account))
+    workers: list[Worker[Batch]] = []
+    with suppress(OSError, ValueError):
         for _ in range(count):
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                # The descriptor carries the lock on the virtualenv as well: should this process
-                # be killed, the lock is held until the last worker has put down its batch.
-                pass_fds=(scanner.root,),
-            )
-            workers.append(_Worker(process))
-        arguments = (scanner.prefixes.arguments, scanner.write, scanner.account)
-        for worker in workers:
-            worker.tell(arguments)
-        for worker in workers:
-            if receive(worker.output) != "ready":
-                raise OSError("not a worker")
-    except (OSError, EOFError, ValueError, TypeError):
-        for worker in workers:
-            worker.stop()
-        return []
+            # The descriptor carries the lock on the virtualenv as well: should this process be
+            # killed, the lock is held until the last worker has put down its batch.
+            worker: Worker[Batch] = Worker(command, _GREETING, pass_fds=(scanner.root,))
+            workers.append(worker)
+            worker.send(arguments)
     return workers
 
 
 def _feed(
-    workers: list[_Worker],
+    workers: list[Worker[Batch]],
     scanner: Scanner,
-    batches: Iterator[list[Directory]],
+    batches: Iterator[Batch],
     take: Callable[[Findings], None],
 ) -> None:
     """Keep every worker busy; a batch whose worker died is done here."""
-    idle = list(workers)
-    busy: list[_Worker] = []
     try:
         for batch in batches:
-            while busy and not idle:
-                _collect(busy, idle, scanner, take)
-            if not idle:
+            while workers and all(worker.tasks for worker in workers):
+                _collect(workers, scanner, take)
+            worker = next((worker for worker in workers if not worker.tasks), None)
+            if worker is None:
                 scanner.scan(batch, take)
-                continue
-            worker = idle.pop()
-            busy.append(worker)
-            with suppress(OSError):  # it died: `_collect` notices, and does the batch here
-                worker.give(batch)
+            else:
+                worker.give(batch, _packed(batch))
     finally:
         try:
-            while busy:
-                _collect(busy, idle, scanner, take)
+            while any(worker.tasks for worker in workers):
+                _collect(workers, scanner, take)
         finally:
             for worker in workers:
                 worker.stop()
 
 
 def _collect(
-    busy: list[_Worker], idle: list[_Worker], scanner: Scanner, take: Callable[[Findings], None]
+    workers: list[Worker[Batch]], scanner: Scanner, take: Callable[[Findings], None]
 ) -> None:
-    """Take the findings of the workers that are ready, once one is."""
-    ready, _, _ = select.select([worker.output for worker in busy], [], [])
-    for worker in [worker for worker in busy if worker.output in ready]:
-        batch = worker.batch
-        assert batch is not None
-        try:
-            findings = worker.take()
-        except (EOFError, OSError, ValueError, TypeError):
-            busy.remove(worker)
-            worker.kill()
+    """Take the findings of the workers that have some, and the batches of those that died."""
+    for _, answer in answers(workers):
+        take(Findings(*marshal.loads(answer)))
+    for worker in [worker for worker in workers if worker.ended]:
+        workers.remove(worker)
+        worker.kill()
+        for batch in worker.tasks:
             _clear(scanner.root, batch, worker.process.pid)
             scanner.scan(batch, take)
-        else:
-            busy.remove(worker)
-            idle.append(worker)
-            take(findings)
 
 
-def _clear(root: int, batch: list[Directory], process: int) -> None:
+def _clear(root: int, batch: Batch, process: int) -> None:
     """Remove the temporary file that a worker has left which died."""
     for path, _ in batch:
         directory = files.open_directory(root, path)
@@ -236,3 +176,49 @@ def _clear(root: int, batch: list[Directory], process: int) -> None:
                     os.unlink(name, dir_fd=directory)
         finally:
             os.close(directory)
+
+
+# --- in the worker --------------------------------------------------------------------------------
+
+
+def serve(root: int) -> None:
+    """Scan the batches that come in on standard input, until it is closed.
+
+    Args:
+        root: the inherited descriptor of the virtualenv.
+    """
+    # Ctrl-C goes to the whole group; the parent decides what to do.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.disable()  # nothing here is a cycle, and looking for them takes time
+    with suppress(EOFError, BrokenPipeError):
+        (old, new, prompt), write, account = _receive(0)
+        scanner = Scanner(root, Prefixes(old, new, prompt), write, account)
+        files.write_all(1, _GREETING)
+        while True:
+            scanner.scan(_receive(0), _answer)
+
+
+def _answer(findings: Findings) -> None:
+    files.write_all(1, _packed(tuple(findings)))
+
+
+def _packed(message: Any) -> bytes:
+    """A message of plain values, with its length before it."""
+    body = marshal.dumps(message)
+    return len(body).to_bytes(SIZE, "little") + body
+
+
+def _receive(pipe: int) -> Any:
+    """Read one message; raises `EOFError` where the other side has gone."""
+    return marshal.loads(_exactly(pipe, int.from_bytes(_exactly(pipe, SIZE), "little")))
+
+
+def _exactly(pipe: int, size: int) -> bytes:
+    pieces = []
+    while size:
+        piece = os.read(pipe, size)
+        if not piece:
+            raise EOFError
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)

@@ -1,0 +1,107 @@
+"""A delta bundle's manifest: the rows that differ from a base, and the whole made of both."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+
+from ..archives.tar import FILE, Refused
+from ..system import files
+from ..virtualenvs.manifest import NAME, Head, Row, first_line, lines
+
+_LAST = chr(0x10FFFF)
+
+
+def difference(base: Mapping[str, Row], rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows that differ from an earlier bundle's, with where that has their content.
+
+    Args:
+        base: the earlier bundle's rows by path.
+        rows: those of the new one.
+    """
+    sources = {row.sha256: row.path for row in base.values() if row.kind == FILE}
+    for row in rows:
+        known = base.get(row.path)
+        if known == row:
+            continue
+        if row.kind == FILE and row.sha256 in sources:
+            same = known is not None and known.sha256 == row.sha256
+            row = row._replace(source=row.path if same else sources[row.sha256])
+        yield row
+
+
+def merged(base: Iterable[Row], removed: Iterable[str], rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows of the whole: those of the earlier bundle, without what is gone, and the new ones.
+
+    Args:
+        base: the earlier bundle's rows, in order; each gets its own path for its source.
+        removed: its paths that are gone.
+        rows: the new and the changed rows, in order.
+    """
+    gone = set(removed)
+    changed = iter(rows)
+    row = next(changed, None)
+    key = row.key if row else _LAST
+    for old in base:
+        at = old.key
+        while row is not None and key < at:
+            yield row
+            row = next(changed, None)
+            key = row.key if row else _LAST
+        if row is not None and key == at:
+            yield row
+            row = next(changed, None)
+            key = row.key if row else _LAST
+        elif old.path not in gone:
+            yield old._replace(source=old.path)
+    if row is not None:
+        yield row
+    yield from changed
+
+
+def whole(head: Head) -> Head:
+    """The head of the full bundle."""
+    return replace(head, base=None)
+
+
+def write(
+    directory: int, digest: str, head: Head, rows: Iterable[Row], owner: tuple[int, int] | None
+) -> Iterator[Row]:
+    """Write a whole manifest row by row as they are asked for.
+
+    Args:
+        directory: descriptor of the virtualenv, which has the directory PLACE.
+        digest: what the manifest has to come to.
+        head: the whole's.
+        rows: the whole's; each is given on, once it is written.
+        owner: user and group that it should belong to; by default whoever runs this.
+
+    Raises:
+        Refused: the rows come to another digest.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with files.directory_of(directory, NAME) as (place, name):
+        file = os.open(name, flags, 0o644, dir_fd=place)
+    found = hashlib.sha256()
+    with open(file, "wb", buffering=1 << 18) as stream:
+        os.fchmod(file, 0o644)  # whatever the umask
+        if owner is not None:
+            os.fchown(file, *owner)
+        stream.write(first_line(digest))
+
+        written: list[Row] = []
+
+        def noted() -> Iterator[Row]:
+            for row in rows:
+                written.append(row)
+                yield row._replace(source="")
+
+        for piece in lines(head, noted()):
+            found.update(piece)
+            stream.write(piece)
+            yield from written
+            written.clear()
+    if found.hexdigest() != digest:
+        raise Refused("it does not belong to that base: together they are another whole")
