@@ -1,9 +1,9 @@
 """
 The pillar of the formula ``releases``: checked, and made complete.
 
-An operator writes only what differs from app to app; the SLS files want everything, and in the form
-in which states and configuration files take it. What stands between them is here. Whatever is wrong
-with the pillar is one sentence that names the key.
+An operator writes only what differs from app to app; the SLS files need everything, and in the form
+in which states and configuration files take it. This module converts the one into the other.
+Whatever is wrong with the pillar is reported in one sentence, with its key.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from salt.exceptions import CommandExecutionError
 from salt.utils.args import get_function_argspec
+
+if TYPE_CHECKING:
+    from salt_dunders import __grains__, __opts__, __salt__
 
 __virtualname__ = "releases_pillar"
 
@@ -29,8 +32,9 @@ _HOST = re.compile(r"[\w*.-]+\Z")
 _UPSTREAM = re.compile(
     r"(https?|uwsgi)://([\w.-]+|\[[0-9a-fA-F:]+\]):\d+\Z|(http|uwsgi)://unix:/\S+\Z"
 )
-_VOUCHED = ("/", "salt://", "file://")
-# What `virtualenv_relocated.managed` takes besides, as it is.
+# Sources that need no hash: this machine and Salt's own file server.
+_TRUSTED = ("/", "salt://", "file://")
+# Keys of an app that `virtualenv_relocated.managed` takes as they are.
 _MANAGED = (
     "hard_links",
     "keep_source",
@@ -55,21 +59,21 @@ def __virtual__() -> str:  # noqa: N807
 
 def settings(defaults: dict[str, Any] | None = None, pillar: Any = None) -> dict[str, Any]:
     """
-    Give the formula its settings, complete and checked.
+    Return the formula's settings, complete and checked.
 
     defaults
-        What stands in the formula's ``defaults.yaml``.
+        The content of the formula's ``defaults.yaml``.
 
     pillar
-        What stands in the pillar under ``releases``, for who knows it; else the minion is asked.
+        The pillar below ``releases``. By default the minion's.
 
-    Returns a dictionary: ``apps`` (what the SLS files need of each app, by name: of those that
-    ``releases:only`` names, or of all), ``several`` (whether they are more than one, and not
-    named), ``builds`` (the arguments of ``virtualenv_relocated.packed``, by bundle), ``to`` and
-    ``leaving`` (the releases that a rollback goes to and leaves), ``with_data``, the settings of
+    Returns a dictionary: ``apps`` (what the SLS files need of each app, by name: of those in
+    ``releases:only``, or of all), ``several`` (whether they are more than one, and ``only`` is not
+    set), ``builds`` (the arguments of ``virtualenv_relocated.packed``, by bundle), ``to`` and
+    ``leaving`` (the releases that a rollback switches to and from), ``with_data``, the settings of
     process managers and web servers, and ``problem``: ``None``, or what is wrong with the pillar;
-    there are no apps and no builds then. What is wrong with an app that is not named is not told.
-    Secrets are shown.
+    there are no apps and no builds then. Apps that ``only`` leaves out are not checked. Secrets are
+    shown.
 
     CLI Example:
 
@@ -85,10 +89,10 @@ def settings(defaults: dict[str, Any] | None = None, pillar: Any = None) -> dict
 
 def check(defaults: dict[str, Any] | None = None) -> bool:
     """
-    Tell whether the formula can work with the minion's pillar.
+    Check whether the formula can work with the minion's pillar.
 
     defaults
-        What stands in the formula's ``defaults.yaml``.
+        The content of the formula's ``defaults.yaml``.
 
     Raises ``CommandExecutionError`` with the key that is wrong, and why.
 
@@ -115,7 +119,7 @@ def _pillar() -> Any:
 
 
 class _Wrong(Exception):
-    """The pillar is wrong: one sentence that names the key."""
+    """The pillar is wrong: one sentence with the key."""
 
 
 def _settings(given: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,7 +136,7 @@ def _settings(given: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
         found[server] = {**dict.fromkeys(names), **defaults.get(server, {}), **own}
     usual = defaults.get("app", {})
     apps = top.get("apps", {})
-    # Whoever names an app for one run may give a release with it, and that alone makes no app.
+    # A run for one app may override its release in pillar; a release alone makes no app.
     there = [
         name
         for name, app in apps.items()
@@ -140,14 +144,14 @@ def _settings(given: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
     ]
     for name in top.get("only", []):
         if name not in there:
-            raise _Wrong(f"releases:only names {name}, which is no app here: {_either(there)}")
+            raise _Wrong(f"releases:only: {name} is no app of this minion: {_either(there)}")
     found["apps"] = {
         _matching(_WORD, name, f"releases:apps:{name}", "a name"): _app(name, app, usual, found)
         for name, app in apps.items()
         if name in top.get("only", apps)
     }
     _require_own_names(found["apps"])
-    # Going back and clearing away are asked for by app, where there are several.
+    # A rollback and a removal need to know which app, where there are several.
     found["several"] = "only" not in top and len(apps) > 1
     found["builds"] = {
         bundle: _listed({**_mapping(build, f"releases:builds:{bundle}"), "name": bundle})
@@ -175,54 +179,40 @@ def _app(
     """All that the SLS files need of an app."""
     where = f"releases:apps:{name}"
     own = _known(given, where, {**_APP, **dict.fromkeys(_MANAGED, _anything)})
-    for key in ("release", "source"):
-        if key not in own:
-            if key == "source" and "source_hash" in own:
-                raise _Wrong(f"{where}:source_hash vouches for nothing, as source is missing")
-            raise _Wrong(f"{where}:{key} is missing: {_MISSING[key]}")
+    _require_keys(own, where)
     app = {**usual, **own}
-    release, root = app["release"], app.get("root") or f"/srv/{name}"
-    user = app.get("user") or name
-    put_in = _put_in(release)
-    managed = {key: put_in(app[key]) for key in (*_MANAGED, "source") if key in app}
-    _require_trust(managed, where)
+    app["root"] = root = app.get("root") or f"/srv/{name}"
+    app["user"] = user = app.get("user") or name
+    group = app.get("group") or user
+    link, manager = f"{root}/current", app.get("manager", "supervisor")
     shared = _shared(app.get("shared") or {}, root)
-    managed["shared"] = {path.rstrip("/"): target.rstrip("/") for path, target in shared.items()}
     directories = sorted({target.rstrip("/") for target in shared.values() if target.endswith("/")})
-    managed["smoke"] = app.get("smoke")
-    needs_user = __salt__["file.user_to_uid"](user) == ""
-    if managed["smoke"] and not (needs_user and __opts__.get("test")):  # who is made before that
-        managed["smoke_user"] = user
-    managed["python"] = app.get("python")
-    managed["name"] = f"{root}/{release}"
-    managed["user"], managed["group"] = app.get("owner"), app.get("owner_group")
-    manager = app.get("manager", "supervisor")
     made = {
         "name": name,
-        "release": release,
+        "release": app["release"],
         "root": root,
-        "link": f"{root}/current",
-        "path": managed["name"],
+        "link": link,
+        "path": f"{root}/{app['release']}",
         "user": user,
-        "group": app.get("group") or user,
+        "group": group,
         "keep": app.get("keep", 5),
         "packages": app.get("packages", []),
         "python": app.get("python"),
         "needs": {
-            "user": needs_user,
-            "group": __salt__["file.group_to_gid"](app.get("group") or user) == "",
+            "user": _is_missing_user(user),
+            "group": __salt__["file.group_to_gid"](group) == "",
             "python": _python_package(app.get("python")),
         },
         "directories": directories,
         "above": _above(directories, root),
-        "managed": _listed({key: one for key, one in managed.items() if one not in (None, {}, [])}),
-        "migrations": [],
+        "managed": _listed(_managed(app, shared, where)),
+        "migrations": _migrations(app, where),
         "manager": manager,
         "programs": {
-            key: _program(name, key, one, f"{where}:programs", manager, f"{root}/current")
+            key: _program(name, key, one, f"{where}:programs", manager, link)
             for key, one in app.get("programs", {}).items()
         },
-        "web": {},
+        "web": _web(app, where, link),
         "checks": app.get("checks", []),
         "health": _known(
             app.get("health", {}),
@@ -230,34 +220,81 @@ def _app(
             dict.fromkeys(("attempts", "interval", "timeout"), _number),
         ),
     }
-    if app.get("migrations"):
-        made["migrations"] = _listed({"user": user, **app["migrations"]})
-        if "kind" not in app["migrations"]:
-            raise _Wrong(f"{where}:migrations:kind is missing: django, alembic or commands")
-    web = _known(app.get("web", {}), f"{where}:web", dict.fromkeys(_WEB, _mapping))
-    for server, one in web.items():
-        here = f"{where}:web:{server}"
-        made["web"][server] = {**dict.fromkeys(_WEB[server]), **_known(one, here, _WEB[server])}
-        missing = [key for key in _NEEDED[server] if key not in one]
-        if missing:
-            raise _Wrong(f"{here}:{missing[0]} is missing: {_MISSING[missing[0]]}")
-        made["web"][server]["static"] = {
-            url: _below(f"{root}/current", directory)
-            for url, directory in one.get("static", {}).items()
-        }
     made["files"] = list(_files(made, servers))
-    told = ("unit", "reload", "socket")
-    made["running"] = _listed(
-        {
-            "link": made["link"],
-            "manager": manager,
-            "command": servers[manager]["command"],
-            "programs": [{key: one[key] for key in told} for one in made["programs"].values()],
-            "scripts": [file["path"] for file in made["files"] if file["for"] == "wsgi"],
-        }
-    )
+    made["running"] = _listed(_running(made, servers[manager]["command"]))
     made["runs"] = bool(made["programs"] or "apache" in made["web"])
     return made
+
+
+def _require_keys(own: Mapping[str, Any], where: str) -> None:
+    """Refuse an app without a release or a source."""
+    for key in ("release", "source"):
+        if key not in own:
+            if key == "source" and "source_hash" in own:
+                raise _Wrong(f"{where}:source_hash verifies nothing, as source is missing")
+            raise _Wrong(f"{where}:{key} is missing: {_MISSING[key]}")
+
+
+def _managed(app: Mapping[str, Any], shared: Mapping[str, str], where: str) -> dict[str, Any]:
+    """The arguments of `virtualenv_relocated.managed`."""
+    put_in = _put_in(app["release"])
+    managed = {key: put_in(app[key]) for key in (*_MANAGED, "source") if key in app}
+    _require_trust(managed, where)
+    managed.update(
+        name=f"{app['root']}/{app['release']}",
+        shared={path.rstrip("/"): target.rstrip("/") for path, target in shared.items()},
+        smoke=app.get("smoke"),
+        python=app.get("python"),
+        user=app.get("owner"),
+        group=app.get("owner_group"),
+    )
+    # A user that bootstrap creates does not exist yet in a test.
+    if managed["smoke"] and not (__opts__.get("test") and _is_missing_user(app["user"])):
+        managed["smoke_user"] = app["user"]
+    return {key: one for key, one in managed.items() if one not in (None, {}, [])}
+
+
+def _migrations(app: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """The arguments of `virtualenv_relocated.migrated`; none where nothing is migrated."""
+    given = app.get("migrations")
+    if not given:
+        return []
+    if "kind" not in given:
+        raise _Wrong(f"{where}:migrations:kind is missing: django, alembic or commands")
+    return _listed({"user": app["user"], **given})
+
+
+def _web(app: Mapping[str, Any], where: str, link: str) -> dict[str, Any]:
+    """What the templates of the web servers need, by server."""
+    web = {}
+    for server, given in _known(
+        app.get("web", {}), f"{where}:web", dict.fromkeys(_WEB, _mapping)
+    ).items():
+        here = f"{where}:web:{server}"
+        one = {**dict.fromkeys(_WEB[server]), **_known(given, here, _WEB[server])}
+        missing = [key for key in _NEEDED[server] if key not in given]
+        if missing:
+            raise _Wrong(f"{here}:{missing[0]} is missing: {_MISSING[missing[0]]}")
+        static = one["static"] or {}
+        one["static"] = {url: _below(link, directory) for url, directory in static.items()}
+        web[server] = one
+    return web
+
+
+def _running(app: Mapping[str, Any], command: str) -> dict[str, Any]:
+    """The arguments of `release_programs.running`."""
+    keys = ("unit", "reload", "socket")
+    return {
+        "link": app["link"],
+        "manager": app["manager"],
+        "command": command,
+        "programs": [{key: one[key] for key in keys} for one in app["programs"].values()],
+        "scripts": [file["path"] for file in app["files"] if file["for"] == "wsgi"],
+    }
+
+
+def _is_missing_user(user: str) -> bool:
+    return bool(__salt__["file.user_to_uid"](user) == "")
 
 
 def _program(
@@ -277,7 +314,7 @@ def _program(
     full, bound = f"{app}-{name}", one.get("socket")
     environment = {key: str(value) for key, value in one.get("environment", {}).items()}
     if manager == "supervisor":
-        if bound:  # it gives the socket as standard input; what is not gunicorn is to be told
+        if bound:  # it passes the socket as standard input; only gunicorn is configured for that
             more = environment.get("GUNICORN_CMD_ARGS", "")
             environment["GUNICORN_CMD_ARGS"] = f"--bind fd://0 {more}".strip()
         environment = {key: _enclosed(one, here) for key, one in environment.items()}
@@ -302,7 +339,7 @@ def _program(
 
 
 def _files(app: Mapping[str, Any], servers: Mapping[str, Any]) -> Any:
-    """The configuration files of an app: where, out of which template, and for whom."""
+    """The configuration files of an app: where, from which template, and for which server."""
     name, manager, settings = app["name"], app["manager"], servers[app["manager"]]
     if manager == "supervisor" and app["programs"]:
         yield {
@@ -351,8 +388,8 @@ def _known(given: Any, where: str, schema: Mapping[str, Callable[[Any, str], Any
     for key, value in given.items():
         if key not in schema:
             near = difflib.get_close_matches(str(key), schema, 1)
-            hint = f"did you mean {near[0]}?" if near else _either(schema)
-            raise _Wrong(f"{where}:{key} is no setting: {hint}")
+            hint = f", did you mean {near[0]}?" if near else f": {_either(schema)}"
+            raise _Wrong(f"unknown key {where}:{key}{hint}")
         if value is not None:
             made[key] = schema[key](value, f"{where}:{key}")
     return made
@@ -400,9 +437,10 @@ def _flag(value: Any, where: str) -> bool:
 
 
 def _path(value: Any, where: str) -> str:
-    if not _text(value, where).startswith("/") or re.search(r"[\s\"'%;{}]", value):
+    path = _text(value, where)
+    if not path.startswith("/") or re.search(r"[\s\"'%;{}]", path):
         raise _Wrong(f"{where} must be an absolute path without spaces or quotes: {value!r}")
-    return value.rstrip("/")
+    return path.rstrip("/")
 
 
 def _matching(pattern: re.Pattern[str], value: Any, where: str, what: str) -> str:
@@ -473,8 +511,9 @@ def _variable(value: Any, where: str) -> str:
 
 
 def _command(value: Any, where: str) -> str:
+    command = _text(value, where)
     try:
-        words = shlex.split(_text(value, where))
+        words = shlex.split(command)
     except ValueError as error:
         raise _Wrong(f"{where} must be a command: {str(error).lower()}") from None
     if "/" not in words[0] or re.match(r"(?:[^/]+/)*current/", words[0].lstrip("/")):
@@ -482,7 +521,7 @@ def _command(value: Any, where: str) -> str:
             f"{where} must begin with a path in the release, such as bin/gunicorn, or one outside "
             f"of all releases: {words[0]}"
         )
-    return value
+    return command
 
 
 def _shares(value: Any, where: str) -> Any:
@@ -507,7 +546,7 @@ def _source(value: Any, where: str) -> Any:
     if isinstance(value, Mapping):
         known = _known(value, where, {"full": _anything, "from": _mapping})
         if "full" not in known:
-            raise _Wrong(f"{where}:full is missing: from names bundles besides that one only")
+            raise _Wrong(f"{where}:full is missing: the bundles in from only supplement it")
         return known
     if isinstance(value, (list, tuple)):
         return list(value)
@@ -521,10 +560,10 @@ def _require_trust(managed: Mapping[str, Any], where: str) -> None:
     for one in source if isinstance(source, list) else [source]:
         if isinstance(one, Mapping):  # a place with its hash
             continue
-        ours = _text(one, f"{where}:source").startswith(_VOUCHED)
+        ours = _text(one, f"{where}:source").startswith(_TRUSTED)
         if not (ours or managed.get("source_hash") or managed.get("skip_verify")):
             raise _Wrong(
-                f"{where}:source_hash is missing: nothing vouches for {one} "
+                f"{where}:source_hash is missing: nothing verifies {one} "
                 "(or set skip_verify to true)"
             )
 
@@ -535,7 +574,7 @@ def _listed(arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _python_package(python: Any) -> str | None:
-    """What brings a Python of a version, where it is not there."""
+    """The system package with a Python of a version, where that is not installed."""
     if not re.match(r"\d+\.\d+\Z", str(python)) or shutil.which(f"python{python}"):
         return None
     family = __grains__.get("os_family")
@@ -545,7 +584,7 @@ def _python_package(python: Any) -> str | None:
 
 
 def _put_in(release: str) -> Callable[[Any], Any]:
-    """What puts the release's name wherever `{release}` stands."""
+    """A function that replaces `{release}` by the release's name."""
 
     def put_in(value: Any) -> Any:
         if isinstance(value, str):
@@ -560,8 +599,8 @@ def _put_in(release: str) -> Callable[[Any], Any]:
 
 
 def _shared(given: Any, root: str) -> dict[str, str]:
-    """Where each shared path leads; the end of both is a slash where it is a directory to be
-    made."""
+    """The target of each shared path; both end with a slash where it is a directory to be
+    created."""
     if isinstance(given, list):
         return {path: f"{root}/shared/{path}" for path in given}
     return dict(given)
@@ -570,8 +609,8 @@ def _shared(given: Any, root: str) -> dict[str, str]:
 def _above(directories: list[str], root: str) -> list[str]:
     """The directories that shared ones are in, as far as they are the app's to make.
 
-    They are the minion's own: whoever owns such a directory could put a link in the place of the
-    shared one, and let root give away what that points to.
+    They belong to the user salt-minion runs as: whoever owns such a directory could replace the
+    shared one by a symlink, and let root give away what that points to.
     """
     above = set()
     for directory in directories:
@@ -588,11 +627,11 @@ def _below(directory: str, path: str) -> str:
 
 
 def _supervised(text: str, where: str) -> str:
-    """A text as supervisor's configuration has it: it knows no way to write these signs."""
+    """A text as supervisor's configuration has it, which has no syntax for some characters."""
     if re.search(r"\s[;#]|%\(here\)s", text):
         raise _Wrong(
-            f"{where} cannot have a ; or # after a space, or %(here)s: supervisor would not take "
-            "it as it stands"
+            f"{where} cannot contain a ; or # after a space, or %(here)s: supervisor would not "
+            "take it literally"
         )
     return text.replace("%", "%%")
 
@@ -603,7 +642,7 @@ def _enclosed(text: str, where: str) -> str:
     if quote in text or text.strip("'\"") != text:
         raise _Wrong(
             f"{where}:environment cannot have both kinds of quotes in a value, or one at its end: "
-            "supervisor knows no way to write them"
+            "supervisor has no syntax for them"
         )
     return f"{quote}{_supervised(text, where)}{quote}"
 
@@ -619,13 +658,13 @@ def _argument(word: str) -> str:
     return word if plain else _in_quotes(word).replace("%", "%%").replace("$", "$$")
 
 
-# What is to be said where a key has to be there and is not.
+# What to do where a required key is missing.
 _MISSING = {
-    "release": "name what is to be deployed",
-    "source": "name the archive, such as salt://shop/{release}.tar.gz",
-    "command": "name what is to be run, such as bin/gunicorn shop.wsgi",
-    "upstream": "name what answers, such as http://127.0.0.1:8000",
-    "wsgi": "name the application's module, such as shop.wsgi",
+    "release": "set it to the release to deploy",
+    "source": "set it to the archive, such as salt://shop/{release}.tar.gz",
+    "command": "set it to what is to be run, such as bin/gunicorn shop.wsgi",
+    "upstream": "set it to the program's address, such as http://127.0.0.1:8000",
+    "wsgi": "set it to the application's module, such as shop.wsgi",
 }
 _TOP = {
     "apps": _mapping,

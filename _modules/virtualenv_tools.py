@@ -1,15 +1,15 @@
 """
 Relocate Python virtualenvs: compile once, deploy wherever.
 
-A virtualenv that was built on one machine and carried to another names its old place in thousands
-of files. :py:func:`update_path` relocates it where it is, :py:func:`reinitialize` puts it
-onto this machine's own Python, :py:func:`check` tells whether it can run, and :py:func:`info` what
-it is.
+A virtualenv that was built on one machine and carried to another refers to its old path in
+thousands of files. :py:func:`update_path` relocates it in place, :py:func:`reinitialize` puts it
+onto this machine's own Python, :py:func:`check` reports whether it can run, and :py:func:`info`
+what it is.
 
-A release is a virtualenv at ``<root>/<name>``, such as ``/srv/app/4f2a9c1``, and the link
-``/srv/app/current`` points to the active one. :py:func:`unpack` makes a release out of an archive,
+A release is a virtualenv at ``<root>/<name>``, such as ``/srv/app/4f2a9c1``, and the symlink
+``/srv/app/current`` points to the active one. :py:func:`unpack` makes a release from an archive,
 :py:func:`activate` and :py:func:`rollback` switch, :py:func:`prune` removes old ones, and
-:py:func:`releases` and :py:func:`history` tell how things stand. One run at a time works in a root;
+:py:func:`releases` and :py:func:`history` report what there is. One run at a time works in a root;
 others wait for it. The states in ``virtualenv_relocated`` do the same in a highstate.
 
 The work is done by ``relocate_core``, which comes along with ``saltutil.sync_all`` (from
@@ -29,21 +29,24 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import salt.payload
 import salt.utils.files
 from salt.exceptions import CommandExecutionError, SaltException
+
+if TYPE_CHECKING:
+    from salt_dunders import __context__, __opts__, __salt__
 
 log = logging.getLogger(__name__)
 
 __virtualname__ = "virtualenv_tools"
 
 _CORE = "relocate_core"
-# Work that takes longer than this tells on the event bus how far it is, and how often.
+# Work that takes longer than this reports its progress on the event bus, and how often.
 _LONG_SECONDS = 2.0
 _PROGRESS_SECONDS = 5.0
-_ALWAYS_TOLD = ("activated", "rolled back", "migrated", "migrated back")
+_ALWAYS_SENT = ("activated", "rolled back", "migrated", "migrated back")
 _PAIRS = {"activating": "activated", "rolling_back": "rolled_back"}
 # What a hash without a name is, by the number of its digits.
 _ALGORITHMS = {32: "md5", 40: "sha1", 56: "sha224", 64: "sha256", 96: "sha384", 128: "sha512"}
@@ -65,29 +68,29 @@ def update_path(
     path: str, new_path: str = "auto", old_path: str | None = None, test: bool | None = None
 ) -> dict[str, Any]:
     """
-    Relocate a virtualenv: every file in it that names its old path names the new one.
+    Relocate a virtualenv: every file in it that refers to its old path refers to the new one.
 
-    Nothing is left half done: a failure puts everything back, and after a kill the same call
+    Nothing is left half done: a failure restores everything, and after a kill the same call
     finishes the work. A second call changes nothing and costs next to nothing.
 
     path
         The virtualenv's directory on the minion, as an absolute path.
 
     new_path
-        The absolute path that its files should name. ``auto``, the default, is where it stands (for
-        a link to it, such as ``current``, the directory behind the link); name another one to
-        prepare it for a place that it is going to be carried to.
+        The absolute path that its files should refer to. ``auto``, the default, is where it is (for
+        a symlink to it, such as ``current``, the directory that it points to); give another one to
+        prepare it for the path that it is going to be carried to.
 
     old_path
-        One more path to look for. Needed only where the virtualenv itself does not tell where it
+        One more path to look for. Needed only where the virtualenv itself does not show where it
         was built.
 
     test
-        ``True`` tells what would be done, and does none of it. By default what the minion's
-        ``test`` option says.
+        ``True`` reports what would be done, and does none of it. By default the minion's ``test``
+        option.
 
-    Returns a dictionary: ``path``, ``prefix`` (the path that its files name now), ``old_prefixes``
-    (what they named before; empty where nothing was to be done), ``changed``, ``dry_run``,
+    Returns a dictionary: ``path``, ``prefix`` (the path that its files refer to now),
+    ``old_prefixes`` (those before; empty where nothing was to be done), ``changed``, ``dry_run``,
     ``rewritten`` (how many files of which kind), ``problems`` (a list of ``file`` and ``reason``
     for each reference that had to be left) and ``seen`` (how many files were looked at).
 
@@ -113,7 +116,7 @@ def update_path(
 
 def reinitialize(path: str, python: str | None = None, test: bool | None = None) -> dict[str, Any]:
     """
-    Put a virtualenv onto a Python of this machine: its links or copies, and ``pyvenv.cfg``.
+    Put a virtualenv onto a Python of this machine: its symlinks or copies, and ``pyvenv.cfg``.
 
     That Python has to be of the same X.Y, implementation and ABI as the one that the virtualenv was
     built with; any other is refused, with the compiled modules that would not load. Nothing is
@@ -124,15 +127,15 @@ def reinitialize(path: str, python: str | None = None, test: bool | None = None)
 
     python
         An executable, a command on the ``PATH``, or a version like ``3.11``. By default the Python
-        that ``pyvenv.cfg`` names if it is there and fits, else the first on the ``PATH`` that fits.
+        of ``pyvenv.cfg`` if it exists and fits, else the first on the ``PATH`` that fits.
 
     test
-        ``True`` tells what would be done, and does none of it. By default what the minion's
-        ``test`` option says.
+        ``True`` reports what would be done, and does none of it. By default the minion's ``test``
+        option.
 
     Returns a dictionary: ``path``, ``python`` (the executable that it runs on now), ``version``,
-    ``old_python`` (where ``bin/python`` led before, or ``None`` for a copy), ``files`` (what was
-    written; empty where nothing was to be done), ``changed`` and ``dry_run``.
+    ``old_python`` (what ``bin/python`` pointed to before, or ``None`` for a copy), ``files`` (what
+    was written; empty where nothing was to be done), ``changed`` and ``dry_run``.
 
     Raises ``CommandExecutionError`` for whatever goes wrong; the virtualenv is then as it was
     before.
@@ -152,17 +155,17 @@ def reinitialize(path: str, python: str | None = None, test: bool | None = None)
 
 def info(path: str) -> dict[str, Any]:
     """
-    Tell what a virtualenv is. Nothing in it is run or changed.
+    Describe a virtualenv. Nothing in it is run or changed.
 
     path
         The virtualenv's directory on the minion, as an absolute path.
 
-    Returns a dictionary: ``path``, ``prefix`` (the path that its files name), ``old_prefixes`` (all
-    of them), ``python`` (X.Y), ``implementation``, ``builder`` (venv, virtualenv or uv),
-    ``interpreter`` (where ``bin/python`` leads), ``home``, ``copies``, ``relocatable``,
+    Returns a dictionary: ``path``, ``prefix`` (the path that its files refer to), ``old_prefixes``
+    (all of them), ``python`` (X.Y), ``implementation``, ``builder`` (venv, virtualenv or uv),
+    ``interpreter`` (what ``bin/python`` points to), ``home``, ``copies``, ``relocatable``,
     ``system_site_packages``, ``prompt``, ``site_packages``, ``packages`` and ``compiled_modules``
-    (counts), ``stays_behind`` (what in it would not travel to another machine) and ``build`` (what
-    the build of a bundle says of itself, the commit for one).
+    (counts), ``stays_behind`` (what in it is not portable) and ``build`` (a bundle's build
+    metadata, such as the commit).
 
     Raises ``CommandExecutionError`` where there is no virtualenv, or it cannot be read.
 
@@ -178,17 +181,17 @@ def info(path: str) -> dict[str, Any]:
 
 def check(path: str, deep: bool = False) -> dict[str, Any]:
     """
-    Tell whether a virtualenv can run where it stands. Nothing is changed.
+    Check whether a virtualenv can run where it is. Nothing is changed.
 
-    Its Python is started once; shebangs, links and ``.pth`` files are followed; references to
-    another place are counted. The call's return code is 1 where a problem was found.
+    Its Python is started once; shebangs, symlinks and ``.pth`` files are followed; references to
+    another path are counted. The call's return code is 1 where a problem was found.
 
     path
         The virtualenv's directory on the minion, as an absolute path.
 
     deep
         ``True`` compares every file as well. What came as a bundle is compared with its manifest,
-        which tells of everything that was changed, removed or added since; all else with the hash
+        and everything that was changed, removed or added since is reported; all else with the hash
         in its package's ``RECORD``.
 
     Returns a dictionary: ``path``, ``ok``, ``python`` (the version X.Y.Z that it runs on, or
@@ -232,15 +235,16 @@ def unpack(
     test: bool | None = None,
 ) -> dict[str, Any]:
     """
-    Make a release out of an archive of a virtualenv: what
+    Make a release from an archive of a virtualenv: what
     :py:func:`virtualenv_relocated.managed <saltext.states.virtualenv_relocated.managed>` does.
 
-    The archive is unpacked aside, relocated for its final path, put onto this machine's Python,
-    checked, tried, written to the disk, and only then given its name. An archive with anything in
-    it that no virtualenv has is refused. Nothing is done, or fetched, where the release stands.
+    The archive is unpacked in a staging directory, relocated for its final path, put onto this
+    machine's Python, checked, tested, written to the disk, and only then renamed. An archive with
+    anything in it that no virtualenv has is refused. Nothing is done, or fetched, where the release
+    is deployed.
 
-    Of a bundle (see :py:func:`pack`) nothing becomes a release that its manifest does not name, and
-    what an earlier release has of it is shared with that one where the file system can.
+    Of a bundle (see :py:func:`pack`) nothing becomes a release that its manifest does not list, and
+    what another release has of it is shared with that one where the file system can.
 
     archive
         A tar, plain or packed with gzip, bzip2, xz or zstd: a path on the minion, or a URL that
@@ -248,7 +252,7 @@ def unpack(
         or in a directory there.
 
     path
-        Where the release should stand, as an absolute path: ``<root>/<name>``.
+        The release's absolute path: ``<root>/<name>``.
 
     source_hash
         What the archive has to hash to, in any form that ``file.managed`` takes: ``sha256=...``, a
@@ -256,41 +260,42 @@ def unpack(
 
     python
         The Python to run it on: an executable, a command, or a version like ``3.11``. By default
-        the one that it names if it is there and fits, else the first on the ``PATH`` that fits.
+        that of its ``pyvenv.cfg`` if it exists and fits, else the first on the ``PATH`` that fits.
 
     user, group
-        Whom its files should belong to. By default to the user that the minion runs as; the program
+        Whom its files should belong to. By default to the user salt-minion runs as; the program
         then cannot change its own code.
 
     mode
         Of the release's own directory, ``0755`` by default.
 
     smoke
-        Commands that have to succeed in the release before it counts. They are run by ``/bin/sh``,
+        Commands that must succeed before the release is published. They are run by ``/bin/sh``,
         with the release's programs on the ``PATH``, the release as working directory, and nothing
         of the minion's environment.
 
     smoke_user
-        Who runs them, with that user's group, groups and home: by default ``user``. Name the one
-        that the program will run as: whatever is in the archive is then not run as root, and cannot
-        write into the release.
+        Who runs them, with that user's group, groups and home: by default ``user``. Set it to the
+        one that the program will run as: whatever is in the archive is then not run as root, and
+        cannot write into the release.
 
     limits
         What to refuse as too much: ``files`` (500000), ``size`` (20 GiB, in bytes) and ``ratio``
         (unpacked to packed, 200).
 
     shared
-        What outlives releases, as links in each of them: absolute paths by where they should be in
-        the release, such as ``{media: /srv/app/shared/media}``. They have to be there; a release
-        that has something of its own in such a place, but for an empty directory, is refused.
+        Persistent files and directories - uploads, local settings - as symlinks in each release:
+        absolute paths by their path in the release, such as ``{media: /srv/app/shared/media}``.
+        They must exist; a release with something of its own at such a path, but for an empty
+        directory, is refused.
 
     hard_links
-        ``True`` lets a bundle's files be second links to the same files of an earlier release,
-        where these belong to the user of the minion. That saves room and time, and whoever edits
-        one edits both.
+        ``True`` lets a bundle's files be hard links to the same files of another release, where
+        these belong to the user salt-minion runs as. That saves space and time, and whoever edits
+        one edits both. Otherwise they share their content where the file system can clone files.
 
     source
-        What to call the archive in the records, if not by ``archive``.
+        The archive's name in the records, by default ``archive``.
 
     saltenv
         The environment of a ``salt://`` archive.
@@ -299,16 +304,16 @@ def unpack(
         Seconds to wait for another run in the same root.
 
     test
-        ``True`` tells what would be done, and does none of it. By default what the minion's
-        ``test`` option says.
+        ``True`` reports what would be done, and does none of it. By default the minion's ``test``
+        option.
 
-    Returns a dictionary: ``path``, ``changed``, ``dry_run``, ``repaired`` (whether it stood, on a
-    Python that was gone, and was put onto another one), ``python``, ``old_python`` (what it was on
-    before a repair), ``old_prefixes``, ``rewritten`` (how many files of which kind), ``files``,
-    ``size`` (bytes), ``reused`` (how many files an earlier release gave) and ``problems`` (a list
-    of ``file`` and ``reason``).
+    Returns a dictionary: ``path``, ``changed``, ``dry_run``, ``repaired`` (whether it was
+    deployed on a Python that is gone, and was put onto another one), ``python``, ``old_python``
+    (what it was on before a repair), ``old_prefixes``, ``rewritten`` (how many files of which
+    kind), ``files``, ``size`` (bytes), ``reused`` (how many files were taken from another release)
+    and ``problems`` (a list of ``file`` and ``reason``).
 
-    Raises ``CommandExecutionError`` for whatever goes wrong; nothing stands at ``path`` then.
+    Raises ``CommandExecutionError`` for whatever goes wrong; nothing exists at ``path`` then.
 
     CLI Example:
 
@@ -329,7 +334,7 @@ def unpack(
         "source": source or archive,
         "wait": _seconds(wait),
     }
-    if not isinstance(archive, str) or not re.match(r"/|[a-z0-9]+://", archive):
+    if not re.match(r"/|[a-z0-9]+://", str(archive)):
         raise CommandExecutionError(f"the archive must be a URL or an absolute path: {archive}")
     with _core() as core:
         known = _digests(source_hash)
@@ -339,14 +344,14 @@ def unpack(
         file, digests = archive, known
         if looked.changed and not looked.repaired:
             file, digests = _fetched(archive, source_hash, saltenv)
-        with _telling(path) as (job, tell):
+        with _reporting(path) as (job, tell):
             done = core.publish(file, path, **options, digests=digests, job=job, tell=tell)
     return _printable(done.as_dict())
 
 
 def activate(path: str, link: str | None = None, test: bool | None = None) -> dict[str, Any]:
     """
-    Let ``current`` point to a release, in one step: there is no moment without it.
+    Point ``current`` to a release, in one step: there is no moment without it.
 
     A release that is incomplete, cannot run or is marked bad is refused.
 
@@ -354,11 +359,11 @@ def activate(path: str, link: str | None = None, test: bool | None = None) -> di
         The release, as an absolute path.
 
     link
-        The link, in the same directory; by default ``current``.
+        The symlink, in the same directory; by default ``current``.
 
     test
-        ``True`` tells what would be done, and does none of it. By default what the minion's
-        ``test`` option says.
+        ``True`` reports what would be done, and does none of it. By default the minion's ``test``
+        option.
 
     Returns a dictionary: ``link``, ``release``, ``previous`` (the names of the release that it
     points to and of the previous one), ``changed`` and ``dry_run``.
@@ -371,7 +376,7 @@ def activate(path: str, link: str | None = None, test: bool | None = None) -> di
 
         salt '*' virtualenv_tools.activate /srv/app/4f2a9c1
     """
-    with _core() as core, _telling(path) as (job, tell):
+    with _core() as core, _reporting(path) as (job, tell):
         if not isinstance(link, (str, type(None))):
             raise CommandExecutionError(f"the link must be a name or a path: {link!r}")
         switch = core.activate(_absolute(path), link, job=job, dry_run=_is_test(test), tell=tell)
@@ -391,20 +396,20 @@ def rollback(
     test: bool | None = None,
 ) -> dict[str, Any]:
     """
-    Let ``current`` point to the previous release again, and mark the one that it leaves bad.
+    Point ``current`` to the previous release, and mark the release that is rolled back as bad.
 
     Nothing is downloaded, and nothing is removed. The mark keeps the next highstate from bringing
     the bad release back; :py:func:`unmark_bad` takes it away.
 
-    Where :py:func:`migrate` has changed the schema since that release was active, it is taken down
-    first to what that one ran with, by the code that took it up. Where it cannot be, as a migration
-    is irreversible for one, nothing is done.
+    Where :py:func:`migrate` has changed the schema since that release was active, it is migrated
+    down first to what that one ran with, by the code that migrated it up. Where that is impossible,
+    for example as a migration is irreversible, nothing is done.
 
     root
         The directory of the releases, as an absolute path.
 
     to
-        The name of the release to go to. By default the last good one that was active before.
+        The name of the release to activate. By default the last good one that was active before.
 
     link
         The link's name.
@@ -416,21 +421,21 @@ def rollback(
         ``False`` does not mark it.
 
     reason
-        Why; it stands in the history and is told when the release is refused later.
+        Why; it is kept in the history and reported when the release is refused later.
 
     migrate
         ``False`` leaves the schema as it is.
 
     test
-        ``True`` tells what would be done, and does none of it. By default what the minion's
-        ``test`` option says.
+        ``True`` reports what would be done, and does none of it. By default the minion's ``test``
+        option.
 
     Returns a dictionary: ``link``, ``release``, ``previous``, ``changed``, ``bad`` (why the
     previous one is marked, or ``None``), ``dry_run``, and ``schema`` (what it was at and is at now,
-    as ``old`` and ``new``) where it was taken down.
+    as ``old`` and ``new``) where it was migrated down.
 
-    Raises ``CommandExecutionError`` for whatever goes wrong, such as that there is no release to go
-    back to; the link is then as it was before.
+    Raises ``CommandExecutionError`` for whatever goes wrong, such as that there is no previous
+    release; the link is then as it was before.
 
     CLI Example:
 
@@ -439,7 +444,7 @@ def rollback(
         salt '*' virtualenv_tools.rollback /srv/app reason='prices are wrong'
         salt '*' virtualenv_tools.rollback /srv/app to=9c01b7e mark=False
     """
-    with _core() as core, _telling(root) as (job, tell):
+    with _core() as core, _reporting(root) as (job, tell):
         switch = core.rollback(
             _absolute(root),
             None if to is None else str(to),
@@ -460,7 +465,7 @@ def rollback(
 
 def active(link: str) -> dict[str, Any]:
     """
-    Tell which release a link points to.
+    Report which release a symlink points to.
 
     link
         The link, as an absolute path.
@@ -490,7 +495,7 @@ def active(link: str) -> dict[str, Any]:
 
 def releases(root: str) -> dict[str, Any]:
     """
-    Tell which releases there are.
+    List the releases.
 
     root
         The directory of the releases, as an absolute path.
@@ -512,7 +517,7 @@ def releases(root: str) -> dict[str, Any]:
 
 def history(root: str, limit: int = 20, full: bool = False) -> list[Any]:
     """
-    Tell what happened in a root, the latest last.
+    List what happened in a root, the latest last.
 
     root
         The directory of the releases, as an absolute path.
@@ -534,13 +539,13 @@ def history(root: str, limit: int = 20, full: bool = False) -> list[Any]:
         salt '*' virtualenv_tools.history /srv/app
         salt '*' virtualenv_tools.history /srv/app limit=0 full=True --out=json
     """
-    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
+    if not _is_count(limit):
         raise CommandExecutionError(f"limit must be a whole number, 0 for all events: {limit!r}")
     with _core() as core:
         events = core.Root(_absolute(root)).events()
-    if not full:  # a switch is told before and after; once is enough to read
-        told = [*(event["event"] for event in events[1:]), ""]
-        events = [one for one, then in zip(events, told) if _PAIRS.get(one["event"]) != then]
+    if not full:  # a switch is recorded before and after; once is enough to read
+        following = [*(event["event"] for event in events[1:]), ""]
+        events = [one for one, then in zip(events, following) if _PAIRS.get(one["event"]) != then]
     events = events[-limit:]
     return _printable(events if full else [_line(event) for event in events])
 
@@ -550,8 +555,8 @@ def prune(root: str, keep: int = 5, test: bool | None = None) -> dict[str, Any]:
     Remove old releases.
 
     The active one, the previous one, pinned ones and those that a process uses always stay. A
-    release that is marked bad does not count as one of those to keep. What is no release is left
-    alone.
+    release that is marked bad does not count as one of those to keep. What is no release is not
+    touched.
 
     root
         The directory of the releases, as an absolute path.
@@ -560,8 +565,8 @@ def prune(root: str, keep: int = 5, test: bool | None = None) -> dict[str, Any]:
         How many good releases stay.
 
     test
-        ``True`` tells what would be done, and does none of it. By default what the minion's
-        ``test`` option says.
+        ``True`` reports what would be done, and does none of it. By default the minion's ``test``
+        option.
 
     Returns a dictionary: ``root``, ``removed`` (names), ``kept`` (why each other one stays, by
     name), ``dry_run``, and ``failed`` (why one could not be removed, by name) where that is so; the
@@ -575,7 +580,7 @@ def prune(root: str, keep: int = 5, test: bool | None = None) -> dict[str, Any]:
 
         salt '*' virtualenv_tools.prune /srv/app keep=3
     """
-    with _core() as core, _telling(root) as (job, tell):
+    with _core() as core, _reporting(root) as (job, tell):
         done = core.prune(_absolute(root), keep, job=job, dry_run=_is_test(test), tell=tell)
     if done.failed:
         __context__["retcode"] = 1
@@ -590,8 +595,8 @@ def remove(path: str, test: bool | None = None) -> bool:
         The release, as an absolute path.
 
     test
-        ``True`` tells whether it would be removed, and does not. By default what the minion's
-        ``test`` option says.
+        ``True`` reports whether it would be removed, and does not. By default the minion's ``test``
+        option.
 
     Returns whether it was there.
 
@@ -603,7 +608,7 @@ def remove(path: str, test: bool | None = None) -> bool:
 
         salt '*' virtualenv_tools.remove /srv/app/4f2a9c1
     """
-    with _core() as core, _telling(path) as (job, tell):
+    with _core() as core, _reporting(path) as (job, tell):
         return bool(core.remove(_absolute(path), job=job, dry_run=_is_test(test), tell=tell))
 
 
@@ -658,7 +663,7 @@ unmark = unmark_bad  # the name that it had before
 
 def pin(path: str) -> str:
     """
-    Let :py:func:`prune` spare a release.
+    Keep :py:func:`prune` from removing a release.
 
     path
         The release, as an absolute path.
@@ -678,7 +683,7 @@ def pin(path: str) -> str:
 
 def unpin(path: str) -> str:
     """
-    Let :py:func:`prune` take a release again.
+    Let :py:func:`prune` remove a release again.
 
     path
         The release, as an absolute path.
@@ -737,8 +742,8 @@ def run(path: str, command: str, user: str | None = None, timeout: float = 60) -
         The command.
 
     user
-        Who runs it, with that user's group, groups and home. By default the user that the minion
-        runs as.
+        Who runs it, with that user's group, groups and home. By default the user salt-minion runs
+        as.
 
     timeout
         Seconds that it may take.
@@ -755,7 +760,7 @@ def run(path: str, command: str, user: str | None = None, timeout: float = 60) -
 
         salt '*' virtualenv_tools.run /srv/app/current 'django-admin check' user=app
     """
-    if not isinstance(command, str) or "\0" in command:
+    if not _is_text(command):
         raise CommandExecutionError(f"the command must be a text: {command!r}")
     with _core() as core:
         release = core.inspect(os.path.realpath(_absolute(path))).path
@@ -817,8 +822,8 @@ def pack(
         What the build says of itself: names and texts, for the manifest.
 
     test
-        ``True`` tells what would be done, and does none of it. By default what the minion's
-        ``test`` option says.
+        ``True`` reports what would be done, and does none of it. By default the minion's ``test``
+        option.
 
     Returns a dictionary: ``archive``, ``changed``, ``dry_run``, ``files`` (members), ``size``
     (bytes in its files), ``packed_size`` (of the archive), ``sha256``, ``manifest`` (its digest),
@@ -837,7 +842,7 @@ def pack(
             against=/srv/salt/app/9c01b7e.tar.gz
     """
     archive = _absolute(archive, "the archive")
-    with _core() as core, _telling(archive) as (_, tell):
+    with _core() as core, _reporting(archive) as (_, tell):
         done = core.pack(
             _absolute(path),
             archive,
@@ -980,8 +985,8 @@ def build(
         Seconds to wait for another build in the same cache.
 
     test
-        ``True`` tells what would be done, and does none of it. By default what the minion's
-        ``test`` option says.
+        ``True`` reports what would be done, and does none of it. By default the minion's ``test``
+        option.
 
     Returns a dictionary: ``archive``, ``changed``, ``dry_run``, ``reason`` (why it was built),
     ``commit``, ``python``, ``tool`` and ``installer`` (with their versions), ``installed`` (names
@@ -1026,7 +1031,7 @@ def build(
         "dry_run": _is_test(test),
     }
     archive = _absolute(archive, "the archive")
-    with _core() as core, _telling(archive) as (job, tell):
+    with _core() as core, _reporting(archive) as (job, tell):
         return _printable(core.build(archive, **options, job=job, tell=tell).as_dict())
 
 
@@ -1038,7 +1043,7 @@ def _earlier(value: Any) -> int | list[str]:
 
 
 def _files(value: Any, what: str, saltenv: str) -> list[str]:
-    """Files on this machine, out of paths and of URLs that Salt can fetch."""
+    """Files on this machine, from paths and from URLs that Salt can fetch."""
     files = []
     for place in _strings(value, what, "path"):
         file = place
@@ -1046,7 +1051,7 @@ def _files(value: Any, what: str, saltenv: str) -> list[str]:
             file = __salt__["cp.cache_file"](place, saltenv)
             if not file:
                 raise CommandExecutionError(
-                    f"cannot fetch {place}: see that it is there, and that this minion may read it"
+                    f"cannot fetch {place}: see that it exists, and that this minion may read it"
                 )
         files.append(_absolute(file, what))
     return files
@@ -1073,16 +1078,16 @@ def migrate(
     test: bool | None = None,
 ) -> dict[str, Any]:
     """
-    Bring the database's schema to what a release needs: what
+    Migrate the database's schema to what a release needs: what
     :py:func:`virtualenv_relocated.migrated <saltext.states.virtualenv_relocated.migrated>` does.
 
-    The version that the schema is at is written down before and after, and what is given here is
-    kept for the release, so that :py:func:`rollback` takes the schema down by itself. That record
-    is for the user of the minion alone; nothing of ``env`` is told anywhere.
+    The schema's version is recorded before and after, and the arguments are kept for the release,
+    so that :py:func:`rollback` migrates the schema down by itself. Only the user salt-minion runs
+    as can read that record; nothing of ``env`` is printed or logged.
 
-    A release that ran before, with an earlier version than the schema is at now, gets that version
-    again: the schema is taken down by the code of the newer release. Where a migration fails, the
-    answer tells where the schema stands, and the same call goes on from there.
+    A release that ran before, with an older version than the schema has now, gets that version
+    again: the schema is migrated down by the code of the newer release. Where a migration fails,
+    the answer has the version that the schema is at, and the same call goes on from there.
 
     path
         The release, as an absolute path.
@@ -1091,8 +1096,8 @@ def migrate(
         ``django``, ``alembic`` or ``commands``.
 
     manage
-        Django: how its ``manage.py`` is called in ``cwd``: ``manage.py``, the default where it is
-        there, or a program of the release.
+        Django: how its ``manage.py`` is called in ``cwd``: ``manage.py``, the default where it
+        exists, or a program of the release.
 
     settings
         Django: the settings' module, where there is no ``manage.py``.
@@ -1104,15 +1109,15 @@ def migrate(
         Alembic: its ini file, as seen from ``cwd``; by default ``alembic.ini``.
 
     version, up, down
-        Commands, run by ``/bin/sh``: one that prints the version that the schema is at, on one
-        line; one that brings it up, and changes nothing where it is up; and one that takes it down
-        to ``{version}``. Without ``down`` it cannot be taken down.
+        Commands, run by ``/bin/sh``: one that prints the schema's version, on one line; one that
+        migrates it up, and changes nothing where it is up to date; and one that migrates it down to
+        ``{version}``. Without ``down`` it cannot be migrated down.
 
     user
-        Who runs all that. By default the user that the minion runs as.
+        Who runs them. By default the user salt-minion runs as.
 
     env
-        More variables for it, such as ``DATABASE_URL``. Nothing else is there but a ``PATH`` that
+        More variables for them, such as ``DATABASE_URL``. The only other one is a ``PATH`` that
         begins with the release's programs.
 
     cwd
@@ -1125,8 +1130,8 @@ def migrate(
         Seconds to wait for another run in the same root.
 
     test
-        ``True`` tells what would be done, and does none of it. By default what the minion's
-        ``test`` option says.
+        ``True`` reports what would be done, and does none of it. By default the minion's ``test``
+        option.
 
     Returns a dictionary: ``path``, ``schema`` (which one, where there are several), ``changed``,
     ``old`` and ``new`` (what it was at and is at now), ``applied`` and ``undone`` (names of
@@ -1155,7 +1160,7 @@ def migrate(
         "timeout": timeout,
     }
     seconds = _seconds(wait)
-    with _core() as core, _telling(path) as (job, tell):
+    with _core() as core, _reporting(path) as (job, tell):
         recipe = core.Recipe.of(kind, **options)
         done = core.migrate(
             _absolute(path), recipe, job=job, dry_run=_is_test(test), tell=tell, wait=seconds
@@ -1177,8 +1182,8 @@ def _is_test(test: bool | None) -> bool:
     return bool(__opts__.get("test") if test is None else test)
 
 
-def _owner(user: str | None, group: str | None) -> tuple[int, int] | None:
-    """The numbers of a user and a group; the user's own group where none is named."""
+def _owner(user: Any, group: Any) -> tuple[int, int] | None:
+    """The numbers of a user and a group; by default the user's own group."""
     if user is None and group is None:
         return None
     for one in (user, group):
@@ -1230,6 +1235,14 @@ def _strings(value: Any, what: str, kind: str = "command") -> list[str]:
     return list(values)
 
 
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and "\0" not in value
+
+
 def _seconds(value: Any, what: str = "wait") -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
         raise CommandExecutionError(f"{what} must be a number of seconds: {value!r}")
@@ -1237,7 +1250,7 @@ def _seconds(value: Any, what: str = "wait") -> float:
 
 
 def _digests(source_hash: Any) -> dict[str, str]:
-    """What stands in a `source_hash` itself: nothing is fetched to see that a release stands."""
+    """The hash that `source_hash` itself is: nothing is fetched where a release is deployed."""
     match = re.match(r"(?:(\w+)[=:])?([0-9a-fA-F]{32,128})\Z", str(source_hash or ""))
     if match is None:
         return {}
@@ -1262,7 +1275,7 @@ def _fetched(archive: str, source_hash: str | None, saltenv: str) -> tuple[str, 
     file = __salt__["cp.cache_file"](archive, saltenv)
     if not file:
         raise CommandExecutionError(
-            f"cannot fetch {archive}: see that it is there, and that this minion may read it"
+            f"cannot fetch {archive}: see that it exists, and that this minion may read it"
         )
     return file, digests
 
@@ -1279,13 +1292,13 @@ def _line(event: dict[str, Any]) -> str:
         "source": event.get("source"),
         "job": event.get("job"),
     }
-    told = ", ".join(f"{key} {value}" for key, value in facts.items() if value)
+    more = ", ".join(f"{key} {value}" for key, value in facts.items() if value)
     what = event["event"].replace("_", " ")
-    return f"{event['time']} {what} {event['release']}{f' ({told})' if told else ''}"
+    return f"{event['time']} {what} {event['release']}{f' ({more})' if more else ''}"
 
 
 def _printable(value: Any) -> Any:
-    """`value` with escapes for what in file names is no UTF-8: Salt's transport cannot carry it."""
+    """`value` with escapes for bytes that are no UTF-8: Salt's transport cannot carry them."""
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, dict):
@@ -1295,7 +1308,7 @@ def _printable(value: Any) -> Any:
     return value
 
 
-# --- telling --------------------------------------------------------------------------------------
+# --- reporting ------------------------------------------------------------------------------------
 
 
 def _job() -> str:
@@ -1312,31 +1325,30 @@ def _job() -> str:
 
 
 @contextmanager
-def _telling(path: str) -> Iterator[tuple[str, Callable[[str, dict[str, Any]], None]]]:
-    """The job's id, and what tells the log and the event bus of each step on `path`.
+def _reporting(path: str) -> Iterator[tuple[str, Callable[[str, dict[str, Any]], None]]]:
+    """The job's id, and what reports each step on `path` to the log and the event bus.
 
-    Events have the tag ``virtualenv_tools/<step>``. What is done in a moment is told in the end
-    only.
+    Events have the tag ``virtualenv_tools/<step>``. Of short work only the end is sent.
     """
     job = _job()
-    begun = told = time.monotonic()
+    begun = sent = time.monotonic()
 
     def tell(step: str, facts: dict[str, Any]) -> None:
-        nonlocal told
+        nonlocal sent
         now = time.monotonic()
-        if step in ("unpacking", "packing") and now - told < _PROGRESS_SECONDS:
+        if step in ("unpacking", "packing") and now - sent < _PROGRESS_SECONDS:
             return
         words = ", ".join(f"{key} {value}" for key, value in facts.items() if value is not None)
         log.info("%s: %s (%s), job %s", path, step, words, job or "unknown")
-        if now - begun > _LONG_SECONDS or step in _ALWAYS_TOLD:
-            told = now
+        if now - begun > _LONG_SECONDS or step in _ALWAYS_SENT:
+            sent = now
             _send(step.replace(" ", "_"), {"path": path, "job": job, **facts})
 
     yield job, tell
 
 
 def _send(step: str, facts: dict[str, Any]) -> None:
-    """Tell the event bus of the master; a minion without one has none."""
+    """Send an event to the master's bus; a masterless minion has none."""
     if __opts__.get("file_client") == "local" and not __opts__.get("use_master_when_local"):
         return
     with suppress(Exception):  # no reason to stop a deploy
@@ -1382,8 +1394,8 @@ def _core_directory() -> str | None:
 def _load_core() -> ModuleType:
     """The core as it is on disk now, under a name that carries its hash.
 
-    A minion lives on while a sync replaces the core; under one fixed name Python would go on using
-    the old one. The earlier ones stay loaded, as a job may still be running on them.
+    A minion goes on running while a sync replaces the core; under one fixed name Python would go on
+    using the old one. Older cores stay loaded, as a job may still be running on them.
     """
     directory = _core_directory()
     if directory is None:

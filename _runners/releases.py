@@ -1,9 +1,9 @@
 """
 Releases on a whole fleet: which minion is on which one, and a new one rolled out step by step.
 
-:py:func:`fleet` asks all minions once, and tells the release of each, those that lag behind, what
+:py:func:`fleet` asks all minions once, and reports the release of each, those that lag behind, what
 is marked bad, and who deployed when. :py:func:`roll` brings a release to a few minions first and
-then to the others in batches, and goes back where one of them fails.
+then to the others in batches, and rolls back where one of them fails.
 
 It comes to the master with ``salt-run saltutil.sync_runners`` or with the installed package; the
 minions need the execution module ``virtualenv_tools``.
@@ -19,7 +19,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import salt.client
 import salt.loader
@@ -27,6 +27,9 @@ import salt.utils.dictupdate
 import salt.utils.event
 import salt.utils.master
 from salt.exceptions import SaltException, SaltInvocationError
+
+if TYPE_CHECKING:
+    from salt_dunders import __context__, __jid__, __jid_event__, __opts__, __tag__
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +43,7 @@ _EVENTS = 20
 # aside and answers at once.
 _QUEUE = 10
 _SHOWN_MINIONS = 3
-# How the formula is named, whatever file root it is in, and where it reads an app's release.
+# The formula's name, whatever file root it is in, and where it reads an app's release.
 _FORMULA = re.compile(r"(?:[^.]+\.)*?releases(?![^.])")
 _APP_KEY = re.compile(r"releases:apps:([^:]+):release")
 _SILENT = "does not answer"
@@ -61,7 +64,7 @@ def fleet(
     **kwargs: Any,
 ) -> dict[str, Any]:
     """
-    Tell which minion is on which release, and what is odd.
+    Report which minion is on which release, and what is odd.
 
     All minions are asked at once, in one job; nothing is changed.
 
@@ -86,7 +89,7 @@ def fleet(
     Returns a dictionary:
 
     ``comment``
-        How it stands, in a sentence.
+        The result, in a sentence.
     ``release``
         The release that most of them are on, or the one that was asked for.
     ``releases``
@@ -114,12 +117,12 @@ def fleet(
         directory = _root(root)
         found = _standings(directory, _name(link, "the link"), tgt, tgt_type, _timeout(timeout))
         wanted = None if release is None else _name(release, "the release")
-        told = _overview(directory, found, wanted)
+        overview = _overview(directory, found, wanted)
         if not brief:
-            told["minions"] = _details(found)
-        return told
+            overview["minions"] = _details(found)
+        return overview
 
-    return _told({"root": root}, answer)
+    return _answered({"root": root}, answer)
 
 
 def roll(
@@ -141,26 +144,26 @@ def roll(
     **kwargs: Any,
 ) -> dict[str, Any]:
     """
-    Bring a release to a few minions first, then to the others in batches; go back on a failure.
+    Bring a release to a few minions first, then to the others in batches; roll back on a failure.
 
     On each minion an SLS is applied, with the release in its pillar. A minion has failed where one
     of its states has, such as
     :py:func:`virtualenv_relocated.healthy <saltext.states.virtualenv_relocated.healthy>`, where it
     does not answer, or where it is not on the release then. Nothing more is rolled out after that,
-    and all minions that this run has switched go back to the release that each had before, by the
+    and all minions that this run has switched are rolled back, each to its previous release, by the
     same SLS and in batches of the same size. There the release is marked bad, so that no highstate
     brings it back before :py:func:`virtualenv_tools.unmark_bad
     <saltext.modules.virtualenv_tools.unmark_bad>`.
 
     It may be called again at any time: a minion that has the release already is skipped, so a
     roll-out that was interrupted goes on. One that does not answer in the beginning is left out,
-    and named.
+    and reported as missing.
 
     The release is in the pillar of this run only. Write it into the pillar itself when it is rolled
-    out, as the next highstate brings what stands there.
+    out, as the next highstate deploys the release that the pillar has.
 
-    With the formula ``releases`` it is about one app: ``releases:only`` names it in the pillar of
-    this run, so no other app of a minion is touched, or counts. And the formula looks at the pillar
+    With the formula ``releases`` it is about one app: ``releases:only`` selects it in the pillar of
+    this run, so no other app of a minion is touched, or counts. And the formula verifies the pillar
     of all minions before the first one is switched.
 
     root
@@ -203,7 +206,7 @@ def roll(
         take as long as it wants.
 
     test
-        ``True`` tells on which minions it would be done, and in which order, and does none of it.
+        ``True`` reports on which minions it would be done, and in which order, and does none of it.
 
     Returns a dictionary:
 
@@ -211,7 +214,7 @@ def roll(
         Whether all went well (``None`` with ``test``), and what happened, in a sentence or two.
         The call's return code is 1 where it did not.
     ``steps``
-        The steps that there are to do, each with its name and its minions.
+        The steps of the roll-out, each with its name and its minions.
     ``before``
         What each minion of the steps was on before.
     ``switched``
@@ -223,7 +226,7 @@ def roll(
     ``back``
         The release that a minion is back on, by itself or by this run.
     ``stuck``
-        Which minions could not go back, and why.
+        Which minions could not be rolled back, and why.
     ``untouched``
         Which minions were not reached before the failure.
     ``missing``
@@ -259,15 +262,24 @@ def roll(
         if not test:
             _refuse_second(directory)
         ret.update(release=wanted.release)
-        return _Rollout(wanted, ret).run(tgt, tgt_type, bool(test))
+        plan = _plan(wanted, _standings(directory, wanted.link, tgt, tgt_type, wanted.timeout))
+        _require_app(wanted, list(plan.before))
+        rollout = _Rollout(wanted, plan)
+        result = None if plan.steps else True
+        try:
+            if not test:
+                result = rollout.run()
+        finally:  # whatever interrupts it, the answer has what was done until then
+            ret.update(rollout.facts())
+        return {**ret, "result": result, "comment": rollout.comment(result)}
 
-    return _told(ret, answer)
+    return _answered(ret, answer)
 
 
 # --- answers --------------------------------------------------------------------------------------
 
 
-def _told(ret: dict[str, Any], answer: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _answered(ret: dict[str, Any], answer: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What `answer` returns; whatever goes wrong is one sentence, and Salt's return code is 1."""
     try:
         ret = answer()
@@ -316,8 +328,8 @@ def _natural(minion: str) -> list[tuple[int, str]]:
     return [(int(part or 0), rest) for rest, part in re.findall(r"(\D*)(\d*)", minion)]
 
 
-def _tell(message: str) -> None:
-    """Tell the event bus how far it is, and whoever waits at the terminal."""
+def _report(message: str) -> None:
+    """Report the progress on the event bus, and to whoever waits at the terminal."""
     log.info("%s", message)
     with contextlib.suppress(Exception):  # no reason to stop a roll-out
         if __opts__.get("output") in (None, "nested"):
@@ -338,7 +350,7 @@ def _refuse_unknown(kwargs: Mapping[str, Any]) -> None:
 
 def _root(root: Any) -> str:
     if not root:
-        raise SaltInvocationError("root is missing: name the directory of the releases")
+        raise SaltInvocationError("root is missing: give the directory of the releases")
     if not isinstance(root, str) or not root.startswith("/"):
         raise SaltInvocationError(f"the root must be an absolute path: {root}")
     return root.rstrip("/") or root
@@ -348,7 +360,7 @@ def _name(value: Any, what: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):  # as Salt reads a hash of digits
         value = str(value)
     if value is None:
-        raise SaltInvocationError(f"{what} is missing: name it")
+        raise SaltInvocationError(f"{what} is missing: give its name")
     if not isinstance(value, str) or not re.fullmatch(r"[^/\s.][^/\s]*", value):
         raise SaltInvocationError(f"{what} must be a name, without a slash or a space: {value!r}")
     return value
@@ -482,10 +494,10 @@ def _keywords(**arguments: Any) -> dict[str, Any]:
 
 
 class _Standing(NamedTuple):
-    """How a release stands on a minion.
+    """Which release a minion is on.
 
     Attributes:
-        problem: why it cannot be told; a part of a sentence.
+        problem: why its release is unknown; a part of a sentence.
         answers: whether the minion does.
         release: the active one.
         healthy: whether that was found healthy.
@@ -508,7 +520,7 @@ class _Standing(NamedTuple):
 def _standings(
     root: str, link: str, tgt: str | list[str], tgt_type: str, timeout: int | None
 ) -> dict[str, _Standing]:
-    """How it stands on each minion, in their natural order."""
+    """The state of each minion, in their natural order."""
     functions = [f"{_TOOLS}.{name}" for name in ("active", "releases", "history")]
     arguments = [
         [_keywords(link=f"{root}/{link}")],
@@ -524,10 +536,11 @@ def _standings(
 def _standing(answer: Any, root: str, link: str) -> _Standing:
     if answer is None:
         return _Standing(_SILENT, answers=False)
-    told = answer.get("ret")
-    if not isinstance(told, Mapping):
-        return _Standing(f"cannot be asked: {_clause(told)}")
-    parts = [told.get(f"{_TOOLS}.{name}") for name in ("active", "releases", "history")]
+    returned = answer.get("ret")
+    if not isinstance(returned, Mapping):
+        return _Standing(f"cannot be asked: {_clause(returned)}")
+    names = ("active", "releases", "history")
+    parts: list[Any] = [returned.get(f"{_TOOLS}.{name}") for name in names]
     for part in parts:
         if not isinstance(part, (Mapping, list)):
             return _Standing(_problem(part))
@@ -559,7 +572,7 @@ def _switch(events: list[dict[str, Any]], release: str, link: str) -> dict[str, 
 
 
 def _problem(said: Any) -> str:
-    """Why a function has failed, out of the traceback that Salt gives where several are called."""
+    """Why a function has failed, from the traceback that Salt returns where several are called."""
     lines = [line for line in str(said or "").splitlines() if line.strip()]
     last = lines[-1].strip() if lines else ""
     kind, _, text = last.partition(": ")
@@ -611,9 +624,8 @@ def _lagging(one: _Standing) -> str:
     if one.problem is not None:
         return one.problem
     since = f" since {one.since}" if one.since else ""
-    bad = (
-        f", and that is marked bad there: {one.bad[one.release]}" if one.release in one.bad else ""
-    )
+    reason = one.bad.get(str(one.release))
+    bad = "" if reason is None else f", and that is marked bad there: {reason}"
     return f"is on {one.release}{since}{bad}"
 
 
@@ -658,11 +670,11 @@ def _users(jobs: Iterable[str]) -> dict[str, str]:
     return users
 
 
-# --- rolling out ----------------------------------------------------------------------------------
+# --- the plan of a roll-out -----------------------------------------------------------------------
 
 
 class _Wanted(NamedTuple):
-    """What is to be rolled out, and how; an environment that is None is the minion's own."""
+    """What is to be rolled out, and how; without an environment, the minion's default is used."""
 
     root: str
     release: str
@@ -680,312 +692,375 @@ class _Wanted(NamedTuple):
     @property
     def app(self) -> str | None:
         """The app of the formula that this is about; None where something else is rolled out."""
-        named = _APP_KEY.fullmatch(self.pillar_key)
-        return named[1] if named and self.formula else None
+        match = _APP_KEY.fullmatch(self.pillar_key)
+        return match[1] if match and self.formula else None
 
     @property
     def formula(self) -> str | None:
         """What the formula is called here, such as `formula.releases`."""
         return next((found[0] for found in map(_FORMULA.match, self.sls) if found), None)
 
+    def override(self, release: str) -> dict[str, Any]:
+        """The pillar of a run that switches to a release."""
+        override: Any = release
+        for key in reversed(self.pillar_key.split(":")):
+            override = {key: override}
+        if self.app is not None:
+            override["releases"]["only"] = self.app
+        return dict(salt.utils.dictupdate.merge_recurse(self.pillar, override))
 
-class _Rollout:
-    """A roll-out.
 
-    Args:
-        wanted: what is to be done.
-        ret: the answer, which is filled as things go on.
+class _Step(NamedTuple):
+    """Minions that are switched at once."""
+
+    name: str
+    minions: list[str]
+
+
+class _Plan(NamedTuple):
+    """What a roll-out does, as decided before it begins.
+
+    Attributes:
+        steps: in their order.
+        before: the release that each minion of the steps is on.
+        skipped: the minions that have the release already, and were found healthy on it.
+        missing: the minions that do not answer.
+        size: how many minions a batch has.
     """
 
-    def __init__(self, wanted: _Wanted, ret: dict[str, Any]) -> None:
+    steps: list[_Step]
+    before: dict[str, str | None]
+    skipped: list[str]
+    missing: list[str]
+    size: int
+
+
+def _plan(wanted: _Wanted, found: Mapping[str, _Standing]) -> _Plan:
+    """The plan for minions in this state; raises what forbids the roll-out."""
+    there = {name: one for name, one in found.items() if one.answers}
+    if not there:
+        raise SaltInvocationError(
+            f"there is no minion to roll out to: none of {_number(len(found))} answers"
+        )
+    _require_usable(there)
+    # One that was not found healthy is tried again.
+    skipped = [name for name, one in there.items() if one.release == wanted.release and one.healthy]
+    before = {name: there[name].release for name in _without(there, skipped)}
+    _require_not_bad(wanted, {name: there[name] for name in before})
+    # All that answer are counted, so a second call goes on with the same steps.
+    size = _batch_size(wanted.batch, len(there))
+    steps = [
+        _Step(name, [one for one in minions if one in before])
+        for name, minions in _groups(wanted.canary, list(there), size)
+    ]
+    return _Plan(
+        steps=[step for step in steps if step.minions],
+        before=before,
+        skipped=skipped,
+        missing=[name for name, one in found.items() if not one.answers],
+        size=size,
+    )
+
+
+def _require_usable(there: Mapping[str, _Standing]) -> None:
+    """Refuse a roll-out to a minion that cannot report its releases; it may have none yet."""
+    for name, one in there.items():
+        if one.problem is not None and not one.problem.startswith(
+            ("has no release", "has releases")
+        ):
+            raise SaltInvocationError(f"nothing was rolled out: {name} {one.problem}")
+
+
+def _require_not_bad(wanted: _Wanted, minions: Mapping[str, _Standing]) -> None:
+    """Refuse a release that is marked bad on one of the minions."""
+    marked = {
+        name: one.bad[wanted.release] for name, one in minions.items() if wanted.release in one.bad
+    }
+    if marked:
+        reason = _clause(next(iter(marked.values())))
+        raise SaltInvocationError(
+            f"nothing was rolled out: {wanted.release} is marked bad on {_few(marked)} "
+            f"({reason}); if it is good, run virtualenv_tools.unmark_bad "
+            f"{wanted.root}/{wanted.release} there first"
+        )
+
+
+def _groups(
+    canary: int | list[str], minions: list[str], size: int
+) -> Iterator[tuple[str, list[str]]]:
+    """All minions, in the canary and the batches."""
+    if isinstance(canary, list):
+        unknown = [name for name in canary if name not in minions]
+        if unknown:
+            raise SaltInvocationError(
+                "nothing was rolled out: the canary is not among the minions that answer: "
+                f"{_few(unknown)}"
+            )
+        first = list(dict.fromkeys(canary))
+    else:
+        first = minions[:canary]
+    yield "canary", first
+    rest = _without(minions, first)
+    for number, start in enumerate(range(0, len(rest), size), 1):
+        yield f"batch {number}", rest[start : start + size]
+
+
+def _without(minions: Iterable[str], some: Iterable[str]) -> list[str]:
+    """The minions but for some, in their order."""
+    left_out = set(some)
+    return [name for name in minions if name not in left_out]
+
+
+def _batch_size(batch: str, count: int) -> int:
+    """How many minions a batch has."""
+    if batch.endswith("%"):
+        return max(1, math.floor(count * float(batch[:-1]) / 100))
+    return int(batch)
+
+
+# --- rolling out ----------------------------------------------------------------------------------
+
+
+class _Rollout:
+    """What carries out a plan, and what has come of it.
+
+    Attributes:
+        switched: the minions that are on the release by this run.
+        failed: why a minion has failed.
+        back: the release that a minion is back on.
+        stuck: why a minion could not be rolled back.
+        untouched: the minions that were not reached before the failure.
+    """
+
+    def __init__(self, wanted: _Wanted, plan: _Plan) -> None:
         self.wanted = wanted
-        self.ret = ret
-        self.before: dict[str, str | None] = {}
-        self.why = ("", "")
+        self.plan = plan
+        self.switched: list[str] = []
+        self.failed: dict[str, str] = {}
+        self.back: dict[str, str] = {}
+        self.stuck: dict[str, str] = {}
+        self.untouched: list[str] = []
 
-    def run(self, tgt: str | list[str], tgt_type: str, test: bool) -> dict[str, Any]:
-        """Do it."""
-        wanted, ret = self.wanted, self.ret
-        found = _standings(wanted.root, wanted.link, tgt, tgt_type, wanted.timeout)
-        steps = self._plan(found)
-        ret.update(
-            steps=steps,
-            before=self.before,
-            switched=[],
-            skipped=[name for name, one in found.items() if self._has(one)],
-            failed={},
-            back={},
-            stuck={},
-            untouched=[],
-            missing=[name for name, one in found.items() if not one.answers],
-        )
-        if test:
-            return self._said(None if steps else True)
+    def run(self) -> bool:
+        """Do all steps, or roll back after the first one that fails; whether none did."""
+        steps = self.plan.steps
         for number, step in enumerate(steps):
-            if number and wanted.pause:
-                _tell(f"waiting for {wanted.pause:g} seconds")
-                time.sleep(wanted.pause)
-            _tell(f"{step['step']}, {number + 1} of {len(steps)}: {_few(step['minions'])}")
-            after = self._switch(step["minions"])
-            if ret["failed"]:
-                ret["untouched"] = [one for step in steps[number + 1 :] for one in step["minions"]]
-                self._go_back(after)
-                return self._said(False)
-        return self._said(True)
+            if number and self.wanted.pause:
+                _report(f"waiting for {self.wanted.pause:g} seconds")
+                time.sleep(self.wanted.pause)
+            _report(f"{step.name}, {number + 1} of {len(steps)}: {_few(step.minions)}")
+            after = self._switch(step.minions)
+            if self.failed:
+                self.untouched = [one for step in steps[number + 1 :] for one in step.minions]
+                self._roll_back(after)
+                return False
+        return True
 
-    def _has(self, one: _Standing) -> bool:
-        """Whether there is nothing to be done: one that was not found healthy is tried again."""
-        return one.release == self.wanted.release and one.healthy
-
-    def _plan(self, found: dict[str, _Standing]) -> list[dict[str, Any]]:
-        """The steps that there are to do; raises what stands against it before it is begun."""
-        wanted = self.wanted
-        there = {name: one for name, one in found.items() if one.answers}
-        if not there:
-            raise SaltInvocationError(
-                f"there is nobody to roll out to: none of {_number(len(found))} answers"
-            )
-        for name, one in there.items():
-            if one.problem is not None and not one.problem.startswith("has no release"):
-                if one.problem.startswith("has releases"):
-                    continue
-                raise SaltInvocationError(f"nothing was rolled out: {name} {one.problem}")
-        todo = [name for name, one in there.items() if not self._has(one)]
-        marked = {
-            name: there[name].bad[wanted.release]
-            for name in todo
-            if wanted.release in there[name].bad
+    def facts(self) -> dict[str, Any]:
+        """The plan and what has come of it, as the runner's answer has them."""
+        plan = self.plan
+        return {
+            "steps": [{"step": step.name, "minions": step.minions} for step in plan.steps],
+            "before": plan.before,
+            "switched": self.switched,
+            "skipped": plan.skipped,
+            "failed": {name: _sentence(why) for name, why in self.failed.items()},
+            "back": self.back,
+            "stuck": {name: _sentence(why) for name, why in self.stuck.items()},
+            "untouched": self.untouched,
+            "missing": plan.missing,
         }
-        if marked:
-            reason = _clause(next(iter(marked.values())))
-            raise SaltInvocationError(
-                f"nothing was rolled out: {wanted.release} is marked bad on {_few(marked)} "
-                f"({reason}); if it is good, run virtualenv_tools.unmark_bad "
-                f"{wanted.root}/{wanted.release} there first"
-            )
-        # All that answer are counted, so a second call goes on with the same steps.
-        if isinstance(wanted.canary, list):
-            unknown = [name for name in wanted.canary if name not in there]
-            if unknown:
-                raise SaltInvocationError(
-                    "nothing was rolled out: the canary is not among the minions that answer: "
-                    f"{_few(unknown)}"
-                )
-            first = list(dict.fromkeys(wanted.canary))
-        else:
-            first = list(there)[: wanted.canary]
-        rest = [name for name in there if name not in set(first)]
-        size = self._size(len(there))
-        steps = [("canary", first)]
-        for number, start in enumerate(range(0, len(rest), size), 1):
-            steps.append((f"batch {number}", rest[start : start + size]))
-        self._require_app(todo)
-        self.before = {name: there[name].release for name in todo}
-        planned = [
-            {"step": name, "minions": [one for one in minions if one in self.before]}
-            for name, minions in steps
-        ]
-        return [step for step in planned if step["minions"]]
-
-    def _require_app(self, minions: list[str]) -> None:
-        """Have the formula look at the pillar of each minion, as `checked` does it."""
-        wanted = self.wanted
-        if wanted.app is None or not minions:
-            return
-        answers = self._states(minions, wanted.release, [f"{wanted.formula}.checked"])
-        # It has a state only where there is something to tell; for Salt, none at all is a failure.
-        told = {name: one for name, one in answers.items() if one is None or one.get("ret") != {}}
-        failed = {name: why for name, one in told.items() if (why := _failure(one)) is not None}
-        if failed:
-            why = next(iter(failed.values()))
-            same = [name for name, one in failed.items() if one == why]
-            raise SaltInvocationError(
-                f"nothing was rolled out: {_few(same)} cannot take the release from "
-                f"{wanted.pillar_key}: {why}"
-            )
-
-    def _size(self, count: int) -> int:
-        """How many minions a batch has."""
-        text = self.wanted.batch
-        if text.endswith("%"):
-            return max(1, math.floor(count * float(text[:-1]) / 100))
-        return int(text)
-
-    def _apply(self, minions: list[str], release: str) -> dict[str, str]:
-        """Apply the SLS with a release; why it has failed, by minion."""
-        try:
-            answers = self._states(minions, release, self.wanted.sls)
-        except SaltException as error:
-            return {name: _clause(error) for name in minions}
-        failures = {name: _failure(answers[name]) for name in minions}
-        return {name: why for name, why in failures.items() if why is not None}
-
-    def _states(self, minions: list[str], release: str, sls: list[str]) -> dict[str, Any]:
-        """Apply some SLS with a release in its pillar; the answer of each minion."""
-        wanted = self.wanted
-        override: Any = release
-        for key in reversed(wanted.pillar_key.split(":")):
-            override = {key: override}
-        if wanted.app is not None:
-            override["releases"]["only"] = wanted.app
-        environments = {"saltenv": wanted.saltenv, "pillarenv": wanted.pillarenv}
-        arguments = _keywords(
-            mods=sls,
-            pillar=salt.utils.dictupdate.merge_recurse(wanted.pillar, override),
-            queue=_QUEUE,
-            test=False,
-            **{key: value for key, value in environments.items() if value is not None},
-        )
-        answers = _ask(minions, "list", "state.apply", [arguments], wanted.timeout)
-        return {name: answers.get(name) for name in minions}
-
-    def _look(self, minions: list[str]) -> dict[str, _Standing]:
-        """How it stands on these minions now."""
-        try:
-            found = _standings(
-                self.wanted.root, self.wanted.link, minions, "list", self.wanted.timeout
-            )
-        except SaltException as error:
-            found = dict.fromkeys(minions, _Standing(_clause(error), answers=False))
-        return {name: found.get(name, _Standing(_SILENT, answers=False)) for name in minions}
 
     def _switch(self, minions: list[str]) -> dict[str, _Standing]:
-        """Do a step, and see what has come of it; how it stands on its minions then."""
-        wanted, ret = self.wanted, self.ret
-        failed = self._apply(minions, wanted.release)
-        after = self._look(minions)
+        """Do a step; the state of its minions after that."""
+        wanted = self.wanted
+        self.failed = _apply(wanted, minions, wanted.release)
+        after = _look(wanted, minions)
         for name, one in after.items():
-            if one.release != wanted.release and name not in failed:
-                sls = ", ".join(wanted.sls)
-                failed[name] = (
-                    f"{one.problem or f'is on {one.release}'} after {sls} was applied: see that "
-                    f"it takes the release from pillar, at {wanted.pillar_key}, and its root is "
-                    f"{wanted.root}"
+            if one.release != wanted.release and name not in self.failed:
+                self.failed[name] = (
+                    f"{one.problem or f'is on {one.release}'} after {', '.join(wanted.sls)} was "
+                    f"applied: see that it takes the release from pillar, at {wanted.pillar_key}, "
+                    f"and its root is {wanted.root}"
                 )
-        self.why = next(((name, _first(why)) for name, why in failed.items()), ("", ""))
-        ret["failed"] = {name: _sentence(why) for name, why in failed.items()}
-        ret["switched"] += [name for name in minions if after[name].release == wanted.release]
-        _tell(f"failed on {_few(failed)}" if failed else f"well on {_few(minions)}")
+        self.switched += [name for name in minions if after[name].release == wanted.release]
+        _report(f"failed on {_few(self.failed)}" if self.failed else f"well on {_few(minions)}")
         return after
 
-    def _go_back(self, after: dict[str, _Standing]) -> None:
-        """Have the minions that this run has switched on the releases that they had before."""
-        wanted, ret = self.wanted, self.ret
+    def _roll_back(self, after: Mapping[str, _Standing]) -> None:
+        """Switch the minions of this run to their previous releases."""
+        before, release = self.plan.before, self.wanted.release
         for name, one in after.items():
             if not one.answers:
-                ret["stuck"][name] = _sentence(f"{_SILENT}: see what it is on when it is back")
-            elif one.release != wanted.release and one.release is not None:
-                ret["back"][name] = one.release
-        # What had the release before, and was not proven, was not switched.
-        switched = [name for name in ret["switched"] if self.before[name] != wanted.release]
-        ret["switched"] = [name for name in ret["switched"] if name not in set(switched)]
-        for name in [name for name in switched if self.before[name] is None]:
-            switched.remove(name)
-            ret["switched"].append(name)
-            why = f"stays on {wanted.release}, as it had no release before"
-            ret["stuck"][name] = _sentence(why)
-        size = self._size(len(self.before) + len(ret["skipped"]))
-        for start in range(0, len(switched), size):
-            self._return(switched[start : start + size])
+                self.stuck[name] = f"{_SILENT}: see what it is on when it is back"
+            elif one.release != release and one.release is not None:
+                self.back[name] = one.release
+        # What had the release already, and was not found healthy, was not switched.
+        previous = {
+            name: str(before[name]) for name in self.switched if before[name] not in (None, release)
+        }
+        self.switched = [name for name in self.switched if name not in previous]
+        for name in self.switched:
+            if before[name] is None:
+                self.stuck[name] = f"stays on {release}, as it had no previous release"
+        names = list(previous)
+        for start in range(0, len(names), self.plan.size):
+            batch = names[start : start + self.plan.size]
+            self._return({name: previous[name] for name in batch})
 
-    def _return(self, minions: list[str]) -> None:
-        """Have these minions on what they had before, by the SLS or else without it."""
-        wanted, ret = self.wanted, self.ret
-        _tell(f"back: {_few(minions)}")
+    def _return(self, previous: Mapping[str, str]) -> None:
+        """Switch minions to their previous releases, by the SLS or else without it."""
+        wanted, minions = self.wanted, list(previous)
+        _report(f"back: {_few(minions)}")
+        name, why = next(iter(self.failed.items()))
+        reason = f"the roll-out has failed on {name}: {_first(why)}"
         path = f"{wanted.root}/{wanted.release}"
-        reason = "the roll-out has failed on {}: {}".format(*self.why)
-        self._call(minions, "mark_bad", path=path, reason=reason)
-        groups: dict[str, list[str]] = {}
-        for one in minions:
-            groups.setdefault(str(self.before[one]), []).append(one)
+        _call(wanted, minions, "mark", path=path, reason=reason)
+        by_release: dict[str, list[str]] = {}
+        for one, release in previous.items():
+            by_release.setdefault(release, []).append(one)
         failed: dict[str, str] = {}
-        for release, members in groups.items():
-            failed.update(self._apply(members, release))
-        now = self._look(minions)
-        for release, members in groups.items():
+        for release, members in by_release.items():
+            failed.update(_apply(wanted, members, release))
+        now = _look(wanted, minions)
+        for release, members in by_release.items():
             still = [one for one in members if now[one].release == wanted.release]
             if still:  # the SLS has failed before it came to that
                 options = {"to": release, "link": wanted.link, "leaving": wanted.release}
-                self._call(still, "rollback", root=wanted.root, reason=reason, **options)
-                now.update(self._look(still))
+                _call(wanted, still, "rollback", root=wanted.root, reason=reason, **options)
+                now.update(_look(wanted, still))
         for one in minions:
-            release = now[one].release
-            if release is None:
-                ret["stuck"][one] = _sentence(now[one].problem)
-            elif release == wanted.release:
-                ret["stuck"][one] = _sentence(f"stays on it: {failed.get(one, 'unknown why')}")
-                ret["switched"].append(one)
-            else:
-                ret["back"][one] = release
-                if one in failed:
-                    ret["stuck"][one] = _sentence(
-                        f"is on {release}, and not all of its states succeed: {failed[one]}"
-                    )
+            self._returned(one, now[one], failed.get(one))
 
-    def _call(self, minions: list[str], function: str, **arguments: Any) -> None:
-        """Call one of the extension's functions; what comes of it is looked at later."""
-        keywords = [_keywords(**arguments)]
-        try:
-            answers = _ask(minions, "list", f"{_TOOLS}.{function}", keywords, self.wanted.timeout)
-            log.info("%s.%s: %s", _TOOLS, function, answers)
-        except SaltException as error:
-            log.error("%s.%s: %s", _TOOLS, function, error)
+    def _returned(self, minion: str, now: _Standing, failure: str | None) -> None:
+        """Keep what has come of a minion that should be on its previous release."""
+        if now.release is None:
+            self.stuck[minion] = str(now.problem)
+        elif now.release == self.wanted.release:
+            self.stuck[minion] = f"stays on it: {failure or 'unknown why'}"
+            self.switched.append(minion)
+        else:
+            self.back[minion] = now.release
+            if failure is not None:
+                self.stuck[minion] = (
+                    f"is on {now.release}, and not all of its states succeed: {failure}"
+                )
 
-    def _said(self, result: bool | None) -> dict[str, Any]:
-        """The answer, with its sentences."""
-        self.ret.update(result=result, comment=" ".join(self._sentences(result)))
-        return self.ret
+    def comment(self, result: bool | None) -> str:
+        """What happened; `None` is the result of a run that did nothing but plan."""
+        return " ".join(self._sentences(result))
 
     def _sentences(self, result: bool | None) -> Iterator[str]:
-        ret, release = self.ret, self.wanted.release
-        missing = len(ret["missing"])
-        had = f"{_number(len(ret['skipped']))} had it already"
-        if result is None:
-            steps = "; ".join(self._line(step) for step in ret["steps"])
-            yield f"{release} would be rolled out, {steps}."
-        elif result is False:
-            name, why = self.why
-            more = len(ret["failed"]) - 1
-            others = f" and {_number(more, 'more minion')}" if more else ""
-            yield f"The roll-out of {release} has failed on {name}{others}: {why}."
-            if ret["back"]:
-                yield f"Back on what they had before: {_few(ret['back'])}."
-            if ret["stuck"]:
-                yield f"Look after {_few(ret['stuck'])}."
+        plan, release = self.plan, self.wanted.release
+        skipped = _number(len(plan.skipped))
+        if result is False:
+            yield from self._failure_sentences()
             return
-        elif not ret["steps"]:
-            yield f"{release} is on {_number(len(ret['skipped']))} already; nothing was to be done."
+        if result is None:
+            steps = "; ".join(self._line(step) for step in plan.steps)
+            yield f"{release} would be rolled out, {steps}."
+        elif not plan.steps:
+            yield f"{release} is on {skipped} already; nothing was to be done."
         else:
-            skipped = f"; {had}" if ret["skipped"] else ""
-            yield f"{release} was rolled out to {_number(len(ret['switched']))}{skipped}."
-        if missing:
-            do = "does" if missing == 1 else "do"
-            names = _few(ret["missing"])
-            yield f"{_number(missing)} {do} not answer, and {do} not get it: {names}."
+            had = f"; {skipped} had it already" if plan.skipped else ""
+            yield f"{release} was rolled out to {_number(len(self.switched))}{had}."
+        if plan.missing:
+            do = "does" if len(plan.missing) == 1 else "do"
+            names = _few(plan.missing)
+            yield f"{_number(len(plan.missing))} {do} not answer, and {do} not get it: {names}."
 
-    def _line(self, step: dict[str, Any]) -> str:
+    def _failure_sentences(self) -> Iterator[str]:
+        name, why = next(iter(self.failed.items()))
+        more = len(self.failed) - 1
+        others = f" and {_number(more, 'more minion')}" if more else ""
+        yield f"The roll-out of {self.wanted.release} has failed on {name}{others}: {_first(why)}."
+        if self.back:
+            yield f"Back on the previous release: {_few(self.back)}."
+        if self.stuck:
+            yield f"Look after {_few(self.stuck)}."
+
+    def _line(self, step: _Step) -> str:
         """A step, with what its minions are on."""
-        minions = (f"{name} ({self._from(name)})" for name in step["minions"])
-        return f"{step['step']}: {', '.join(minions)}"
+        minions = (f"{name} ({self._from(name)})" for name in step.minions)
+        return f"{step.name}: {', '.join(minions)}"
 
     def _from(self, name: str) -> str:
-        before = self.before[name]
+        before = self.plan.before[name]
         if before == self.wanted.release:
             return "on it, but not found healthy"
         return f"from {before or 'none'}"
+
+
+def _require_app(wanted: _Wanted, minions: list[str]) -> None:
+    """Have the formula verify the pillar of each minion, as `checked` does it."""
+    if wanted.app is None or not minions:
+        return
+    answers = _states(wanted, minions, wanted.release, [f"{wanted.formula}.checked"])
+    # It has a state only where there is something to report; for Salt, none at all is a failure.
+    found = {name: one for name, one in answers.items() if one is None or one.get("ret") != {}}
+    failed = {name: why for name, one in found.items() if (why := _failure(one)) is not None}
+    if failed:
+        why = next(iter(failed.values()))
+        same = [name for name, one in failed.items() if one == why]
+        raise SaltInvocationError(
+            f"nothing was rolled out: {_few(same)} cannot take the release from "
+            f"{wanted.pillar_key}: {why}"
+        )
+
+
+def _apply(wanted: _Wanted, minions: list[str], release: str) -> dict[str, str]:
+    """Apply the SLS with a release; why it has failed, by minion."""
+    try:
+        answers = _states(wanted, minions, release, wanted.sls)
+    except SaltException as error:
+        return {name: _clause(error) for name in minions}
+    failures = {name: _failure(answers[name]) for name in minions}
+    return {name: why for name, why in failures.items() if why is not None}
+
+
+def _states(wanted: _Wanted, minions: list[str], release: str, sls: list[str]) -> dict[str, Any]:
+    """Apply some SLS with a release in its pillar; the answer of each minion."""
+    environments = {"saltenv": wanted.saltenv, "pillarenv": wanted.pillarenv}
+    arguments = _keywords(
+        mods=sls,
+        pillar=wanted.override(release),
+        queue=_QUEUE,
+        test=False,
+        **{key: value for key, value in environments.items() if value is not None},
+    )
+    answers = _ask(minions, "list", "state.apply", [arguments], wanted.timeout)
+    return {name: answers.get(name) for name in minions}
+
+
+def _look(wanted: _Wanted, minions: list[str]) -> dict[str, _Standing]:
+    """The state of these minions now."""
+    try:
+        found = _standings(wanted.root, wanted.link, minions, "list", wanted.timeout)
+    except SaltException as error:
+        found = dict.fromkeys(minions, _Standing(_clause(error), answers=False))
+    return {name: found.get(name, _Standing(_SILENT, answers=False)) for name in minions}
+
+
+def _call(wanted: _Wanted, minions: list[str], function: str, **arguments: Any) -> None:
+    """Call one of the extension's functions; what comes of it is looked at later."""
+    name, keywords = f"{_TOOLS}.{function}", [_keywords(**arguments)]
+    try:
+        log.info("%s: %s", name, _ask(minions, "list", name, keywords, wanted.timeout))
+    except SaltException as error:
+        log.error("%s: %s", name, error)
 
 
 def _failure(answer: Any) -> str | None:
     """Why a state run has failed; None where it has not."""
     if answer is None:
         return _SILENT
-    told = answer.get("ret")
-    if isinstance(told, list):
-        lines = [_without_traceback(str(one).strip().partition("\n")[0]) for one in told]
+    returned = answer.get("ret")
+    if isinstance(returned, list):
+        lines = [_without_traceback(str(one).strip().partition("\n")[0]) for one in returned]
         return _clause(" ".join(lines)) or "its states cannot be compiled"
-    if not isinstance(told, Mapping):
-        return _clause(_without_traceback(str(told))) or "its states cannot be run"
-    states = [one for one in told.values() if isinstance(one, Mapping) and "result" in one]
+    if not isinstance(returned, Mapping):
+        return _clause(_without_traceback(str(returned))) or "its states cannot be run"
+    states = [one for one in returned.values() if isinstance(one, Mapping) and "result" in one]
     failed = [one for one in states if one["result"] is False]
     own = [one for one in failed if not str(one.get("comment")).startswith("One or more requisite")]
     for one in sorted(own or failed, key=lambda one: one.get("__run_num__", 0)):
@@ -997,7 +1072,7 @@ def _failure(answer: Any) -> str | None:
 
 
 def _without_traceback(text: str) -> str:
-    """What Salt says of an exception, and its last line."""
-    said, traceback, rest = text.partition("Traceback (most recent call last)")
+    """The message before a traceback, and the traceback's last line."""
+    message, traceback, rest = text.partition("Traceback (most recent call last)")
     lines = rest.strip().splitlines()
-    return f"{said} {lines[-1]}" if traceback and lines else said
+    return f"{message} {lines[-1]}" if traceback and lines else message

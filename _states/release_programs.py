@@ -1,11 +1,11 @@
 """
 The programs of a release: running on the active one, under supervisor or systemd; and web servers
-that know of it.
+with its configuration.
 
-They are started so that they stay on the release that they were started from, as the formula
-``releases`` does it. Whether one has to be restarted is therefore read off the process, and not off
-what else happened in this run: a highstate that was killed between the switch and the restart is
-healed by the next one.
+The formula ``releases`` starts programs so that they stay on the release that they were started
+from. Whether one has to be restarted is therefore decided by the process, and not by what else
+happened in this run: where a highstate was killed between the switch and the restart, the next one
+restarts it.
 
 .. code-block:: yaml
 
@@ -26,16 +26,19 @@ import shlex
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from salt.exceptions import CommandExecutionError, SaltException
+
+if TYPE_CHECKING:
+    from salt_dunders import __opts__, __salt__
 
 __virtualname__ = "release_programs"
 
 # How long a program may take until it counts as running, and how often that is asked.
 _START_SECONDS = 60.0
 _PAUSE = 0.2
-# How long it has to last before systemd is believed that it runs, as `startsecs` of supervisor.
+# How long a service of systemd must last until it counts as running, as `startsecs` of supervisor.
 _LASTING = 2.0
 _LEAVING = 30.0
 _GOOD = ("RUNNING", "active")
@@ -45,7 +48,7 @@ _ON_THE_WAY = ("STARTING", "STOPPING", "BACKOFF", "activating", "deactivating", 
 def __virtual__() -> str | tuple[bool, str]:  # noqa: N807
     if os.path.isdir("/proc/self"):
         return __virtualname__
-    return False, "release_programs: needs a /proc to see what a program runs on"
+    return False, "release_programs: needs /proc to see what a program runs on"
 
 
 def running(
@@ -69,7 +72,7 @@ def running(
         The link to the active release.
 
     programs
-        A list of dictionaries: ``unit`` (what the manager calls it: ``shop:web``, or
+        A list of dictionaries: ``unit`` (its name in the manager: ``shop:web``, or
         ``shop-web.service``), and where wanted ``socket`` and ``reload`` (the signal that
         :py:func:`reloaded` sends).
 
@@ -77,12 +80,12 @@ def running(
         ``supervisor`` or ``systemd``.
 
     command
-        What to talk to it with: ``supervisorctl`` or ``systemctl`` by default, with options as in
+        Its client: ``supervisorctl`` or ``systemctl`` by default, with options as in
         ``supervisorctl -c /etc/supervisord.conf``.
 
     scripts
-        WSGI scripts of Apache's: to be touched where the link is newer, so that mod_wsgi starts
-        again.
+        WSGI scripts of Apache's: to be touched where the link is newer, so that mod_wsgi reloads
+        them.
 
     .. code-block:: yaml
 
@@ -158,25 +161,27 @@ def dead(
     """
     ret = _new(name)
     try:
-        told = _manager(manager, command, programs)
-        up = [one for one in told.look() if one.state in (*_GOOD, *_ON_THE_WAY) or one.known]
+        asked = _manager(manager, command, programs)
+        up = [one for one in asked.look() if one.state in (*_GOOD, *_ON_THE_WAY) or one.known]
         if not up:
             return _with(ret, True, "None of the programs runs.")
         ret["changes"] = {"stopped": sorted({one.unit for one in up})}
         if __opts__["test"]:
             return _with(ret, None, f"Would be stopped: {_names(up)}.")
-        told.stop()
+        asked.stop()
         return _with(ret, True, f"Stopped: {_names(up)}.")
     except SaltException as error:
         return _with(ret, False, _sentence(error))
 
 
-def told(name: str, files: list[str], command: str, left: str | None = None) -> dict[str, Any]:
+def config_loaded(
+    name: str, files: list[str], command: str, left: str | None = None
+) -> dict[str, Any]:
     """
-    Have a web server know its configuration.
+    Have a web server load its configuration.
 
-    Whether it does is kept on the minion, so that a server that did not take it, or was not told as
-    the run was killed, is told again by the next run.
+    What it has loaded is recorded on the minion, so that a server that refused its configuration,
+    or did not get it as the run was killed, loads it in the next run.
 
     name
         Any name.
@@ -185,25 +190,25 @@ def told(name: str, files: list[str], command: str, left: str | None = None) -> 
         Paths of the files that it reads.
 
     command
-        What tells it, for a shell: it has to fail where the server does not take the files.
+        A shell command that has the server load them, and fails where it refuses them.
 
     left
-        A directory that is waited for until no process works in it any more, for 30 seconds at the
-        most: Apache answers before the processes that it does without have ended.
+        A directory: wait until no process has its working directory in it, for 30 seconds at most.
+        Apache's reload returns before the processes that it no longer needs have ended.
 
     .. code-block:: yaml
 
-        shop is told to nginx:
-          release_programs.told:
+        shop is loaded by nginx:
+          release_programs.config_loaded:
             - command: nginx -t && systemctl reload-or-restart nginx
             - files: [/etc/nginx/conf.d/shop.conf]
             - watch:
               - file: /etc/nginx/conf.d/shop.conf
     """
     ret = _new(name)
-    if (__salt__["data.get"](_told(files)) or "") == _digest(files):
+    if (__salt__["data.get"](_record(files)) or "") == _digest(files):
         return _with(ret, True, "Nothing has changed.")
-    return _tell(ret, files, command, left)
+    return _load(ret, files, command, left)
 
 
 def mod_watch(name: str, sfun: str | None = None, **kwargs: Any) -> dict[str, Any]:
@@ -227,8 +232,8 @@ def mod_watch(name: str, sfun: str | None = None, **kwargs: Any) -> dict[str, An
     given = {key: value for key, value in kwargs.items() if key in known}
     if sfun == "dead":
         return dead(name, **given)
-    if sfun == "told":
-        return _tell(_new(name), kwargs["files"], kwargs["command"], kwargs.get("left"))
+    if sfun == "config_loaded":
+        return _load(_new(name), kwargs["files"], kwargs["command"], kwargs.get("left"))
     given["programs"] = [{**one, "reload": None} for one in given.get("programs") or []]
     return reloaded(name, **given)
 
@@ -253,7 +258,7 @@ def _sentence(error: object) -> str:
 
 
 def _have_running(
-    ret: dict[str, Any], link: str, told: _Manager, scripts: list[str], again: bool
+    ret: dict[str, Any], link: str, manager: _Manager, scripts: list[str], again: bool
 ) -> dict[str, Any]:
     active = os.path.realpath(link)
     release = os.path.basename(active)
@@ -262,27 +267,27 @@ def _have_running(
         raise CommandExecutionError(f"{link} points to no release: activate one")
     changes: dict[str, list[str]] = {}
     if not test:
-        for unit in told.update():
+        for unit in manager.update():
             changes.setdefault("configured", []).append(unit)
     for script in scripts:
         if os.path.lexists(link) and (again or _is_older(script, link)):
             changes.setdefault("touched", []).append(script)
             if not test:
                 __salt__["file.touch"](script)
-    for one in told.look():
+    for one in manager.look():
         what = _what(one, active, again)
         if what is None or one.unit in changes.get("configured", ()):
             continue
         changes.setdefault(what, []).append(one.unit)
         if not test:
-            told.act(what, one)
+            manager.act(what, one)
     ret["changes"] = {key: list(dict.fromkeys(units)) for key, units in changes.items()}
     done = "; ".join(f"{key}: {', '.join(units)}" for key, units in ret["changes"].items())
     if test:
         if not changes:
             return _with(ret, True, f"All programs run on {release}.")
         return _with(ret, None, _sentence(f"would be {done}"))
-    now = told.settled()
+    now = manager.settled()
     failed = {
         one.unit: f"is {one.state.lower()}{one.more}" for one in now if one.state not in _GOOD
     }
@@ -291,13 +296,15 @@ def _have_running(
             failed.setdefault(one.unit, "still runs on another release")
     if failed:
         what = ", ".join(f"{unit} {state}" for unit, state in failed.items())
-        return _with(ret, False, _sentence(f"on {release}, {what}; see `{told.log(min(failed))}`"))
+        return _with(
+            ret, False, _sentence(f"on {release}, {what}; see `{manager.log(min(failed))}`")
+        )
     return _with(ret, True, _sentence(done or f"all programs run on {release}"))
 
 
-def _tell(ret: dict[str, Any], files: list[str], command: str, left: str | None) -> dict[str, Any]:
+def _load(ret: dict[str, Any], files: list[str], command: str, left: str | None) -> dict[str, Any]:
     now = _digest(files)
-    ret["changes"] = {"told": command}
+    ret["changes"] = {"loaded": command}
     if __opts__["test"]:
         return _with(ret, None, f"Would be run: `{command}`.")
     done = __salt__["cmd.run_all"](
@@ -306,11 +313,11 @@ def _tell(ret: dict[str, Any], files: list[str], command: str, left: str | None)
     if done["retcode"]:
         ret["changes"] = {}
         return _with(ret, False, _sentence(f"`{command}` failed: {done['stdout'] or 'no answer'}"))
-    __salt__["data.update"](_told(files), now)
+    __salt__["data.update"](_record(files), now)
     until = time.monotonic() + _LEAVING
     while left and _is_worked_in(left) and time.monotonic() < until:
         time.sleep(_PAUSE)
-    return _with(ret, True, f"Told by `{command}`.")
+    return _with(ret, True, f"Loaded by `{command}`.")
 
 
 def _is_worked_in(directory: str) -> bool:
@@ -322,13 +329,13 @@ def _is_worked_in(directory: str) -> bool:
     return False
 
 
-def _told(files: list[str]) -> str:
-    """Where it is kept which content of files was told."""
+def _record(files: list[str]) -> str:
+    """The key of the minion's data store for the content of files that was loaded."""
     return f"release_programs: {', '.join(sorted(files))}"
 
 
 def _digest(files: list[str]) -> str:
-    """What tells one content of files from another; nothing, if none of them is there."""
+    """A digest of the content of files; empty if none of them exists."""
     found = {}
     for path in files:
         with suppress(FileNotFoundError), open(path, "rb") as file:
@@ -337,7 +344,7 @@ def _digest(files: list[str]) -> str:
 
 
 def _what(one: _Process, active: str, again: bool) -> str | None:
-    """What is to be done about a process."""
+    """What is to be done with a process."""
     if one.state not in (*_GOOD, *_ON_THE_WAY):
         return "started"
     stale = one.outdated or _is_elsewhere(one.pid, active)
@@ -374,7 +381,7 @@ def _names(processes: list[_Process]) -> str:
 
 
 class _Process(NamedTuple):
-    """What a manager says of a process."""
+    """A process, as its manager describes it."""
 
     unit: str
     state: str
@@ -396,7 +403,7 @@ def _manager(kind: str, command: str | None, programs: list[dict[str, Any]] | No
 
 
 class _Manager:
-    """A process manager, and the programs that it is asked about."""
+    """A process manager, and the programs that are looked after."""
 
     default = ""
 
@@ -405,19 +412,19 @@ class _Manager:
         self.programs = programs
 
     def run(self, *words: str, fine: tuple[int, ...] | None = (0,)) -> str:
-        """What the manager answers; fails but with the exit codes that are fine, None for all."""
+        """The output of the manager's client; raises for exit codes but `fine`, or None for all."""
         done = __salt__["cmd.run_all"](
             [*self.command, *words], python_shell=False, ignore_retcode=True, redirect_stderr=True
         )
-        said = str(done["stdout"]).strip()
-        if fine is not None and (done["retcode"] not in fine or "ERROR (" in said):
-            lines = [line for line in said.splitlines() if line.strip()]
+        output = str(done["stdout"]).strip()
+        if fine is not None and (done["retcode"] not in fine or "ERROR (" in output):
+            lines = [line for line in output.splitlines() if line.strip()]
             errors = [line for line in lines if "ERROR" in line] or lines or ["no answer"]
             raise CommandExecutionError(f"`{shlex.join([*self.command, *words])}`: {errors[-1]}")
-        return said
+        return output
 
     def log(self, unit: str) -> str:
-        """The command that shows what a unit has said."""
+        """The command that shows a unit's log."""
         raise NotImplementedError
 
     def look(self) -> list[_Process]:
@@ -456,14 +463,14 @@ class _Supervisor(_Manager):
         if not self.programs:
             return []
         found = []
-        said = self.run("status", fine=(0, 3))  # 3: not everything runs
-        lines = re.findall(r"^(\S+)[ \t]+([A-Z]+)[ \t]*(?:pid (\d+), )?(.*)$", said, re.M)
+        output = self.run("status", fine=(0, 3))  # 3: not everything runs
+        lines = re.findall(r"^(\S+)[ \t]+([A-Z]+)[ \t]*(?:pid (\d+), )?(.*)$", output, re.M)
         for program in self.programs:
             unit = program["unit"]
             own = [one for one in lines if _named(one[0], unit)]
             for full, state, pid, more in own:
-                told = f" ({more})" if more and not pid else ""
-                found.append(_Process(full, state, int(pid or 0), told, program.get("reload")))
+                why = f" ({more})" if more and not pid else ""
+                found.append(_Process(full, state, int(pid or 0), why, program.get("reload")))
             if not own:
                 found.append(_Process(unit, "UNKNOWN", known=False))
         return found
@@ -471,15 +478,15 @@ class _Supervisor(_Manager):
     def update(self) -> list[str]:
         if not self.programs:
             return []
-        said = self.run("update", *self._groups())
-        groups = re.findall(r"^(\S+): (?:added|updated) process group$", said, re.M)
+        output = self.run("update", *self._groups())
+        groups = re.findall(r"^(\S+): (?:added|updated) process group$", output, re.M)
         return [one.unit for one in self.look() if one.unit.split(":")[0] in groups]
 
     def act(self, what: str, process: _Process) -> None:
         if what == "reloaded":
             self.run("signal", str(process.reload), process.unit)
         elif what == "restarted":
-            self.run("restart", process.unit, fine=None)  # why it failed is told by its state
+            self.run("restart", process.unit, fine=None)  # its state shows why it failed
         elif process.known:
             self.run("start", process.unit, fine=None)
 
@@ -529,8 +536,8 @@ class _Systemd(_Manager):
             "DropInPaths,EnvironmentFiles,ExecMainStartTimestampMonotonic,"
             "ActiveEnterTimestampMonotonic"
         )
-        said = self.run("show", f"--property={wanted}", unit)
-        return dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
+        output = self.run("show", f"--property={wanted}", unit)
+        return dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
 
     def update(self) -> list[str]:
         units = list(self._units())
@@ -550,7 +557,7 @@ class _Systemd(_Manager):
         if what == "reloaded":
             self.run("reload", unit)
             return
-        # What has failed too often is not started again; why it fails now is told by its state.
+        # What has failed too often is not started again; its state shows why it fails now.
         self.run("reset-failed", unit, fine=None)
         if self._is_to_be_opened(unit):  # which systemd refuses while its service runs
             self.run("stop", unit, fine=None)
@@ -558,7 +565,7 @@ class _Systemd(_Manager):
         self.run("restart", unit, fine=None)
 
     def _is_to_be_opened(self, unit: str) -> bool:
-        """Whether the socket of a service is closed, or is not the one that its file names."""
+        """Whether the socket of a service is closed, or is not the one of its file."""
         if not any(one["unit"] == unit and one.get("socket") for one in self.programs):
             return False
         facts = self._facts(_socket(unit))
@@ -582,7 +589,7 @@ def _socket(unit: str) -> str:
 
 
 def _seconds(facts: Mapping[str, str], key: str) -> float:
-    """A time that systemd tells, in seconds since the boot."""
+    """A time that systemd reports, in seconds since the boot."""
     return int(facts.get(key) or 0) / 1e6
 
 

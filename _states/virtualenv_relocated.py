@@ -2,7 +2,7 @@
 Releases of Python code: deployed, switched to, checked, and pruned in a highstate.
 
 A release is a virtualenv that was built elsewhere, at ``<root>/<name>``; the name is mostly the
-commit's hash. A link beside the releases points to the active one. Every state here says with
+commit's hash. A symlink beside the releases points to the active one. Every state reports with
 ``test=True`` what it would do, does nothing the second time, and leaves nothing half done.
 
 .. code-block:: yaml
@@ -39,29 +39,34 @@ commit's hash. A link beside the releases points to the active one. Every state 
 
 from __future__ import annotations
 
-import inspect
+import difflib
 import logging
 import os
 import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from fnmatch import fnmatch
-from typing import Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from salt.exceptions import CommandExecutionError, SaltException, SaltInvocationError
 from salt.state import STATE_INTERNAL_KEYWORDS
 from salt.utils.args import get_function_argspec
+
+if TYPE_CHECKING:
+    from salt_dunders import __env__, __low__, __lowstate__, __opts__, __salt__, __states__
 
 log = logging.getLogger(__name__)
 
 __virtualname__ = "virtualenv_relocated"
 
 _SHOWN_PROBLEMS = 10
-# How many releases are asked for a bundle against them: each may cost a question to the master.
-_MOST_DIFFERENCES = 3
-# A bundle's name: of what it is, perhaps of what it was packed against, and its ending.
+# For how many releases a delta bundle is looked for: each may cost a request to the master.
+_MOST_DELTAS = 3
+# A bundle's name: its own, perhaps that of the bundle it is a delta from, and its ending.
 _BUNDLE = re.compile(r"(.+?)(?:\.from-.+)?(\.tar(?:\.gz|\.zst)?|\.tgz|\.tzst)\Z")
+# Parameters of `unpack` and `migrate` that the states set themselves.
+_NO_OPTIONS = ("archive", "path", "source", "source_hash", "saltenv", "kind", "env", "test")
 # What Salt's HTTP client gives for a status where there was none.
 _NO_ANSWER = 599
 
@@ -69,7 +74,7 @@ _NO_ANSWER = 599
 def __virtual__() -> str | tuple[bool, str]:  # noqa: N807
     if "virtualenv_tools.unpack" in __salt__:
         return __virtualname__
-    return False, "virtualenv_relocated: the execution module virtualenv_tools is not there"
+    return False, "virtualenv_relocated: the execution module virtualenv_tools is not loaded"
 
 
 def managed(
@@ -78,15 +83,6 @@ def managed(
     source_hash: str | None = None,
     source_hash_name: str | None = None,
     skip_verify: bool = False,
-    python: str | None = None,
-    user: str | None = None,
-    group: str | None = None,
-    mode: str | None = None,
-    smoke: str | list[str] | None = None,
-    smoke_user: str | None = None,
-    limits: dict[str, int] | None = None,
-    shared: dict[str, str] | None = None,
-    hard_links: bool = False,
     signature: str | list[str] | None = None,
     source_hash_sig: str | bool | None = None,
     signed_by_any: str | list[str] | None = None,
@@ -95,14 +91,15 @@ def managed(
     gnupghome: str | None = None,
     sig_backend: str = "gpg",
     keep_source: bool = False,
-    wait: float = 300,
+    **options: Any,
 ) -> dict[str, Any]:
     """
-    Have a release: fetched, unpacked, relocated, put onto this machine's Python, checked and tried.
+    Deploy a release: fetched, unpacked, relocated, put onto this machine's Python, and checked.
 
-    It is prepared aside and renamed into place, so whatever stands at ``name`` is complete. Nothing
-    is fetched or done where it stands; a release is never changed. Only where its Python has gone,
-    as after an upgrade of the host, it is put onto another one that fits.
+    It is prepared in a staging directory and renamed into place, so a release that exists is
+    complete. Nothing is fetched or done where it is deployed already; a release is never changed.
+    Only where its Python is gone, as after an upgrade of the host, it is put onto another one that
+    fits.
 
     name
         The release's path: ``<root>/<name>``.
@@ -110,61 +107,25 @@ def managed(
     source
         The archive of the virtualenv: a tar, plain or packed with gzip, bzip2, xz or zstd. A
         ``salt://``, ``http(s)://``, ``ftp://`` or ``s3://`` URL or a path on the minion; or a list
-        of them, of which the first that is there is taken.
+        of them, of which the first that exists is taken.
 
-        Of a bundle (see :py:func:`virtualenv_tools.pack <saltext.modules.virtualenv_tools.pack>`)
-        that was packed against an earlier one, only what changed is fetched. Where a release stands
-        here that was made of ``9c01b7e.tar.gz``, ``4f2a9c1.from-9c01b7e.tar.gz`` is looked for
-        beside a source ``4f2a9c1.tar.gz`` of Salt's own file server or of this machine; or name
-        such bundles as ``from`` beside ``full``, by release. The full one is taken where there is
-        none that fits, or the earlier release is not as it was deployed.
+        Of a delta bundle (see :py:func:`virtualenv_tools.pack
+        <saltext.modules.virtualenv_tools.pack>`), only what changed is fetched. Where a release is
+        deployed here from ``9c01b7e.tar.gz``, ``4f2a9c1.from-9c01b7e.tar.gz`` is looked for beside
+        a source ``4f2a9c1.tar.gz`` of Salt's own file server or of this machine; or list the delta
+        bundles as ``from`` beside ``full``, by release. The full one is taken where none of them
+        fits, or the other release is not as it was deployed.
 
     source_hash, source_hash_name
         What the archive has to hash to, in all forms of
         :py:func:`archive.extracted <salt.states.archive.extracted>`: ``sha256=...``, a bare hash,
         or a URL of a file of hashes. Needed for what does not come from Salt's own file server or
-        this machine. Where it is a hash, bundles against earlier ones are only taken if they are
-        named, with a ``source_hash`` of their own; a file of hashes has theirs too, or stands
-        beside each by the name ``<archive>.sha256``.
+        this machine. Where it is a hash, delta bundles are only taken if they are listed, with a
+        ``source_hash`` of their own; a file of hashes may contain theirs too, or there is one
+        beside each, called ``<archive>.sha256``.
 
     skip_verify
-        ``True`` does without.
-
-    python
-        The Python to run it on: an executable, a command, or a version like ``3.11``. By default
-        the one that it names if it is there and fits, else the first on the ``PATH`` that fits.
-
-    user, group
-        Whom its files should belong to. By default to the user that the minion runs as; the program
-        then cannot change its own code.
-
-    mode
-        Of the release's own directory, ``0755`` by default.
-
-    smoke
-        A command, or a list of them, that have to succeed in the release before it counts. They are
-        run by ``/bin/sh``, with the release's programs on the ``PATH``, the release as working
-        directory, and nothing of the minion's environment.
-
-    smoke_user
-        Who runs them, with that user's group, groups and home: by default ``user``. Name the one
-        that the program will run as: whatever is in the archive is then not run as root, and cannot
-        write into the release.
-
-    limits
-        What to refuse as too much: ``files`` (500000), ``size`` (20 GiB, in bytes) and ``ratio``
-        (unpacked to packed, 200).
-
-    shared
-        What outlives releases - uploads, local settings - as links in each of them: absolute paths
-        by where they should be in the release, such as ``media: /srv/app/shared/media``. They have
-        to be there when the release is made; one that has something of its own in such a place, but
-        for an empty directory, is refused.
-
-    hard_links
-        ``True`` lets a bundle's files be second links to the same files of an earlier release,
-        where these belong to the user of the minion. That saves room and time, and whoever edits
-        one edits both. Otherwise they share their content where the file system can clone files.
+        ``True`` takes an archive without a hash.
 
     signature, source_hash_sig, signed_by_any, signed_by_all, keyring, gnupghome, sig_backend
         Whose signature the archive or its hash must have, as in
@@ -173,8 +134,10 @@ def managed(
     keep_source
         ``True`` leaves the archive in the minion's cache; it is not needed again.
 
-    wait
-        Seconds to wait for another run in the same root.
+    options
+        ``python``, ``user``, ``group``, ``mode``, ``smoke``, ``smoke_user``, ``limits``,
+        ``shared``, ``hard_links`` and ``wait``, as for :py:func:`virtualenv_tools.unpack
+        <saltext.modules.virtualenv_tools.unpack>`.
 
     .. code-block:: yaml
 
@@ -199,54 +162,42 @@ def managed(
             - source_hash: https://builds.example.org/app/SHA256SUMS
     """
     ret = _new(name)
-    options = {
-        "python": python,
-        "user": user,
-        "group": group,
-        "mode": mode,
-        "smoke": smoke,
-        "smoke_user": smoke_user,
-        "limits": limits,
-        "shared": shared,
-        "hard_links": hard_links,
-        "wait": wait,
-    }
-    signatures = {
-        "source_hash_sig": source_hash_sig,
+    signers = {
         "signed_by_any": signed_by_any,
         "signed_by_all": signed_by_all,
         "keyring": keyring,
         "gnupghome": gnupghome,
     }
-    with _told(ret):
-        source, named = _full(source, source_hash, skip_verify)
+    trust = _Trust(source_hash_name, skip_verify, signature, source_hash_sig, signers, sig_backend)
+    with _Reporting(ret):
+        given = _passed_on(options, "unpack")
+        source, deltas = _full(source, source_hash, skip_verify)
         sources = _sources(source, source_hash, skip_verify)
-        looked = __salt__["virtualenv_tools.unpack"](
-            sources[0], name, source_hash=source_hash, test=True, **options
-        )
-        if not looked["changed"]:
-            if not __opts__["test"]:  # a killed run may have left something to write down
-                __salt__["virtualenv_tools.unpack"](
-                    sources[0], name, source_hash=source_hash, test=False, **options
-                )
-            return _with(ret, True, f"{name} stands.")
-        if looked["repaired"]:
-            return _repaired(ret, name, looked, options)
+        unpack = partial(__salt__["virtualenv_tools.unpack"], sources[0], name, **given)
+        found = unpack(source_hash=source_hash, test=True)
+        if not found["changed"]:
+            if not __opts__["test"]:  # a killed run may have left something to record
+                unpack(source_hash=source_hash, test=False)
+            return _with(ret, True, f"{name} is deployed.")
+        if found["repaired"]:
+            return _repaired(ret, name, found, given)
         if __opts__["test"]:
             _require_one(sources)
             ret["changes"] = {"release": {"old": None, "new": name}}
-            return _with(ret, None, f"{name} would be deployed, out of {' or '.join(sources)}.")
-        trust = _Trust(source_hash_name, skip_verify, signatures, sig_backend, signature)
+            return _with(ret, None, f"{name} would be deployed from {' or '.join(sources)}.")
         unused = []
-        for chosen, chosen_hash in _differences(name, source, source_hash, named, trust):
+        for chosen, chosen_hash in _deltas(name, source, source_hash, deltas, trust):
             try:
-                done = _deploy(name, chosen, chosen_hash, trust, keep_source, options)
+                done = _deploy(name, chosen, chosen_hash, trust, given, keep_source)
                 return _deployed(ret, name, chosen, done)
             except SaltException as error:  # whatever it is: there is the full one
-                log.warning("%s is not deployed out of %s: %s", name, chosen, error)
-                unused.append(f"{chosen} was of no use: {_sentence(error)}")
+                log.warning("%s is not deployed from %s: %s", name, chosen, error)
+                unused.append(
+                    f"{chosen} could not be used, falling back to the full bundle: "
+                    f"{_sentence(error)}"
+                )
         chosen, chosen_hash = _chosen(source, source_hash)
-        done = _deploy(name, chosen, chosen_hash, trust, keep_source, options)
+        done = _deploy(name, chosen, chosen_hash, trust, given, keep_source)
         ret = _deployed(ret, name, chosen, done)
         if unused:
             ret.setdefault("warnings", []).extend(unused)
@@ -256,30 +207,20 @@ def managed(
 def migrated(
     name: str,
     kind: str = "django",
-    manage: str | None = None,
-    settings: str | None = None,
-    database: str = "default",
-    config: str | None = None,
-    version: str | None = None,
-    up: str | None = None,
-    down: str | None = None,
-    user: str | None = None,
     env: dict[str, str] | list[dict[str, str]] | None = None,
-    cwd: str | None = None,
-    timeout: float = 600,
-    wait: float = 300,
+    **options: Any,
 ) -> dict[str, Any]:
     """
-    Have the database's schema as a release needs it: to be done before the release is activated.
+    Migrate the database's schema to what a release needs, before the release is activated.
 
-    What the schema is at is written down before and after. When the release is left again, be it by
+    The schema's version is recorded before and after. When the release is rolled back, be it by
     :py:func:`healthy` or by :py:func:`virtualenv_tools.rollback
-    <saltext.modules.virtualenv_tools.rollback>`, the schema is taken down to what the release
-    before ran with, by the newer code, before that one is activated; where a migration is
-    irreversible, the newer release stays. Where an earlier release is set in the pillar again,
-    this state takes the schema down for it.
+    <saltext.modules.virtualenv_tools.rollback>`, the schema is migrated down to what the previous
+    release ran with, by the newer code, before that one is activated; where a migration is
+    irreversible, the newer release stays active. Where an older release is set in the pillar again,
+    this state migrates the schema down for it.
 
-    As the release before goes on running until the switch, migrations have to leave it working.
+    As the previous release goes on running until the switch, migrations have to leave it working.
 
     name
         The release's path.
@@ -287,39 +228,15 @@ def migrated(
     kind
         ``django``, ``alembic`` or ``commands``.
 
-    manage
-        Django: how its ``manage.py`` is called in ``cwd``: ``manage.py``, the default where it is
-        there, or a program of the release.
-
-    settings
-        Django: the settings' module, where there is no ``manage.py``.
-
-    database
-        Django: the database's alias.
-
-    config
-        Alembic: its ini file, as seen from ``cwd``; by default ``alembic.ini``.
-
-    version, up, down
-        Commands, run by ``/bin/sh``: one that prints the version that the schema is at, on one
-        line; one that brings it up, and changes nothing where it is up; and one that takes it down
-        to ``{version}``. Without ``down`` it cannot be taken down.
-
-    user
-        Who runs all that. By default the user that the minion runs as.
-
     env
-        More variables for it. They are kept for a rollback, in a file for the user of the minion
-        alone, and told nowhere.
+        More variables for the migration tool: a dictionary, or a list of dictionaries. They are
+        kept for a rollback, in a file that only the user salt-minion runs as can read, and are
+        neither printed nor logged.
 
-    cwd
-        Its working directory, as seen from the release, which is the default.
-
-    timeout
-        Seconds that one program may take.
-
-    wait
-        Seconds to wait for another run in the same root.
+    options
+        ``manage``, ``settings``, ``database``, ``config``, ``version``, ``up``, ``down``, ``user``,
+        ``cwd``, ``timeout`` and ``wait``, as for :py:func:`virtualenv_tools.migrate
+        <saltext.modules.virtualenv_tools.migrate>`.
 
     .. code-block:: yaml
 
@@ -344,38 +261,25 @@ def migrated(
             - down: shop-schema down --to {version}
     """
     ret = _new(name)
-    with _told(ret):
+    with _Reporting(ret):
         name = _path(name, "the release")
-        options = {
-            "kind": kind,
-            "manage": manage,
-            "settings": settings,
-            # The default belongs to one kind alone.
-            "database": None if kind != "django" and database == "default" else database,
-            "config": config,
-            "version": version,
-            "up": up,
-            "down": down,
-            "user": user,
-            "env": _variables(env),
-            "cwd": cwd,
-            "timeout": timeout,
-            "wait": wait,
-        }
+        given = _passed_on(options, "migrate")
         if __opts__["test"] and not os.path.lexists(name):
             ret["changes"] = {"schema": {"old": None, "new": os.path.basename(name)}}
-            return _with(ret, None, f"The schema would be migrated for {name}, once it is there.")
-        done = __salt__["virtualenv_tools.migrate"](name, test=__opts__["test"], **options)
+            return _with(ret, None, f"The schema would be migrated for {name}, once it exists.")
+        done = __salt__["virtualenv_tools.migrate"](
+            name, kind=kind, env=_variables(env), test=__opts__["test"], **given
+        )
         return _migrated(ret, name, done)
     return ret
 
 
 def active(name: str, target: str | None = None) -> dict[str, Any]:
     """
-    Have a link point to a release: atomically, so that there is no moment without it.
+    Point a symlink to a release: atomically, so that there is no moment without it.
 
     A release that is incomplete, cannot run, or is marked bad is refused; so is a directory in the
-    link's place. The release before stays in the history, for a rollback.
+    link's place. The previous release is kept in the history, for a rollback.
 
     name
         The link, beside the releases: ``<root>/current``.
@@ -392,7 +296,7 @@ def active(name: str, target: str | None = None) -> dict[str, Any]:
               - virtualenv_relocated: /srv/app/4f2a9c1
     """
     ret = _new(name)
-    with _told(ret):
+    with _Reporting(ret):
         name = _path(name, "the link")
         path = _target(name, target)
         free = os.path.islink(name) or not os.path.lexists(name)
@@ -418,22 +322,23 @@ def rolled_back(
     migrate: bool = True,
 ) -> dict[str, Any]:
     """
-    Have a link point to the release before again: for a run that is asked for, and no highstate.
+    Roll a symlink back to the previous release: for a run that is asked for, and no highstate.
 
-    Nothing is downloaded. The schema is taken down first to what that release ran with, and the one
-    that is left is marked bad. Without ``to`` and ``leaving`` each run goes one step further back.
+    Nothing is downloaded. The schema is migrated down first to what that release ran with, and the
+    one that is rolled back is marked bad. Without ``to`` and ``leaving`` each run goes one release
+    further back.
 
     name
         The link, beside the releases: ``<root>/current``.
 
     to
-        The name of the release to go to. By default the last good one that was active before.
+        The name of the release to activate. By default the last good one that was active before.
 
     leaving
         The name of the release to leave; nothing is done where another one is active.
 
     mark
-        ``False`` does not mark the one that is left.
+        ``False`` does not mark the one that is rolled back.
 
     reason
         Why, for the mark and the history.
@@ -443,14 +348,14 @@ def rolled_back(
 
     .. code-block:: yaml
 
-        app goes back:
+        app is rolled back:
           virtualenv_relocated.rolled_back:
             - name: /srv/app/current
             - leaving: 4f2a9c1
             - reason: prices are wrong
     """
     ret = _new(name)
-    with _told(ret):
+    with _Reporting(ret):
         name = _path(name, "the link")
         root, _, link = name.rpartition("/")
         switch = __salt__["virtualenv_tools.rollback"](
@@ -487,10 +392,10 @@ def healthy(
     rollback: bool = True,
 ) -> dict[str, Any]:
     """
-    Have the active release answer, or go back to the one before.
+    Check the active release, or roll back to the previous one.
 
     Where a check fails that many times, and the release has not been found healthy since it was
-    activated, the schema is taken down to what the last good release ran with (see
+    activated, the schema is migrated down to what the last good release ran with (see
     :py:func:`migrated`), the link points to that one again, the failed one is marked bad, what
     this state watches is restarted, and the state fails. A highstate does not bring the bad release
     back before :py:func:`virtualenv_tools.unmark_bad`. A release that was healthy once is not
@@ -502,7 +407,7 @@ def healthy(
     link
         The link to the active release. Better than by ``name``: where a service watches the link,
         Salt takes every state of that name for what is watched, so this one, which watches the
-        service, would close a circle.
+        service, would make a circular requisite.
 
     checks
         One or several: a URL, which has to answer with 200; a command, which has to succeed, run as
@@ -538,9 +443,9 @@ def healthy(
             - watch:             # what to restart after a rollback
               - service: app
     """
-    # Called once is enough: what a watch adds, the restart after a rollback, is done in any case.
+    # One call is enough: what a watch adds, the restart after a rollback, is done in any case.
     ret = {**_new(name), "skip_watch": True}
-    with _told(ret):
+    with _Reporting(ret):
         wanted = list(_checks(checks, user, timeout))
         count, pause = _number(attempts, "attempts", 1), _number(interval, "interval", 0)
         link = _path(link or name, "the link")
@@ -565,10 +470,11 @@ def healthy(
 
 def pruned(name: str, keep: int = 5) -> dict[str, Any]:
     """
-    Have no more old releases than are wanted.
+    Remove old releases.
 
-    The active one, the one before, pinned ones and those that a process uses always stay. A release
-    that is marked bad does not count as one of those to keep. What is no release is left alone.
+    The active one, the previous one, pinned ones and those that a process uses always stay. A
+    release that is marked bad does not count as one of those to keep. What is no release is not
+    touched.
 
     name
         The root: the directory of the releases.
@@ -583,7 +489,7 @@ def pruned(name: str, keep: int = 5) -> dict[str, Any]:
             - keep: 3
     """
     ret = _new(name)
-    with _told(ret):
+    with _Reporting(ret):
         done = __salt__["virtualenv_tools.prune"](
             _path(name, "the root"), keep=keep, test=__opts__["test"]
         )
@@ -603,7 +509,7 @@ def pruned(name: str, keep: int = 5) -> dict[str, Any]:
 
 def absent(name: str) -> dict[str, Any]:
     """
-    Have a release gone, unless it is active, pinned, or used by a process.
+    Remove a release, unless it is active, pinned, or used by a process.
 
     name
         The release's path.
@@ -614,12 +520,12 @@ def absent(name: str) -> dict[str, Any]:
           virtualenv_relocated.absent
     """
     ret = _new(name)
-    with _told(ret):
+    with _Reporting(ret):
         there = __salt__["virtualenv_tools.remove"](
             _path(name, "the release"), test=__opts__["test"]
         )
         if not there:
-            return _with(ret, True, f"{name} is not there.")
+            return _with(ret, True, f"{name} does not exist.")
         ret["changes"] = {"release": {"old": name, "new": None}}
         if __opts__["test"]:
             return _with(ret, None, f"{name} would be removed.")
@@ -752,7 +658,7 @@ def packed(
         "force": force,
         "wait": wait,
     }
-    with _told(ret):
+    with _Reporting(ret):
         done = __salt__["virtualenv_tools.build"](
             _path(name, "the bundle"), saltenv=__env__, test=__opts__["test"], **options
         )
@@ -783,8 +689,7 @@ def mod_watch(name: str, sfun: str | None = None, **kwargs: Any) -> dict[str, An
     function = {one.__name__: one for one in functions}.get(str(sfun))
     if function is None:
         return _with(_new(name), False, f"There is no state {sfun} to be watched for.")
-    known = inspect.signature(function).parameters
-    return function(name, **{key: value for key, value in kwargs.items() if key in known})
+    return function(name, **_own(kwargs))
 
 
 # --- answers --------------------------------------------------------------------------------------
@@ -800,21 +705,30 @@ def _with(ret: dict[str, Any], result: bool | None, comment: str) -> dict[str, A
     return ret
 
 
-@contextmanager
-def _told(ret: dict[str, Any]) -> Iterator[None]:
+class _Reporting:
     """Whatever goes wrong, as one sentence in the answer; no traceback is for an operator."""
-    try:
-        yield
-    except SaltException as error:
-        _with(ret, False, _sentence(error))
-    except OSError as error:  # Salt's own functions let some pass, of files that are not there
-        reason = (error.strerror or str(error)).lower()
-        _with(ret, False, _sentence(f"cannot read {error.filename}: {reason}"))
-    except Exception as error:
-        log.exception("Unexpected error")
-        what = f"unexpected {type(error).__name__}: {error}"
-        more = "this is a bug: please report it with the traceback in the minion's log"
-        _with(ret, False, _sentence(f"{what}; {more}"))
+
+    def __init__(self, ret: dict[str, Any]) -> None:
+        self.ret = ret
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        what: object = error
+        if isinstance(error, OSError) and not isinstance(error, SaltException):
+            # Salt's own functions let some pass, of files that do not exist.
+            what = f"cannot read {error.filename}: {(error.strerror or str(error)).lower()}"
+        elif not isinstance(error, SaltException):
+            log.error("Unexpected error", exc_info=error)
+            what = (
+                f"unexpected {type(error).__name__}: {error}; this is a bug: please report it with "
+                "the traceback in the minion's log"
+            )
+        _with(self.ret, False, _sentence(what))
+        return True
 
 
 def _sentence(error: object) -> str:
@@ -825,7 +739,7 @@ def _sentence(error: object) -> str:
 
 def _deployed(ret: dict[str, Any], name: str, source: str, done: dict[str, Any]) -> dict[str, Any]:
     if not done["changed"]:  # another run was faster
-        return _with(ret, True, f"{name} stands.")
+        return _with(ret, True, f"{name} is deployed.")
     ret["changes"] = {
         "release": {"old": None, "new": name},
         "files": done["files"],
@@ -833,17 +747,17 @@ def _deployed(ret: dict[str, Any], name: str, source: str, done: dict[str, Any])
         "rewritten": done["rewritten"],
     }
     _warn(ret, done["problems"])
-    told = f"{done['files']:,} members, {done['size'] / 1e6:,.1f} MB"
+    size = f"{done['files']:,} members, {done['size'] / 1e6:,.1f} MB"
     if done["reused"]:
-        told += f", {done['reused']:,} files taken from an earlier release"
-    return _with(ret, True, f"{name} was deployed out of {source}: {told}.")
+        size += f", {done['reused']:,} files taken from another release"
+    return _with(ret, True, f"{name} was deployed from {source}: {size}.")
 
 
 def _built(ret: dict[str, Any], done: dict[str, Any]) -> dict[str, Any]:
     """The answer of a build."""
     archive, old = done["archive"], done["old_sha256"]
     if not done["changed"]:
-        return _with(ret, True, f"{archive} stands, and nothing that it is made of has changed.")
+        return _with(ret, True, f"{archive} exists, and nothing that it is made of has changed.")
     if done["dry_run"]:
         ret["changes"] = {"bundle": {"old": old, "new": archive}}
         return _with(ret, None, f"{archive} would be built, as {done['reason']}.")
@@ -874,14 +788,14 @@ def _warn(ret: dict[str, Any], problems: list[dict[str, str]]) -> None:
 def _repaired(
     ret: dict[str, Any], name: str, looked: dict[str, Any], options: dict[str, Any]
 ) -> dict[str, Any]:
-    """Put a release that stands onto another Python, as its own is gone."""
+    """Put a release onto another Python, as its own is gone."""
     old = looked["old_python"]
-    ret["changes"] = {"python": {"old": old, "new": options["python"] or "one that fits"}}
+    ret["changes"] = {"python": {"old": old, "new": options.get("python") or "one that fits"}}
     if __opts__["test"]:
-        return _with(ret, None, f"{name} stands without its Python, and would be put onto another.")
+        return _with(ret, None, f"{name} lacks its Python, and would be put onto another one.")
     done = __salt__["virtualenv_tools.unpack"](looked["path"], name, **options)
     ret["changes"] = {"python": {"old": done["old_python"], "new": done["python"]}}
-    return _with(ret, True, f"{name} stood without its Python; now it is on {done['python']}.")
+    return _with(ret, True, f"{name} lacked its Python; now it is on {done['python']}.")
 
 
 def _migrated(ret: dict[str, Any], name: str, done: dict[str, Any]) -> dict[str, Any]:
@@ -892,7 +806,7 @@ def _migrated(ret: dict[str, Any], name: str, done: dict[str, Any]) -> dict[str,
     for key in ("applied", "undone"):
         if done[key]:
             ret["changes"][key] = done[key]
-    what = f"taken down to what {name} ran with" if done["undone"] else f"migrated for {name}"
+    what = f"migrated down to what {name} ran with" if done["undone"] else f"migrated for {name}"
     if done["dry_run"]:
         return _with(ret, None, f"The schema would be {what}.")
     return _with(ret, True, f"The schema was {what}.")
@@ -907,11 +821,33 @@ def _path(value: Any, what: str) -> str:
     return value.rstrip("/") or value
 
 
+def _own(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What is written in a state, without what Salt adds to it."""
+    return {
+        key: value
+        for key, value in arguments.items()
+        if key not in STATE_INTERNAL_KEYWORDS and not key.startswith("__")
+    }
+
+
+def _passed_on(options: Mapping[str, Any], function: str) -> dict[str, Any]:
+    """The options of a state that are a function's; refuses what the function does not know."""
+    given = _own(options)
+    known = get_function_argspec(__salt__[f"virtualenv_tools.{function}"]).args
+    known = [key for key in known if key not in _NO_OPTIONS]
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f", did you mean {near[0]}?" if near else f": there are {', '.join(known)}"
+            raise SaltInvocationError(f"unknown key {key}{hint}")
+    return given
+
+
 def _target(name: str, target: Any) -> str:
     """The release's path."""
     if not target:
         raise SaltInvocationError(
-            "target is missing: name the release that the link should point to"
+            "target is missing: give the release that the link should point to"
         )
     target = str(target)
     return target if target.startswith("/") else os.path.join(os.path.dirname(name), target)
@@ -937,14 +873,13 @@ def _number(value: Any, what: str, least: float) -> Any:
 def _full(
     source: Any, source_hash: Any, skip_verify: bool
 ) -> tuple[Any, dict[str, tuple[str, Any]]]:
-    """The full archive, and by release the bundles against them, with what they have to hash to."""
+    """The full archive, and the delta bundles by release, with what they have to hash to."""
     if not (isinstance(source, Mapping) and "full" in source):
         return source, {}
     named = source.get("from") or {}
     if set(source) - {"full", "from"} or not isinstance(named, Mapping):
         raise SaltInvocationError(
-            "a source with full has nothing else but from, which names bundles by release: "
-            f"{source}"
+            f"a source with full has nothing else but from, the delta bundles by release: {source}"
         )
     found = {}
     for release, one in named.items():
@@ -957,7 +892,7 @@ def _full(
 
 
 def _sources(source: Any, source_hash: Any, skip_verify: bool) -> list[str]:
-    """The places of the archive; refuses those that nothing vouches for."""
+    """The URLs or paths of the archive; refuses those that cannot be verified."""
     given = list(source) if isinstance(source, (list, tuple)) else [source] if source else []
     places: list[str] = []
     for one in given:
@@ -970,11 +905,11 @@ def _sources(source: Any, source_hash: Any, skip_verify: bool) -> list[str]:
         ours = one.startswith(("/", "salt://", "file://"))
         if not (ours or hashed or skip_verify):
             raise SaltInvocationError(
-                f"nothing vouches for {one}: give its source_hash, or skip_verify: True"
+                f"cannot verify {one}: give its source_hash, or skip_verify: True"
             )
         places.append(one)
     if not places:
-        raise SaltInvocationError("source is missing: name the archive of the virtualenv")
+        raise SaltInvocationError("source is missing: give the archive of the virtualenv")
     return places
 
 
@@ -982,13 +917,14 @@ def _sources(source: Any, source_hash: Any, skip_verify: bool) -> list[str]:
 
 
 class _Trust(NamedTuple):
-    """What vouches for an archive besides its hash."""
+    """How an archive is verified, besides by its hash."""
 
     source_hash_name: str | None
     skip_verify: bool
-    signatures: dict[str, Any]
-    sig_backend: str
     signature: Any
+    source_hash_sig: Any
+    signers: dict[str, Any]
+    sig_backend: str
 
 
 def _deploy(
@@ -996,24 +932,15 @@ def _deploy(
     source: str,
     source_hash: Any,
     trust: _Trust,
-    keep_source: bool,
     options: dict[str, Any],
+    keep_source: bool,
 ) -> dict[str, Any]:
-    """Fetch an archive and make it the release; what `virtualenv_tools.unpack` says."""
-    digest = _digest(
-        source, source_hash, trust.source_hash_name, trust.signatures, trust.sig_backend
-    )
-    file = _fetched(
-        source,
-        source_hash,
-        trust.source_hash_name,
-        trust.skip_verify,
-        trust.signatures,
-        trust.sig_backend,
-    )
+    """Fetch an archive and make it the release; what `virtualenv_tools.unpack` returns."""
+    digest = _digest(source, source_hash, trust)
+    file = _fetched(source, source_hash, trust)
     try:
         if trust.signature:
-            _require_signature(file, trust.signature, trust.signatures, trust.sig_backend)
+            _require_signature(file, trust)
         return dict(
             __salt__["virtualenv_tools.unpack"](
                 file, name, source_hash=digest, source=source, **options
@@ -1025,38 +952,38 @@ def _deploy(
 
 
 def _is_cached(file: str) -> bool:
-    """Whether a file is a copy of Salt's, so that the archive itself stays."""
+    """Whether a file is in Salt's cache, and not the archive itself."""
     return os.path.realpath(file).startswith(os.path.realpath(__opts__["cachedir"]) + os.sep)
 
 
-def _differences(
+def _deltas(
     name: str,
     source: Any,
     source_hash: Any,
     named: dict[str, tuple[str, Any]],
     trust: _Trust,
 ) -> Iterator[tuple[str, Any]]:
-    """The bundles against releases that stand here, and their hashes: the active one's first."""
+    """The delta bundles from deployed releases, and their hashes: from the active one first."""
     root = os.path.dirname(name)
-    standing = __salt__["virtualenv_tools.releases"](root)
-    bundles = [release for release, facts in standing.items() if facts.get("bundle")]
-    bundles.sort(key=lambda release: not standing[release].get("active"))
-    for release in bundles[:_MOST_DIFFERENCES]:
+    deployed = __salt__["virtualenv_tools.releases"](root)
+    bundles = [release for release, facts in deployed.items() if facts.get("bundle")]
+    bundles.sort(key=lambda release: not deployed[release].get("active"))
+    for release in bundles[:_MOST_DELTAS]:
         if release in named:
             yield named[release]
         elif isinstance(source, str) and not named and not trust.signature:
-            place = _difference(source, str(standing[release].get("source") or release))
+            place = _delta(source, str(deployed[release].get("source") or release))
             ours = source.startswith(("/", "file://", "salt://"))
             if place and ours and not _is_hash(source_hash) and _is_there(place):
                 yield place, _hash_beside(source, place, source_hash)
 
 
-def _difference(source: str, earlier: str) -> str | None:
-    """What a bundle against an earlier one is called beside the full one."""
-    directory, _, base = source.rpartition("/")
-    match = _BUNDLE.match(base)
-    known = _BUNDLE.match(os.path.basename(earlier))
-    stem = known[1] if known else os.path.basename(earlier)
+def _delta(source: str, base: str) -> str | None:
+    """The name of a delta bundle from another one, beside the full one."""
+    directory, _, name = source.rpartition("/")
+    match = _BUNDLE.match(name)
+    known = _BUNDLE.match(os.path.basename(base))
+    stem = known[1] if known else os.path.basename(base)
     return f"{directory}/{match[1]}.from-{stem}{match[2]}" if match else None
 
 
@@ -1066,7 +993,7 @@ def _is_hash(source_hash: Any) -> bool:
 
 
 def _hash_beside(source: Any, place: Any, source_hash: Any) -> Any:
-    """Where the hash of another archive stands; None where only the full one's is known."""
+    """The source of another archive's hash; None where only the full one's is known."""
     if not source_hash or _is_hash(source_hash):
         return None
     base = os.path.basename(source) if isinstance(source, str) else ""
@@ -1082,34 +1009,28 @@ def _is_there(place: str) -> bool:
 
 
 def _chosen(source: Any, source_hash: Any) -> tuple[str, Any]:
-    """The first source that is there, and its hash."""
+    """The first source that exists, and its hash."""
     if isinstance(source, str):
         return source, source_hash
     source = [source] if isinstance(source, Mapping) else source
     chosen, known = __salt__["file.source_list"](source, source_hash, __env__)
     if not chosen:
-        raise CommandExecutionError("none of the sources is there")
+        raise CommandExecutionError("none of the sources exists")
     return chosen, known
 
 
 def _require_one(sources: list[str]) -> None:
-    """Refuse sources that are all on this machine, and none is there."""
+    """Refuse sources that are all on this machine, where none exists."""
     places = [_local(source) for source in sources]
     if all(place.startswith("/") and not os.path.exists(place) for place in places):
         if len(places) > 1:
-            raise CommandExecutionError("none of the sources is there")
+            raise CommandExecutionError("none of the sources exists")
         raise CommandExecutionError(
             f"cannot unpack {places[0]}: no such file or directory; name a readable file"
         )
 
 
-def _digest(
-    source: str,
-    source_hash: Any,
-    source_hash_name: str | None,
-    signatures: dict[str, Any],
-    sig_backend: str,
-) -> str | None:
+def _digest(source: str, source_hash: Any, trust: _Trust) -> str | None:
     """What the archive has to hash to, as `algorithm=hex`."""
     if not source_hash:
         return None
@@ -1117,19 +1038,20 @@ def _digest(
     known = function(
         source=source,
         source_hash=source_hash,
-        source_hash_name=source_hash_name,
+        source_hash_name=trust.source_hash_name,
         saltenv=__env__,
-        **_hash_signatures(function, signatures, sig_backend),
+        **_hash_signatures(function, trust),
     )
     return f"{known['hash_type']}={known['hsum']}"
 
 
-def _hash_signatures(function: Any, signatures: dict[str, Any], sig_backend: str) -> dict[str, Any]:
-    """What a function of Salt's is to be told of the signature of a file of hashes."""
-    if signatures["source_hash_sig"] is None:
+def _hash_signatures(function: Any, trust: _Trust) -> dict[str, Any]:
+    """The arguments of a function of Salt's about the signature of a file of hashes."""
+    if trust.source_hash_sig is None:
         return {}
-    backend = None if sig_backend == "gpg" else sig_backend
-    return _given(function, {**signatures, "sig_backend": backend})
+    backend = None if trust.sig_backend == "gpg" else trust.sig_backend
+    arguments = {"source_hash_sig": trust.source_hash_sig, "sig_backend": backend}
+    return _given(function, {**trust.signers, **arguments})
 
 
 def _given(function: Any, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -1148,14 +1070,7 @@ def _local(source: str) -> str:
     return source.removeprefix("file://")
 
 
-def _fetched(
-    source: str,
-    source_hash: Any,
-    source_hash_name: str | None,
-    skip_verify: bool,
-    signatures: dict[str, Any],
-    sig_backend: str,
-) -> str:
+def _fetched(source: str, source_hash: Any, trust: _Trust) -> str:
     """The archive as a file on this machine, fetched as Salt's own states do it."""
     if _local(source).startswith("/"):
         return _local(source)
@@ -1163,10 +1078,10 @@ def _fetched(
     cached = function(
         source,
         source_hash=source_hash or "",
-        source_hash_name=source_hash_name,
-        skip_verify=skip_verify,
+        source_hash_name=trust.source_hash_name,
+        skip_verify=trust.skip_verify,
         saltenv=__env__,
-        **_hash_signatures(function, signatures, sig_backend),
+        **_hash_signatures(function, trust),
     )
     file = cached["result"] and __salt__["cp.is_cached"](source, saltenv=__env__)
     if not file:
@@ -1175,24 +1090,21 @@ def _fetched(
     return str(file)
 
 
-def _require_signature(
-    file: str, signature: Any, signatures: dict[str, Any], sig_backend: str
-) -> None:
+def _require_signature(file: str, trust: _Trust) -> None:
     """Have the archive's own signature verified by Salt's module for that."""
-    verify = f"{sig_backend}.verify"
+    verify = f"{trust.sig_backend}.verify"
     if verify not in __salt__:
         raise CommandExecutionError(
-            f"cannot verify the signature: Salt's module {sig_backend} is not usable on this "
+            f"cannot verify the signature: Salt's module {trust.sig_backend} is not usable on this "
             "minion; install what it needs"
         )
-    places = [signature] if isinstance(signature, str) else list(signature)
+    single = isinstance(trust.signature, str)
+    places = [trust.signature] if single else list(trust.signature)
     found = [__salt__["cp.cache_file"](place, __env__) for place in places]
     if not all(place and os.path.isfile(place) for place in found):
         raise CommandExecutionError(f"cannot fetch the signature {', '.join(places)}")
-    given = _given(__salt__[verify], {**signatures, "source_hash_sig": None})
-    seen = __salt__[verify](
-        filename=file, signature=found[0] if isinstance(signature, str) else found, **given
-    )
+    given = _given(__salt__[verify], trust.signers)
+    seen = __salt__[verify](filename=file, signature=found[0] if single else found, **given)
     if seen["res"] is not True:
         raise CommandExecutionError(
             f"the signature of {file} is not accepted: {seen['message']}; nothing was deployed"
@@ -1206,7 +1118,7 @@ def _checks(checks: Any, user: str | None, timeout: float) -> Iterator[dict[str,
     """Every check in its long form."""
     given = list(checks) if isinstance(checks, (list, tuple)) else [checks] if checks else []
     if not given:
-        raise SaltInvocationError("checks is missing: name a URL or a command at least")
+        raise SaltInvocationError("checks is missing: give at least a URL or a command")
     for one in given:
         check = {"url" if re.match(r"https?://", one) else "cmd": one} if _is_text(one) else one
         if not _is_check(check):
@@ -1299,7 +1211,7 @@ def _rolled_back(
     attempts: int,
     interval: float,
 ) -> dict[str, Any]:
-    """Go back to the release before, restart what is watched, and see whether that helped."""
+    """Roll back, restart what is watched, and check whether the previous release is healthy."""
     root, _, name = link.rpartition("/")
     try:
         switch = __salt__["virtualenv_tools.rollback"](
@@ -1319,7 +1231,7 @@ def _rolled_back(
     still = _failure(checks, path, attempts, interval)
     if still is None:
         __salt__["virtualenv_tools.mark_healthy"](path, link=link)
-    down = "the schema was taken down, " if switch.get("schema") else ""
+    down = "the schema was migrated down, " if switch.get("schema") else ""
     after = f"{switch['release']} is healthy" if still is None else f"Now {still}"
     return _with(
         ret,
@@ -1330,18 +1242,12 @@ def _rolled_back(
 
 
 def _restarted() -> Iterator[str]:
-    """Restart what this state watches, the way a watch of its own would; tell what it was."""
+    """Restart what this state watches, the way a watch of its own would; report what it was."""
     for chunk in __lowstate__:
         kind = chunk["state"]
         if not _is_watched(chunk) or f"{kind}.mod_watch" not in __states__:
             continue
-        arguments = {
-            key: value
-            for key, value in chunk.items()
-            if key not in STATE_INTERNAL_KEYWORDS and not key.startswith("__")
-        }
-        arguments.update(name=chunk["name"], sfun=chunk["fun"])
-        done = __states__[f"{kind}.mod_watch"](**arguments)
+        done = __states__[f"{kind}.mod_watch"](**_own(chunk), sfun=chunk["fun"])
         log.info("%s.mod_watch %s: %s", kind, chunk["name"], done.get("comment"))
         failed = "" if done.get("result") else f" (failed: {done.get('comment')})"
         yield f"{kind} {chunk['name']}{failed}"

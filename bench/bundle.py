@@ -390,8 +390,8 @@ def undone(place: Place, release: Path, archive: Path) -> str:
     found = place.minion.answered()
     states = found.items() if isinstance(found, dict) else ()
     told = [state["comment"] for key, state in states if key.endswith("_|-managed")]
-    if len(told) != 1 or f" was deployed out of {archive}: " not in told[0]:
-        return f"it was not deployed out of {archive}: {' '.join(told)}"
+    if len(told) != 1 or f" was deployed from {archive}: " not in told[0]:
+        return f"it was not deployed from {archive}: {' '.join(told)}"
     return "" if at_home(release) else "bin/pip does not run out of the release afterwards"
 
 

@@ -1,12 +1,12 @@
-# What has to be there once: a user, system packages, a Python, directories.
+# What an app needs once: a user, system packages, a Python, directories.
 {% from "./map.jinja" import apps with context %}
 
 include:
   - .checked
 
 {% for app in apps %}
-# Whoever is there already is left as they are. That is asked here, and not by `unless`: that would be
-# run by the shell of the user, and lets Salt load all of its modules.
+# A user that exists is left unchanged. That is looked up here, and not by `unless`, which would be
+# run by the shell of the user, and makes Salt load all of its modules.
 {% if app.needs.group %}
 {{ app.name }} has a group:
   group.present:
@@ -42,7 +42,7 @@ include:
     - name: {{ app.needs.python }}
 {% endif %}
 
-# The minion's own, as are the releases: a program cannot change its code.
+# It belongs to the user salt-minion runs as, as do the releases: a program cannot change its code.
 {{ app.name }} has a directory:
   file.directory:
     - name: {{ app.root }}
@@ -58,7 +58,7 @@ include:
       - file: {{ app.name }} has a directory
 {% endfor %}
 
-# What outlives releases is the program's, and nothing above it is.
+# Persistent directories belong to the program, and nothing above them does.
 {% for directory in app.directories %}
 {{ app.name }} shares {{ directory }}:
   file.directory:

@@ -1,5 +1,5 @@
-# A pillar with a mistake: one sentence that names the key. Nothing else is done then, as there are
-# no apps for the other files; states of other formulas are not held up.
+# A pillar with a mistake: one sentence with the key. Nothing else is done then, as there are no apps
+# for the other files; states of other formulas run as usual.
 {% from "./map.jinja" import settings with context %}
 
 {% if settings.problem %}

@@ -1,5 +1,5 @@
-# All that the formula made, away: programs, their configuration, releases. Shared data, users and
-# packages stay; `releases:with_data: True` takes the shared data as well.
+# Removes what the formula created: programs, their configuration, releases. Shared data, users and
+# packages stay; `releases:with_data: True` removes the shared data as well.
 #
 #   salt web1 state.apply releases.clean pillar='{releases: {only: shop}}'
 {% from "./map.jinja" import apps, settings with context %}
@@ -8,7 +8,7 @@ include:
   - .checked
 
 {% if settings.several %}
-releases.clean takes away one app:
+releases.clean is for one app:
   test.fail_without_changes:
     - comment: >-
         Which of {{ settings.apps | join(", ") }}? Name it:
@@ -26,8 +26,8 @@ releases.clean takes away one app:
 {% endfor %}
 
 {% for server in app.web %}
-{{ app.name }} is gone from {{ server }}:
-  release_programs.told:
+{{ app.name }} is removed from {{ server }}:
+  release_programs.config_loaded:
     - command: {{ settings[server].reload | yaml_dquote }}
     - files: {{ app.files | selectattr("for", "equalto", server) | map(attribute="path") | list | json }}
     - left: {{ app.root }}
@@ -52,7 +52,7 @@ releases.clean takes away one app:
       - file: {{ app.root }}/.releases
 {% endfor %}
 
-# The records, when there is nothing left that they tell of.
+# The records, when no release is left.
 {{ app.root }}/.releases:
   file.absent
 

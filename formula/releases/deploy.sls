@@ -1,4 +1,4 @@
-# A release: made, its database migrated, switched to; and old ones gone. No program is restarted.
+# A release: deployed, its database migrated, activated; old ones removed. No program is restarted.
 {% from "./map.jinja" import apps with context %}
 
 include:
@@ -9,7 +9,7 @@ include:
   virtualenv_relocated.managed: {{ app.managed | json }}
 
 {% if app.migrations %}
-# Before the switch: the old release has to get along with the new schema for a moment.
+# Before the switch: the old release has to work with the new schema for a moment.
 {{ app.name }} is migrated:
   virtualenv_relocated.migrated:
     - name: {{ app.path }}
@@ -28,7 +28,7 @@ include:
     - require:
       - virtualenv_relocated: {{ app.name }} is deployed
 
-# After the health check of the same run, which may want to go back.
+# After the health check of the same run, which may roll back.
 {{ app.root }}:
   virtualenv_relocated.pruned:
     - keep: {{ app.keep }}

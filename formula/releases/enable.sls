@@ -1,4 +1,4 @@
-# What process managers and web servers are told of an app.
+# The configuration of process managers and web servers for an app.
 {% from "./map.jinja" import apps, settings with context %}
 
 include:
@@ -17,8 +17,8 @@ include:
 {% endfor %}
 
 {% for server in app.web %}
-{{ app.name }} is told to {{ server }}:
-  release_programs.told:
+{{ app.name }} is loaded by {{ server }}:
+  release_programs.config_loaded:
     - command: {{ settings[server].reload | yaml_dquote }}
     - files: {{ app.files | selectattr("for", "equalto", server) | map(attribute="path") | list | json }}
     - watch:

@@ -1,4 +1,4 @@
-# The active release answers, or the one before is active again.
+# The active release answers, or it is rolled back.
 {% from "./map.jinja" import apps with context %}
 
 include:

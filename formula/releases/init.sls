@@ -13,7 +13,7 @@ include:
 
 {% set running = apps | selectattr("runs") | list %}
 {% if running %}
-# So that test=True tells of the restart that comes with a switch. The restart itself needs no watch:
+# So that test=True reports the restart that comes with a switch. The restart itself needs no watch:
 # `running` sees which release a program was started from.
 extend:
   {% for app in running %}

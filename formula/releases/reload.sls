@@ -1,4 +1,4 @@
-# Programs read their settings again: by the signal that they name as `reload`, else by a restart.
+# Programs read their settings again: by their signal in `reload`, else by a restart.
 {% from "./map.jinja" import apps with context %}
 
 include:

@@ -1,6 +1,6 @@
-# Back to the release before, or to `releases:to`: at once and without a download. The release that
-# is left is marked bad, so that no highstate brings it back (`virtualenv_tools.unmark_bad`). On several
-# minions name it as `releases:leaving`, so that those which are not on it stay where they are.
+# Back to the previous release, or to `releases:to`: at once and without a download. The release that
+# is rolled back is marked bad, so that no highstate activates it again (`virtualenv_tools.unmark_bad`).
+# On several minions give it as `releases:leaving`: those that are not on it are left as they are.
 #
 #   salt web1 state.apply releases.rollback
 #   salt web1 state.apply releases.rollback pillar='{releases: {only: shop, to: 9c01b7e}}'
@@ -8,7 +8,7 @@
 {% from "./map.jinja" import apps, settings with context %}
 
 {% if settings.several %}
-releases.rollback goes back with one app:
+releases.rollback is for one app:
   test.fail_without_changes:
     - comment: >-
         Which of {{ settings.apps | join(", ") }}? Name it:
@@ -19,7 +19,7 @@ include:
   - .healthy
 
 {% for app in apps %}
-{{ app.name }} goes back:
+{{ app.name }} is rolled back:
   virtualenv_relocated.rolled_back:
     - name: {{ app.link }}
     - to: {{ settings.to | json }}

@@ -1,12 +1,12 @@
 {#-
-    A release for some minions first, and then for the others in batches; back where one fails.
+    A release for some minions first, then for the others in batches; rolled back where one fails.
 
         salt-run state.orchestrate releases.rolling \
             pillar='{rolling: {root: /srv/shop, release: e06f902a9d, tgt: "web*", pause: 60}}'
 
     The pillar `rolling` has the parameters of the runner `releases.roll`, which does the work:
-    `salt-run -d releases.roll` tells of them. The saltenv is that of the orchestration. With
-    `test=True` the plan is told, and nothing done.
+    `salt-run -d releases.roll` describes them. The saltenv is that of the orchestration. With
+    `test=True` the plan is reported, and nothing done.
 -#}
 
 {%- set wanted = pillar.get("rolling") %}

@@ -1,4 +1,4 @@
-# The programs run, on the active release: who runs on another one is restarted.
+# The programs run, on the active release: one that runs on another release is restarted.
 {% from "./map.jinja" import apps with context %}
 
 include:

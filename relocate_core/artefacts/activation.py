@@ -27,14 +27,14 @@ def rewrite(path: str, data: bytes, prefixes: Prefixes) -> bytes:
         language = SH
     if language is NU:
         data = _NU_LITERAL.sub(lambda match: _nu_literal(match, prefixes), data)
-    data = replace(_mend(data, prefixes, language), prefixes, language)
+    data = replace(_requote(data, prefixes, language), prefixes, language)
     if prefixes.prompt and language in (SH, CSH, FISH):
         old, new = prefixes.prompt
         data = substitute(data, language, lambda meaning: _prompts(meaning, old), new)
     return data
 
 
-def _mend(data: bytes, prefixes: Prefixes, language: Language) -> bytes:
+def _requote(data: bytes, prefixes: Prefixes, language: Language) -> bytes:
     """Write again what a tool put between quotes as it was, though the quotes could not hold it.
 
     The stdlib's venv did so up to 3.11 (python/cpython#124651).

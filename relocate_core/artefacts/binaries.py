@@ -12,15 +12,14 @@ equal tails). Sources: the ELF gABI, chapters 4 and 5; ar(5).
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Iterator
-from typing import NamedTuple
 
+from . import elf
+from .elf import DynamicStrings
 from .prefix import Prefixes, reference_pattern
 
 KIND = "binary"
 
-_ELF = b"\x7fELF"
 _AR = b"!<arch>\n"
 _NO_NUL_STRINGS = re.compile(rb"/rustc/[0-9a-f]{40}/|\xff Go build ID:|\xff Go buildinf:")
 
@@ -28,7 +27,7 @@ _NO_TEXT = re.compile("[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\U0010ffff]")
 
 
 class NoRoom(Exception):
-    """A path that cannot be replaced in place; the message says why.
+    """A path that cannot be replaced in place; the message gives the reason.
 
     Attributes:
         data: the file with all that could be replaced.
@@ -39,20 +38,9 @@ class NoRoom(Exception):
         self.data = data
 
 
-class _Dynamic(NamedTuple):
-    """The dynamic string table of an ELF object, as offsets into the file."""
-
-    start: int
-    end: int
-    runpath: int
-    """Where the RPATH or RUNPATH string begins; 0 where there is none."""
-    used: frozenset[int]
-    """Where strings begin that symbols and libraries are named by."""
-
-
 def claims(path: str, data: bytes) -> bool:
     """Whether this is an ELF object or an archive of such, by its first bytes."""
-    return data[:4] == _ELF or data[:8] == _AR
+    return data[:4] == elf.MAGIC or data[:8] == _AR
 
 
 def rewrite(path: str, data: bytes, prefixes: Prefixes) -> bytes:
@@ -61,14 +49,14 @@ def rewrite(path: str, data: bytes, prefixes: Prefixes) -> bytes:
     Raises:
         NoRoom: some path could not be replaced; the exception carries what could.
     """
-    new, reason = rewrite_strings(data, prefixes, _dynamic(data))
+    new, reason = rewrite_strings(data, prefixes, elf.dynamic_strings(data))
     if reason:
         raise NoRoom(reason, new)
     return new
 
 
 def rewrite_strings(
-    data: bytes, prefixes: Prefixes, dynamic: _Dynamic | None = None
+    data: bytes, prefixes: Prefixes, dynamic: DynamicStrings | None = None
 ) -> tuple[bytes, str]:
     """Replace paths in the C strings of `data`, a whole file or a piece of one cut at NULs.
 
@@ -100,7 +88,7 @@ def rewrite_strings(
 
 def longer_runpath(data: bytes, prefixes: Prefixes) -> bytes | None:
     """The RUNPATH to be written where the new one is longer than its place, else None."""
-    dynamic = _dynamic(data)
+    dynamic = elf.dynamic_strings(data)
     if dynamic is None or not dynamic.runpath:
         return None
     end = data.find(b"\0", dynamic.runpath)
@@ -111,7 +99,7 @@ def longer_runpath(data: bytes, prefixes: Prefixes) -> bytes | None:
     return new if len(new) > len(old) + _slack(data, end, dynamic) else None
 
 
-def _slack(data: bytes, end: int, dynamic: _Dynamic) -> int:
+def _slack(data: bytes, end: int, dynamic: DynamicStrings) -> int:
     """How many bytes behind a dynamic string are the filling of an earlier, longer one.
 
     Linkers write one NUL between two strings; more are there only where a string was shortened.
@@ -135,75 +123,3 @@ def _strings_with(data: bytes, prefixes: Prefixes) -> Iterator[tuple[int, int]]:
         end = data.find(b"\0", match.end())
         end = len(data) if end < 0 else end
         yield match.start() - len(text.encode()), end
-
-
-def _dynamic(data: bytes) -> _Dynamic | None:
-    """Read the dynamic section; None where there is none, or where the file is not sound."""
-    if data[:4] != _ELF or len(data) < 64:
-        return None
-    try:
-        return _read_dynamic(data)
-    except (struct.error, ValueError, KeyError, OverflowError):
-        return None
-
-
-def _read_dynamic(data: bytes) -> _Dynamic | None:
-    wide = data[4] == 2
-    order = "<" if data[5] == 1 else ">"
-    if wide:
-        offset, entry, count = (*struct.unpack_from(order + "Q", data, 32), 56, 0)
-        entry, count = struct.unpack_from(order + "HH", data, 54)
-    else:
-        (offset,) = struct.unpack_from(order + "I", data, 28)
-        entry, count = struct.unpack_from(order + "HH", data, 42)
-    loads, section = [], None
-    for number in range(count):
-        at = offset + number * entry
-        if wide:
-            kind, _, start, address, _, size = struct.unpack_from(order + "IIQQQQ", data, at)
-        else:
-            kind, start, address, _, size = struct.unpack_from(order + "IIIII", data, at)
-        if kind == 1:
-            loads.append((address, start, size))
-        elif kind == 2:
-            section = (start, size)
-    if section is None:
-        return None
-    entries = order + ("qQ" if wide else "iI")
-    tags = [
-        (tag, value)
-        for tag, value in struct.iter_unpack(
-            entries,
-            data[
-                section[0] : section[0]
-                + section[1] // struct.calcsize(entries) * struct.calcsize(entries)
-            ],
-        )
-    ]
-    values = dict(tags)
-
-    def in_file(address: int) -> int:
-        for base, start, size in loads:
-            if base <= address < base + size:
-                return int(address - base + start)
-        raise ValueError("an address outside every segment")
-
-    table = in_file(values[5])  # DT_STRTAB
-    size = values.get(10, 0)  # DT_STRSZ
-    # DT_NEEDED and DT_SONAME; a symbol's name is the first 32-bit word of its entry.
-    used = {table + value for tag, value in tags if tag in (1, 14)}
-    if 6 in values:  # DT_SYMTAB, whose end nothing tells: it stands before the string table
-        symbols = in_file(values[6])
-        length = values.get(11, 24 if wide else 16)
-        if symbols < table and length:
-            used.update(
-                table + struct.unpack_from(order + "I", data, at)[0]
-                for at in range(symbols, table - length + 1, length)
-            )
-    runpath = values.get(29, values.get(15))  # DT_RUNPATH, DT_RPATH
-    return _Dynamic(
-        table,
-        min(table + size, len(data)),
-        table + runpath if runpath is not None else 0,
-        frozenset(used),
-    )

@@ -1,10 +1,10 @@
 """Bytecode files (`.pyc`, `.pyo`) of every CPython from 2.7 on and of PyPy.
 
-A pyc names its source in `co_filename` of each code object, and may hold paths in constants. The
-strings are found by walking the marshal stream - types and lengths only, nothing is unmarshalled -
-so any Python's files can be rewritten by any other, and a hostile file can do no more than fail to
-parse. Sources: CPython's Python/marshal.c of 2.7 to 3.14, Lib/importlib/_bootstrap_external.py for
-the magic numbers, PEP 552 for the header, PyPy's pypy/interpreter/pycode.py.
+A pyc has the path of its source in `co_filename` of each code object, and may hold paths in
+constants. The strings are found by walking the marshal stream - types and lengths only, nothing is
+unmarshalled - so any Python's files can be rewritten by any other, and a hostile file can do no
+more than fail to parse. Sources: CPython's Python/marshal.c of 2.7 to 3.14, PEP 552 for the header,
+Lib/importlib/_bootstrap_external.py for the magic numbers, PyPy's pypy/interpreter/pycode.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MODES = ("timestamp", "checked-hash", "unchecked-hash")
 
 
 class Unreadable(ValueError):
-    """The file is no bytecode that this module knows; its message says why."""
+    """The file is no bytecode that this module knows; the message gives the reason."""
 
 
 class Layout(NamedTuple):
@@ -60,6 +60,12 @@ _FIXED = {ord(kind): size for kind, size in zip("0NFTS.iIgyrR", (0,) * 6 + (4, 8
 _LONG_STRINGS = frozenset(b"stuaA")
 _SHORT_STRINGS = frozenset(b"zZ")
 _CONTAINERS = frozenset(b"([<>")
+_NUMBERS = frozenset(b"lfx")
+_LONG, _COMPLEX, _CODE, _SMALL_TUPLE, _DICTIONARY = b"lxc){"
+_NULL = ord("0")
+"""What ends a dictionary."""
+_SLICE = ord(":")
+"""Since Python 3.14."""
 
 
 def claims(path: str, data: bytes) -> bool:
@@ -68,7 +74,7 @@ def claims(path: str, data: bytes) -> bool:
 
 
 def layout_of(data: bytes) -> Layout:
-    """The layout that the file's magic number names.
+    """The layout that belongs to the file's magic number.
 
     Raises:
         Unreadable: an unknown magic number, or no header.
@@ -83,10 +89,10 @@ def layout_of(data: bytes) -> Layout:
 
 
 def rewrite(path: str, data: bytes, prefixes: Prefixes) -> bytes:
-    """`data` with every path in it moved; the same object where there is none.
+    """`data` with every path in it relocated; the same object where there is none.
 
     Raises:
-        Unreadable: the references stand in something that does not parse.
+        Unreadable: the references are in something that does not parse.
     """
     layout = layout_of(data)
     quick = _rewrite_filenames(path, data, prefixes, layout)
@@ -108,7 +114,7 @@ def _rewrite_filenames(
 ) -> bytes | None:
     """The usual case, without a walk: every occurrence is a source's name, whole and well formed.
 
-    Nearly all of a virtualenv's bytecode names nothing but its own source, and a walk costs a
+    Nearly all of a virtualenv's bytecode refers to nothing but its own source, and a walk costs a
     hundred times more than this check: a type byte and a length that fit, the prefix, and the
     source's own file name at the end. None where any occurrence is something else.
 
@@ -130,7 +136,7 @@ def _rewrite_filenames(
         if inside and any(
             data.startswith(new + b"/", at - offset) for offset in inside if offset < at
         ):
-            at = data.find(old, at + size)  # it names the new prefix already
+            at = data.find(old, at + size)  # it is the new prefix already
             continue
         kind, length, start = data[at - 2], data[at - 1], at - 2
         if kind & 0x7F not in _SHORT_STRINGS:
@@ -165,7 +171,7 @@ def _spell(kind: int, old: bytes, new: bytes, layout: Layout) -> bytes:
     """The marshalled string `new`, of the type that its Python would give it."""
     ref, kind = kind & _REF, kind & ~_REF
     if chr(kind) in "zZaA" and not old.isascii():
-        raise Unreadable("a string is not what its type says")
+        raise Unreadable("a string is not of its type")
     if (layout.ascii_types and chr(kind) in "zZaA") or (
         layout.ascii_types and chr(kind) in "ut" and not old.isascii()
     ):
@@ -186,7 +192,6 @@ def _strings(data: bytes, layout: Layout) -> Iterator[tuple[int, int, int]]:
     the rest of a dictionary.
     """
     at, size = layout.header, len(data)
-    code = layout.code[::-1]
     stack: list[str] = ["o"]
     try:
         while stack:
@@ -198,7 +203,7 @@ def _strings(data: bytes, layout: Layout) -> Iterator[tuple[int, int, int]]:
             kind = flagged & ~_REF
             at += 1
             if want == "k":
-                if kind == 0x30:  # the null that ends a dictionary
+                if kind == _NULL:
                     continue
                 stack += ["k", "o"]
                 want = "o"
@@ -216,57 +221,68 @@ def _strings(data: bytes, layout: Layout) -> Iterator[tuple[int, int, int]]:
                 at += length
             elif kind in _FIXED:
                 at += _FIXED[kind]
-            elif kind == 0x63:  # c: code
-                stack += code if want == "o" else code.replace("o", "x")
-            elif kind == 0x29:  # ): small tuple
-                stack += want * data[at]
-                at += 1
-            elif kind in _CONTAINERS:
-                length = _number(data, at)
-                # Each object takes a byte at least, which keeps a hostile count from eating memory.
-                if not 0 <= length <= size - at - len(stack):
-                    raise Unreadable("a container reaches over the end of the file")
-                at += 4
-                stack += want * length
-            elif kind == 0x7B:  # {
-                stack.append("k")
-            elif kind == 0x6C:  # l: long
-                at += 4 + 2 * abs(_number(data, at))
-            elif kind == 0x66:  # f: a float as text
-                at += 1 + data[at]
-            elif kind == 0x78:  # x: a complex as text
-                at += 1 + data[at]
-                at += 1 + data[at]
-            elif kind == 0x3A:  # ':': slice (3.14)
-                stack += want * 3
+            elif kind in _NUMBERS:
+                at = _behind_number(data, at, kind)
             else:
-                raise Unreadable(f"it holds an object of unknown type {chr(kind)!r}")
+                at = _enter(data, at, kind, want, layout, stack)
         if at > size:
             raise Unreadable("it is cut short")
     except (IndexError, struct.error):
         raise Unreadable("it is cut short") from None
 
 
+def _behind_number(data: bytes, at: int, kind: int) -> int:
+    """The offset behind a number whose length is in the file: a long one, or one as text."""
+    if kind == _LONG:
+        return at + 4 + 2 * abs(_number(data, at))
+    at += 1 + data[at]
+    return at + 1 + data[at] if kind == _COMPLEX else at
+
+
+def _enter(data: bytes, at: int, kind: int, want: str, layout: Layout, stack: list[str]) -> int:
+    """Push what an object consists of; returns the offset of the first of it."""
+    if kind == _CODE:
+        code = layout.code[::-1]
+        stack += code if want == "o" else code.replace("o", "x")
+    elif kind == _SMALL_TUPLE:
+        stack += want * data[at]
+        return at + 1
+    elif kind in _CONTAINERS:
+        length = _number(data, at)
+        # Each object takes a byte at least, which keeps a hostile count from eating memory.
+        if not 0 <= length <= len(data) - at - len(stack):
+            raise Unreadable("a container reaches over the end of the file")
+        stack += want * length
+        return at + 4
+    elif kind == _DICTIONARY:
+        stack.append("k")
+    elif kind == _SLICE:
+        stack += want * 3
+    else:
+        raise Unreadable(f"it holds an object of unknown type {chr(kind)!r}")
+    return at
+
+
 def _number(data: bytes, at: int) -> int:
     return int(struct.unpack_from("<i", data, at)[0])
 
 
-# --- bytecode that travels ------------------------------------------------------------------------
+# --- portable bytecode ----------------------------------------------------------------------------
 
 
 def portable(path: str, data: bytes, old: tuple[bytes, ...]) -> bytes:
     """`data` with its source's name relative to the virtualenv.
 
-    Python puts the name right when it imports the file together with its source (`_fix_co_filename`
-    in importlib), so nothing is to be done for it at the place where it arrives.
+    Python corrects the name when it imports the file together with its source (`_fix_co_filename`
+    in importlib), so nothing has to be done for it where it is unpacked.
 
     Args:
         path: relative to the virtualenv.
         data: the file.
-        old: the prefixes that it may name.
+        old: the prefixes that it may hold.
 
     Returns:
-        The new content; the old one where a prefix stands in anything else than such a name.
+        The new content; the old one where a prefix is in anything else than such a name.
 
     Raises:
         Unreadable: it has no header, or that of an unknown Python.
@@ -312,7 +328,7 @@ def follow_source(data: bytes, old_source: Source, new_source: Source) -> bytes:
     """The bytecode `data` with its header moved from `old_source` to `new_source`.
 
     A header that did not fit the old source stays: the file was out of date before, and Python
-    will see that by itself. Both sources have the same modification time, which is kept.
+    sees that by itself. Both sources have the same modification time, which is kept.
 
     Raises:
         Unreadable: an unknown magic number.
@@ -382,8 +398,9 @@ def source_hash(magic: bytes, source: bytes, rounds: int) -> bytes:
 def recorded_source(path: str, data: bytes) -> str | None:
     """The absolute source path that a pyc at `path` records, where it ends like its own.
 
-    `path` is relative to the virtualenv. Used to find prefixes that nothing else names, such as the
-    second spelling of a build below a symlinked directory. None where the recorded name differs.
+    `path` is relative to the virtualenv. Used to find prefixes that no other file contains, such as
+    the second spelling of a build below a symlinked directory. None where the recorded name
+    differs.
     """
     tail = source_of(path)
     if tail is None:
@@ -404,7 +421,7 @@ def recorded_source(path: str, data: bytes) -> str | None:
 
 
 def source_of(path: str) -> str | None:
-    """Where the source of the bytecode at `path` stands, or None for a name without one."""
+    """Where the source of the bytecode at `path` is, or None for a name without one."""
     directory, _, name = path.rpartition("/")
     if directory.rpartition("/")[2] != "__pycache__":
         return path[:-1] if path.endswith((".pyc", ".pyo")) else None

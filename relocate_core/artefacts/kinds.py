@@ -1,18 +1,23 @@
 """Which kind a file is of, and rewriting it accordingly.
 
 To add a kind, write its module and put it into `KINDS`, in front of those that would claim its
-files too.
+files too. Files too large to be rewritten in memory are rewritten in pieces, cut where no reference
+can be cut in two.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from . import activation, binaries, bytecode, metadata, scripts, text, uneditable
 from .prefix import Prefixes
-from .quoting import Unspeakable
+from .quoting import Unquotable
 
 KINDS = (bytecode, binaries, uneditable, activation, scripts, metadata, text)
+
+PIECE = 4 << 20
 
 
 class Rewritten(NamedTuple):
@@ -39,7 +44,7 @@ def rewrite(path: str, data: bytes, prefixes: Prefixes) -> Rewritten:
 
     Returns:
         The new content, which is as it was where there is no reference. Never raises for a file's
-        content: what cannot be rewritten is left, and `problem` says why.
+        content: what cannot be rewritten is left, and `problem` gives the reason.
     """
     kind = next(kind for kind in KINDS if kind.claims(path, data))
     try:
@@ -48,5 +53,62 @@ def rewrite(path: str, data: bytes, prefixes: Prefixes) -> Rewritten:
         return Rewritten(kind.KIND, data, f"unreadable bytecode: {error}")
     except binaries.NoRoom as error:
         return Rewritten(kind.KIND, error.data, str(error))
-    except (uneditable.Uneditable, Unspeakable) as error:
+    except (uneditable.Uneditable, Unquotable) as error:
         return Rewritten(kind.KIND, data, str(error))
+
+
+class LargeFile:
+    """One large file, rewritten piece by piece.
+
+    Binaries are cut behind a NUL and text behind a newline, so a piece is rewritten like a small
+    file of the same kind.
+
+    Args:
+        file: descriptor of the file, at its beginning.
+        prefixes: what to replace by what.
+    """
+
+    def __init__(self, file: int, prefixes: Prefixes) -> None:
+        self.file = file
+        self.prefixes = prefixes
+        head = os.pread(file, 16, 0)
+        self.binary = binaries.claims("", head)
+        self.kind = binaries.KIND if self.binary else text.KIND
+        self.problem = ""
+        self.changed = False
+        if not self.binary:
+            what = uneditable.what_is(head)
+            if what:
+                self.problem = f"it is {what}"
+            elif not prefixes.plain:
+                self.problem = "it is too large for the quoting that the path needs"
+
+    def pieces(self) -> Iterator[bytes]:
+        """The new content; sets `changed` and, where something is left, `problem` on the way."""
+        end = b"\0" if self.binary else b"\n"
+        rest = b""
+        while True:
+            block = os.read(self.file, PIECE)
+            cut = block.rfind(end) + 1 if block else 0
+            if block and not cut:
+                rest += block
+                if len(rest) > 4 * PIECE:
+                    yield self._rewrite(rest)
+                    self.problem = self.problem or "a line or string in it is too long to look at"
+                    rest = b""
+                continue
+            yield self._rewrite(rest + block[:cut])
+            rest = block[cut:]
+            if not block:
+                return
+
+    def _rewrite(self, piece: bytes) -> bytes:
+        if not self.binary:
+            if b"\0" in piece:
+                self.problem = self.problem or "it is a binary file of unknown format"
+            new = piece if self.problem else self.prefixes.replace(piece)
+        else:
+            new, reason = binaries.rewrite_strings(piece, self.prefixes)
+            self.problem = self.problem or reason
+        self.changed = self.changed or new != piece
+        return new

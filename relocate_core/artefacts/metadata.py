@@ -29,7 +29,7 @@ def claims(path: str, data: bytes) -> bool:
 
 
 def rewrite(path: str, data: bytes, prefixes: Prefixes) -> bytes:
-    """`data` with the references moved; paths outside the virtualenv stay as they are."""
+    """`data` relocated; paths outside the virtualenv stay as they are."""
     if path.endswith(".json"):
         return replace(data, prefixes, JSON)
     if path.endswith(".pth"):
@@ -87,14 +87,14 @@ def update_record(record: bytes, changed: Mapping[bytes, Callable[[str], Digests
     """`record` with the hash and size of each changed file made those of its new content.
 
     A row whose hash did not fit the old content stays as it is: somebody changed that file before,
-    and a verifier should still say so. So does a row that has no hash.
+    and a verifier should still report it. So does a row that has no hash.
 
     Args:
         record: the file's content.
         changed: for each path as RECORD spells it, what gives the file's digests by an algorithm.
     """
     pieces, end = [], 0
-    # A quote is written twice in a row, so such a path does not stand there as it is.
+    # A quote is written twice in a row, so such a path is not there as it is.
     marks = None if any(b'"' in path for path in changed) else changed
     for path, line in record_rows(record, marks):
         if path in changed:

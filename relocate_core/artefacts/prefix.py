@@ -3,7 +3,7 @@
 A reference is the prefix as whole path components. `/srv/app` is none in `/srv/app2`,
 `/srv/app-old` or `/mnt/srv/app`; it is one in `-L/srv/app/lib`, `file:///srv/app`, and in the
 source text `"\\n/srv/app"`. Where the new prefix contains the old one (`/srv/app` to
-`/srv/app/v2`), text that already names the new one is left alone, so a second run changes nothing.
+`/srv/app/v2`), text that already has the new one is left alone, so a second run changes nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from functools import lru_cache
 # and shells give them a meaning.
 PLAIN = re.compile(rb"[A-Za-z0-9._/+@:,=-]*\Z")
 
-# What may stand before the prefix: nothing that would make it the tail of a longer path ...
+# What may be before the prefix: nothing that would make it the tail of a longer path ...
 _NAME = rb"A-Za-z0-9_.~%+\\\-/)}\x80-\xff"
 _FREE = re.compile(rb"[^" + _NAME + rb"]\Z")
 # ... save a compiler flag (-L/srv), a shell or systemd default (:-/srv, =-/srv), an escape in
@@ -86,7 +86,7 @@ def reference_pattern(old: Iterable[bytes], new: bytes) -> re.Pattern[bytes]:
     """A pattern whose group 1 is one of `old` as a whole; group 1 is None on the new prefix.
 
     The new prefix is tried first at every place, which is what keeps a reference that is already
-    right from being matched by an old prefix that the new one contains. What stands before the
+    right from being matched by an old prefix that the new one contains. What is before the
     match is left to `starts_path`: a pattern that begins with a literal is searched much faster.
     """
     old = list(old)
@@ -100,7 +100,7 @@ def reference_pattern(old: Iterable[bytes], new: bytes) -> re.Pattern[bytes]:
 
 @lru_cache(maxsize=64)
 def url_path(path: bytes, compact: bool = False) -> bytes:
-    """`path` as it stands in a `file://` URL: percent-encoded, slashes kept.
+    """`path` as it is in a `file://` URL: percent-encoded, slashes kept.
 
     Args:
         path: an absolute path.

@@ -5,8 +5,8 @@ Any other path - with a space, a quote, a `$`, a letter outside ASCII - has to b
 language reads it and written as the language needs it at that very place: `'/srv/my app'`,
 `"/srv/my app"` and `/srv/my\\ app` are three spellings of one word in a shell.
 
-A `Language` cuts text into units: what a few bytes stand for, and in which state (bare, single
-quotes, ...) they stand. References are then searched in what the text means, and the new path is
+A `Language` cuts text into units: what a few bytes mean, and in which state (bare, single
+quotes, ...) they are. References are then searched in what the text means, and the new path is
 written in the spelling of the state it begins in, so the quotes around it stay as they were and
 going there and back gives back every byte.
 
@@ -25,7 +25,7 @@ from typing import NamedTuple
 from .prefix import AFTER, Prefixes, url_path
 
 
-class Unspeakable(Exception):
+class Unquotable(Exception):
     """The new path cannot be written at this place in this language."""
 
 
@@ -48,14 +48,14 @@ class Language(NamedTuple):
     read: Reader
     """Cut text into units; their lengths add up to the text's."""
     write: Writer
-    """Spell a path in a state; raises `Unspeakable` where that state cannot hold it."""
+    """Spell a path in a state; raises `Unquotable` where that state cannot hold it."""
 
 
 def replace(data: bytes, prefixes: Prefixes, language: Language) -> bytes:
-    """`data` with each reference replaced, in the spelling of the place where it stands.
+    """`data` with each reference replaced, in the spelling of its place.
 
     Raises:
-        Unspeakable: the new prefix cannot be written at one of the places.
+        Unquotable: the new prefix cannot be written at one of the places.
     """
     if prefixes.plain:
         return prefixes.replace(data)
@@ -76,7 +76,7 @@ def substitute(data: bytes, language: Language, find: Finder, new: bytes) -> byt
 
 
 def _replace_urls(data: bytes, prefixes: Prefixes) -> bytes:
-    """Replace `file://` URLs, in which a path is percent-encoded whatever stands around it."""
+    """Replace `file://` URLs, in which a path is percent-encoded whatever is around it."""
     for compact in (False, True):
         new = url_path(prefixes.new, compact)
         for old in (url_path(path, compact) for path in prefixes.old):
@@ -91,12 +91,12 @@ def _replace_urls(data: bytes, prefixes: Prefixes) -> bytes:
 
 
 def _is_new(match: re.Match[bytes], new: bytes) -> bool:
-    """Whether the URL names the new prefix already, which may contain the old one."""
+    """Whether the URL has the new prefix already, which may contain the old one."""
     return match.string.startswith(new, match.start(3))
 
 
 def _raw_spans(units: list[Unit], spans: list[tuple[int, int]]) -> Iterator[tuple[int, int, str]]:
-    """Where the matches in the meaning stand in the text, each with the state it begins in."""
+    """Where the matches in the meaning are in the text, each with the state it begins in."""
     wanted = iter(spans)
     span = next(wanted, None)
     meant = spelled = 0
@@ -119,7 +119,7 @@ def _raw_spans(units: list[Unit], spans: list[tuple[int, int]]) -> Iterator[tupl
 
 
 def _way_back(units: list[Unit], number: int, state: str) -> int:
-    """The length of the quotes that lead back into `state`, which a path's last letter has left.
+    """The length of the quotes that go back into `state`, which a path's last letter has left.
 
     So `'"'"'` goes as a whole where a path in single quotes ends with one.
     """
@@ -128,7 +128,7 @@ def _way_back(units: list[Unit], number: int, state: str) -> int:
         if unit.state == state:
             break
         if unit.meaning:
-            raise Unspeakable("the path begins and ends in different quotes")
+            raise Unquotable("the path begins and ends in different quotes")
         length += unit.length
     return length
 
@@ -214,7 +214,7 @@ def _write_posix(path: bytes, state: str) -> bytes:
     if state == "single":
         return path.replace(b"'", b"'\"'\"'")
     if state == "brace" and re.search(rb"['}<>]", path):
-        raise Unspeakable("shells differ in how they read such a path inside ${...}")
+        raise Unquotable("shells differ in how they read such a path inside ${...}")
     if state in ("double", "brace"):
         return re.sub(rb'([$`"\\])', rb"\\\1", path)
     return _SHELL_SPECIAL.sub(rb"\\\1", path)
@@ -293,9 +293,9 @@ def _read_nu(data: bytes) -> Iterator[Unit]:
 
 def _write_nu(path: bytes, state: str) -> bytes:
     if state == "single" and b"'" in path:
-        raise Unspeakable("a nushell string in single quotes cannot hold a single quote")
+        raise Unquotable("a nushell string in single quotes cannot hold a single quote")
     if state.startswith("raw") and b"'" + state[3:].encode() in path:
-        raise Unspeakable("the path would end this nushell raw string")
+        raise Unquotable("the path would end this nushell raw string")
     return path
 
 
@@ -384,7 +384,7 @@ def _python_writer(*, ascii_only: bool) -> Writer:
         if "r" in kind:
             beyond = not path.isascii() if "b" in kind else _readable(path) != path
             if quote in path or path.endswith(b"\\") or beyond:
-                raise Unspeakable("a raw string cannot hold every letter of the path")
+                raise Unquotable("a raw string cannot hold every letter of the path")
             return path
         path = path.replace(b"\\", b"\\\\").replace(quote, b"\\" + quote)
         if "f" in kind:

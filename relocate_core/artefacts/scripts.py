@@ -1,4 +1,4 @@
-"""Executable scripts: the shebang, and whatever else in them names the prefix.
+"""Executable scripts: the shebang, and whatever else in them contains the prefix.
 
 The kernel reads a shebang up to 127 bytes, cuts it at white space and knows no quotes. A longer or
 spaced interpreter needs the form that pip's distlib writes, a shell line that Python reads as a
@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from . import text
 from .prefix import PLAIN, Prefixes, reference_pattern
-from .quoting import PYTHON, SH, Unspeakable, replace
+from .quoting import PYTHON, SH, Unquotable, replace
 
 KIND = "script"
 
@@ -54,15 +54,15 @@ def claims(path: str, data: bytes) -> bool:
 
 
 def rewrite(path: str, data: bytes, prefixes: Prefixes) -> bytes:
-    """`data` with its shebang and its body moved.
+    """`data` with its shebang and its body relocated.
 
     Raises:
-        Unspeakable: the new prefix cannot be written at one of the places.
+        Unquotable: the new prefix cannot be written at one of the places.
     """
     language = text.language_of(path, data)
     head, body = rewrite_shebang(data, prefixes)
     if language is PYTHON and not _is_utf8(head) and _is_utf8(data):
-        raise Unspeakable("Python reads no script whose shebang is not UTF-8")
+        raise Unquotable("Python reads no script whose shebang is not UTF-8")
     return head + replace(body, prefixes, language)
 
 
@@ -75,7 +75,7 @@ def _is_utf8(data: bytes) -> bool:
 
 
 def rewrite_shebang(data: bytes, prefixes: Prefixes) -> tuple[bytes, bytes]:
-    """The moved shebang of `data` (all lines of it), and the untouched rest."""
+    """The relocated shebang of `data` (all lines of it), and the untouched rest."""
     shell = _SHELL_FORM.match(data)
     if shell:
         return _rewrite_shell_form(data, shell, prefixes)
@@ -146,7 +146,7 @@ def _interpreter_word(
 
 
 def _find(line: bytes, prefixes: Prefixes) -> tuple[bytes, bytes, bytes] | None:
-    """Cut a line at the prefix that its interpreter stands below: before, prefix, after."""
+    """Cut a line at the prefix that its interpreter is below: before, prefix, after."""
     match = reference_pattern(prefixes.old, prefixes.new).search(line)
     if match is None or match[1] is None:
         return None
@@ -182,7 +182,7 @@ def _render(shebang: Shebang) -> tuple[bytes, bytes]:
 def _take_cookie(rest: bytes) -> tuple[bytes, bytes]:
     """The line that declares an encoding other than UTF-8, and the script without it.
 
-    Python looks for it in the first two lines only, so it has to stand before the `exec`.
+    Python looks for it in the first two lines only, so it has to be before the `exec`.
     """
     line, newline, behind = rest.partition(b"\n")
     match = text.COOKIE.match(line)
@@ -210,7 +210,7 @@ def _outside_single_quotes(match: re.Match[bytes]) -> bytes:
 
 
 def interpreter_of(head: bytes) -> bytes | None:
-    """The interpreter that a script's first bytes name, in either form; None if they do not."""
+    """The interpreter in a script's first bytes, in either form; None if there is none."""
     shell = _SHELL_FORM.match(head)
     if shell:
         word = _WORD.match(shell["command"])
@@ -222,6 +222,6 @@ def interpreter_of(head: bytes) -> bytes | None:
     env = re.match(rb"\S*/env[ \t]+(?:-S|--split-string=)[ \t]*", words)
     if env:
         return words[env.end() :].split(None, 1)[0] if words[env.end() :].strip() else None
-    # A path with a space in it does not run, but still says where it was made.
+    # A path with a space in it does not run, but is still evidence of where it was made.
     python = re.match(rb'(/.*?/bin/(?:python|pypy)[\w.]*)(?:["\s]|\Z)', words)
     return python[1] if python else next(iter(words.split(None, 1)), None)

@@ -1,6 +1,6 @@
-"""Text that names the prefix: sources, wrappers, configuration, `.pc`, `.la` and `.cmake` files.
+"""Text that contains the prefix: sources, wrappers, configuration, `.pc`, `.la` and `.cmake` files.
 
-References are replaced where they stand, in the quoting of the language that the file is in. The
+References are replaced where they are, in the quoting of the language that the file is in. The
 language follows from the name or the shebang; anything else is taken as it is.
 """
 
@@ -59,7 +59,7 @@ def rewrite(path: str, data: bytes, prefixes: Prefixes) -> bytes:
     """`data` with each reference replaced.
 
     Raises:
-        Unspeakable: the new prefix cannot be written at one of the places.
+        Unquotable: the new prefix cannot be written at one of the places.
     """
     return replace(data, prefixes, language_of(path, data))
 

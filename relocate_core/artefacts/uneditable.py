@@ -1,7 +1,7 @@
 """Files that cannot be edited: compressed, length-prefixed or in UTF-16. They are reported.
 
 The one exception is a zip application (`.pyz`, PEP 441): the shebang in front of the archive is
-plain text, and readers of zip files expect something to stand there.
+plain text, and readers of zip files expect something there.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ZIP_BEHIND_SHEBANG = re.compile(rb"#!.{0,4096}?\nPK\x03\x04", re.S)
 
 
 class Uneditable(Exception):
-    """The file holds references that cannot be rewritten; the message says what it is."""
+    """The file holds references that cannot be rewritten; the message has what it is."""
 
 
 def what_is(data: bytes) -> str | None:
@@ -51,7 +51,7 @@ def claims(path: str, data: bytes) -> bool:
 
 
 def rewrite(path: str, data: bytes, prefixes: Prefixes) -> bytes:
-    """The archive behind a moved shebang.
+    """The archive behind a relocated shebang.
 
     Raises:
         Uneditable: for all other files that hold a reference.

@@ -20,7 +20,7 @@ from ..system.transaction import Change, Transaction, reserve
 from ..virtualenvs import rewritten
 from ..virtualenvs.contents import read_contents
 from ..virtualenvs.discovery import find_fitting, find_named, require_fit
-from ..virtualenvs.interpreter import PYTHON_NAME, Interpreter, probe_own
+from ..virtualenvs.interpreter import PROGRAM_NAME, Interpreter, probe_own
 from ..virtualenvs.layout import Virtualenv, inspect, read_config
 
 
@@ -165,7 +165,7 @@ class _Swap:
         directory = os.path.join(self.environment.path, "bin")
         for name in sorted(os.listdir(directory)):
             path = os.path.join(directory, name)
-            if not PYTHON_NAME.match(name):
+            if not PROGRAM_NAME.match(name):
                 continue
             if os.path.islink(path):
                 target = os.readlink(path)

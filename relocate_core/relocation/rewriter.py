@@ -9,8 +9,7 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 from ..artefacts import binaries, bytecode
-from ..artefacts.kinds import rewrite
-from ..artefacts.large import LargeFile
+from ..artefacts.kinds import LargeFile, rewrite
 from ..artefacts.prefix import Prefixes
 from ..system import files
 from ..system.transaction import LINK, Transaction

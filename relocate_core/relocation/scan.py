@@ -19,7 +19,7 @@ from ..artefacts.prefix import Prefixes
 from ..errors import TreeChanged
 from ..system import files
 
-# Files of up to this size are rewritten in memory as a whole; larger ones are cut (`large`).
+# Files of up to this size are rewritten in memory as a whole, larger ones as a `kinds.LargeFile`.
 WHOLE = 8 << 20
 _BUFFER = 1 << 18
 # What compressed files and UTF-16 begin with, and how much of one is inflated at the most.

@@ -21,8 +21,8 @@ from .interpreter_info import PROGRAM
 from .layout import read_config
 from .manifest import PLACE, RECORD
 
-PYTHON_NAME = re.compile(r"(?:python|pypy)[\d.]*t?\Z")
-"""The file names of a Python."""
+PROGRAM_NAME = re.compile(r"(?:python|pypy)[\d.]*t?\Z")
+"""What the executables of a Python are called."""
 
 _PROBE_SECONDS = 30
 _NOBODY = 65534
@@ -187,7 +187,7 @@ def is_in_virtualenv(path: str) -> bool:
 
 def _pythons(directory: str) -> set[str]:
     """The programs that the Pythons in a directory are."""
-    names = filter(PYTHON_NAME.match, os.listdir(directory))
+    names = filter(PROGRAM_NAME.match, os.listdir(directory))
     return {os.path.realpath(os.path.join(directory, name)) for name in names}
 
 

@@ -1,4 +1,4 @@
-"""The extension and the formula out of a git repository, as the README's `gitfs_remotes` say."""
+"""The extension and the formula from a git repository, with the `gitfs_remotes` of docs/salt.md."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ BRANCH = "main"
 
 
 def remotes(url: str) -> Any:
-    """What the README has operators write, with another address."""
+    """What docs/salt.md has operators write, with another address."""
     import yaml
 
     (text,) = re.findall(
-        r"```yaml\n( *gitfs_remotes:.*?)```", (CHECKOUT / "README.md").read_text(), re.S
+        r"```yaml\n( *gitfs_remotes:.*?)```", (CHECKOUT / "docs" / "salt.md").read_text(), re.S
     )
     given = textwrap.dedent(text).replace("https://git.example.org/virtualenv-tools.git", url)
     assert url in given
@@ -105,7 +105,7 @@ def commit(repository: Path) -> None:
         subprocess.run(["git", "-C", str(CHECKOUT), *arguments], check=True)
 
 
-def test_the_formula_out_of_a_repository(tmp_path: Path) -> None:
+def test_the_formula_from_a_repository(tmp_path: Path) -> None:
     repository = tmp_path / "virtualenv-tools.git"
     commit(repository)
     minions.pack(tmp_path / "files" / "shop" / "1.tar", "1")
@@ -114,7 +114,9 @@ def test_the_formula_out_of_a_repository(tmp_path: Path) -> None:
     synced = git.call("saltutil.sync_all")
     assert synced["modules"] == ["modules.releases_pillar", "modules.virtualenv_tools"]
     assert synced["states"] == ["states.release_programs", "states.virtualenv_relocated"]
-    assert "utils.relocate_core.errors" in synced["utils"]
+    assert {"utils.relocate_core.errors", "utils.relocate_core.releases.root"} <= set(
+        synced["utils"]
+    )
     assert git.run("saltutil.sync_runners") == ["runners.releases"]
 
     for sls in ("releases", "formula.releases"):

@@ -252,7 +252,7 @@ def test_many_at_once_deploy_the_same(app: App) -> None:
 def test_a_sync_brings_a_new_state(app: App, minion: Any) -> None:
     state = app.file_root / "_states" / "virtualenv_relocated.py"
     good = state.read_text()
-    words, ours = "is not there.", "was never there, says the new state."
+    words, ours = "does not exist.", "was never there, says the new state."
     assert words in good
     pid = minion.pid
 

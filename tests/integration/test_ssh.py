@@ -48,7 +48,7 @@ Subsystem sftp internal-sftp
 
 @pytest.fixture
 def roster(tmp_path: Path) -> Iterator[dict[str, Any]]:
-    """A running sshd, as salt-ssh is told of it."""
+    """A running sshd, as a roster entry for salt-ssh."""
     for name in ("host", "key"):
         subprocess.run(
             ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name)], check=True

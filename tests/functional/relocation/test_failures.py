@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from relocate_core.artefacts import large
+from relocate_core.artefacts import kinds
 from relocate_core.errors import (
     Busy,
     InvalidPath,
@@ -561,7 +561,7 @@ def test_small_files_as_large_ones(
     relocate(other, NEW)
     expected = digest(other, times="files")
     monkeypatch.setattr(rewriter, "WHOLE", whole)
-    monkeypatch.setattr(large, "_PIECE", 50)
+    monkeypatch.setattr(kinds, "PIECE", 50)
     text = f"{venv.old_prefix}/a " * 3 + "\n"
     Path(venv.path, "etc/lines").write_text((text + "\n") * 30)
     relocate(venv.path, NEW)

@@ -147,7 +147,7 @@ class Fleet:
         return sick
 
     def on(self) -> dict[str, str | None]:
-        """What each minion is on, as its file system tells."""
+        """What each minion is on, as its file system shows."""
         links = {short: self.home(short) / self.name / "current" for short in MINIONS}
         return {
             short: str(link.readlink()) if link.is_symlink() else None

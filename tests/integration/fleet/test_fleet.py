@@ -71,7 +71,7 @@ def test_only_what_changed_is_fetched(deployed: Fleet) -> None:
     assert said[0]["result"] is None
     for states in fleet.highstate().values():
         assert states[0]["comment"].endswith(" files taken from an earlier release.")
-        assert "deployed out of salt://shop/2.from-1.tar.gz" in states[0]["comment"]
+        assert "deployed from salt://shop/2.from-1.tar.gz" in states[0]["comment"]
     assert fleet.on() == dict.fromkeys(MINIONS, "2")
     for short in MINIONS:
         whole = fleet.salt(
@@ -85,7 +85,7 @@ def test_only_what_changed_is_fetched(deployed: Fleet) -> None:
 @pytest.mark.slow
 def test_what_is_wrong_is_one_sentence(fleet: Fleet) -> None:
     for arguments, words in (
-        ((), "Root is missing: name the directory of the releases."),
+        ((), "Root is missing: give the directory of the releases."),
         (("srv/shop",), "The root must be an absolute path: srv/shop."),
         (("/srv/shop", "tgt=nobody"), "No minion matches the target nobody."),
         (("/srv/shop", "release=1.5"), "The release must be a name, "),
@@ -154,7 +154,7 @@ def test_the_outputs(deployed: Fleet) -> None:
 
 @pytest.mark.slow
 def test_an_extension_that_is_not_there_or_older(deployed: Fleet) -> None:
-    """A sync upgrades minions that live on; until then the view tells which ones need it."""
+    """A sync upgrades minions that live on; until then the view reports which ones need it."""
     fleet = deployed
     module = fleet.file_root / "_modules" / "virtualenv_tools.py"
     good = module.read_text()
@@ -182,7 +182,7 @@ def test_an_extension_that_is_not_there_or_older(deployed: Fleet) -> None:
 
 @pytest.mark.slow
 def test_an_error_of_a_minion(deployed: Fleet) -> None:
-    """A root that is a file is told of by its sentence."""
+    """A root that is a file is reported in one sentence."""
     fleet = deployed
     records = fleet.home("web10") / fleet.name / ".releases" / "history.jsonl"
     records.unlink()

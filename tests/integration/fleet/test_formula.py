@@ -138,8 +138,8 @@ def test_from_bare_to_running(fleet: Formula) -> None:
         assert {state["result"] for state in states.values()} == {True}, states
     assert fleet.runs() == everywhere(shop="1", blog="1")
     for states in fleet.by_id().values():
-        told = [(state["result"], state["changes"]) for state in states.values()]
-        assert told == [(True, {})] * len(told)
+        states_of = [(state["result"], state["changes"]) for state in states.values()]
+        assert states_of == [(True, {})] * len(states_of)
     assert fleet.view()["comment"] == "All 3 minions are on 1."
 
 
@@ -155,21 +155,21 @@ def test_a_roll_out_is_about_one_app(fleet: Formula) -> None:
 
 
 @pytest.mark.slow
-def test_who_has_no_such_app_is_told_before_anything_is_done(fleet: Formula) -> None:
+def test_a_minion_without_the_app_is_reported_first(fleet: Formula) -> None:
     fleet.write(only_for="web2")
     answer = fleet.roll("2", "test=True")
     assert answer["comment"] == (
         "Nothing was rolled out: web1, web10 cannot take the release from "
-        "releases:apps:shop:release: the pillar of releases: releases:only names shop, which is no "
-        "app here: there are none."
+        "releases:apps:shop:release: the pillar of releases: releases:only: shop is no app of this "
+        "minion: there are none."
     )
     fleet.write()
     answer, code = fleet.run("releases.roll", f"{fleet.base}/{EACH}/store", "2")
     assert code == 1
     assert answer["comment"] == (
         "Nothing was rolled out: web1, web2, web10 cannot take the release from "
-        "releases:apps:store:release: the pillar of releases: releases:only names store, which is "
-        "no app here: there are blog, shop."
+        "releases:apps:store:release: the pillar of releases: releases:only: store is no app "
+        "of this minion: there are blog, shop."
     )
     assert fleet.on() == dict.fromkeys(MINIONS)
 
@@ -213,7 +213,7 @@ def test_a_canary_that_fails(deployed: Formula) -> None:
 
 @pytest.mark.slow
 def test_a_failure_in_the_second_batch(deployed: Formula) -> None:
-    """Whoever was switched goes back by the formula, with all its programs."""
+    """Each minion that was switched is rolled back by the formula, with all its programs."""
     fleet = deployed
     fleet.sicken("web10", "2")
     before = fleet.untouched("blog")

@@ -53,7 +53,7 @@ def test_a_canary_that_fails(deployed: Fleet) -> None:
     assert answer["comment"].startswith(
         "The roll-out of 2 has failed on web2: the shop answers: 2 is not healthy: `read which"
     )
-    assert answer["comment"].endswith(" Back on what they had before: web2.")
+    assert answer["comment"].endswith(" Back on the previous release: web2.")
     assert (answer["back"], answer["untouched"]) == ({"web2": "1"}, ["web1", "web10"])
     assert fleet.on() == dict.fromkeys(MINIONS, "1")
     assert fleet.restarts("web1") == ["1"]
@@ -117,7 +117,7 @@ def test_the_first_release(fleet: Fleet) -> None:
     answer = fleet.roll("1", "canary=2", "batch=1")
     assert answer["result"] is False
     assert answer["before"] == dict.fromkeys(MINIONS)
-    stays = dict.fromkeys(MINIONS, "Stays on 1, as it had no release before.")
+    stays = dict.fromkeys(MINIONS, "Stays on 1, as it had no previous release.")
     assert answer["stuck"] == stays
     assert answer["comment"].endswith(" Look after web1, web2, web10.")
     assert fleet.on() == dict.fromkeys(MINIONS, "1")
@@ -131,7 +131,7 @@ def test_an_sls_that_takes_no_notice(deployed: Fleet) -> None:
     assert answer["result"] is False
     assert answer["failed"] == {
         "web1": "Is on 1 after shop was applied: see that it takes the release from pillar, at "
-        "other:place."
+        f"other:place, and its root is {fleet.root}."
     }
     answer = fleet.roll("2", "sls=nothing")
     assert "No matching sls found for 'nothing' in env 'base'" in answer["failed"]["web1"]

@@ -78,7 +78,7 @@ def test_the_shell_activates_the_new_place(kind: str, old: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("kind", environments.KINDS)
-def test_nothing_names_the_old_place_any_more(kind: str, tmp_path: Path) -> None:
+def test_nothing_contains_the_old_path_any_more(kind: str, tmp_path: Path) -> None:
     made = environments.make(kind, tmp_path / "made")
     old = made.old_prefix.encode()
     for name in os.listdir(made.bin("")):

@@ -90,7 +90,7 @@ def runpath(directory: Path, data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("new", [SHORTER, SAME, b"/x", b"/opt/my app", "/opt/grün".encode()])
-def test_a_library_loads_and_names_the_new_path(new: bytes, tmp_path: Path) -> None:
+def test_a_library_loads_and_has_the_new_path(new: bytes, tmp_path: Path) -> None:
     result = moved(library(), new)
     assert not result.problem
     path = new.decode()

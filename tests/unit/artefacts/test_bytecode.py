@@ -460,7 +460,7 @@ def test_hostile_bytecode_costs_neither_memory_nor_recursion(body: bytes) -> Non
 
 
 @pytest.mark.parametrize("magic", [0, 1, 62210, 3000, 3900, 65535])
-def test_an_unknown_magic_number_is_said(magic: int) -> None:
+def test_an_unknown_magic_number_is_reported(magic: int) -> None:
     result = rewrite(
         "lib/mod.pyc", header(magic) + b"z\x08/srv/app", Prefixes((b"/srv/app",), b"/x")
     )

@@ -1,4 +1,4 @@
-"""Compiled files: what they need, against readelf's word; and damaged ones, which are none."""
+"""Compiled files: what they need, compared with readelf; and damaged ones, which are none."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_program_is_read_like_a_library() -> None:
     assert found.libc == "glibc"
 
 
-def test_what_is_not_linked_yet_needs_nothing_that_can_be_told() -> None:
+def test_what_is_not_linked_yet_needs_nothing() -> None:
     assert of(gcc("-c")) is None
 
 
@@ -102,7 +102,7 @@ def test_musl_is_known_by_its_library(name: bytes) -> None:
     assert of(tiny(name)) == Needs("x86_64", "musl", ())
 
 
-def test_a_processor_without_a_name_is_told_by_its_number() -> None:
+def test_a_processor_without_a_name_has_its_number() -> None:
     data = bytearray(tiny(b"libc.so.6\0"))
     data[18:20] = struct.pack("<H", 1234)
     assert of(bytes(data)) == Needs("elf-1234", "glibc", ())
@@ -126,7 +126,7 @@ def test_counts_beyond_all_measure_are_refused() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"\x7fELF", b"\x7fELF" * 20, b"#!/bin/sh\n" * 20])
-def test_other_files_need_nothing_that_can_be_told(data: bytes) -> None:
+def test_other_files_need_nothing(data: bytes) -> None:
     assert of(data) is None
 
 

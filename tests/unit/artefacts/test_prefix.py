@@ -161,7 +161,7 @@ def test_a_second_run_changes_nothing_and_the_way_back_gives_every_byte(
         assert back.replace(moved) == text
 
 
-def test_plain_is_said_of_both_prefixes() -> None:
+def test_plain_means_both_prefixes() -> None:
     assert MOVE.plain
     assert not Prefixes((b"/srv/my app",), NEW).plain
     assert not Prefixes((OLD,), b"/srv/100%").plain

@@ -27,7 +27,7 @@ from relocate_core.artefacts.quoting import (
     PYTHON_ASCII,
     SH,
     Language,
-    Unspeakable,
+    Unquotable,
     replace,
 )
 from tests.support.paths import CLASSICS, nasty
@@ -121,7 +121,7 @@ def check_shell(shell: str, paths: list[bytes], directory: Path) -> None:
         try:
             words.append(there_and_back(word, path, language))
             cases.append((path, word, meaning))
-        except Unspeakable:
+        except Unquotable:
             assert b'"${' in word
             assert re.search(rb"['}<>]", path)
     read = run_shell(shell, words, directory)
@@ -158,7 +158,7 @@ def test_every_byte_is_read_once(language: Language) -> None:
 
 @pytest.mark.parametrize("path", CLASSICS)
 @pytest.mark.parametrize("language", [SH, CSH, FISH])
-def test_a_comment_names_the_path_as_it_is(path: bytes, language: Language) -> None:
+def test_a_comment_has_the_path_as_it_is(path: bytes, language: Language) -> None:
     text = b"# don't touch /srv/app\nX='/srv/app'\n"
     moved = there_and_back(text, path, language)
     assert moved.startswith(b"# don't touch " + path + b"\n")
@@ -229,10 +229,10 @@ def test_python_reads_bytes(path: bytes, literal: bytes) -> None:
 
 @settings(deadline=None, max_examples=150)
 @given(nasty, st.sampled_from([b"r'/srv/app'", b'r"""/srv/app"""', b"rb'/srv/app/x'"]))
-def test_a_raw_string_holds_the_path_or_says_that_it_cannot(path: bytes, literal: bytes) -> None:
+def test_a_raw_string_holds_the_path_or_is_reported(path: bytes, literal: bytes) -> None:
     try:
         moved = there_and_back(literal + b"\n", path, PYTHON)
-    except Unspeakable:
+    except Unquotable:
         assert re.search(rb"['\"\x80-\xff]", path) or path.endswith(b"\\")
         return
     value = ast.literal_eval(moved.decode("utf-8", "surrogateescape"))
@@ -299,11 +299,11 @@ def test_batch_doubles_the_per_cent_sign(path: bytes) -> None:
 @given(nasty)
 @example(b"/srv/it's")
 @example(b"/srv/'#")
-def test_a_nushell_literal_holds_the_path_or_says_that_it_cannot(path: bytes) -> None:
+def test_a_nushell_literal_holds_the_path_or_is_reported(path: bytes) -> None:
     for head, tail in ((b"'", b"'"), (b"r#'", b"'#"), (b"r##'", b"'##")):
         try:
             moved = there_and_back(b"const v = " + head + OLD + tail, path, NU)
-        except Unspeakable:
+        except Unquotable:
             assert tail in path
         else:
             assert moved == b"const v = " + head + path + tail
@@ -314,7 +314,7 @@ def test_a_nushell_literal_holds_the_path_or_says_that_it_cannot(path: bytes) ->
 
 
 @pytest.mark.parametrize("path", [path for path in CLASSICS if path.isascii()])
-def test_a_url_is_percent_encoded_whatever_stands_around_it(path: bytes) -> None:
+def test_a_url_is_percent_encoded_whatever_is_around_it(path: bytes) -> None:
     from urllib.parse import unquote_to_bytes, urlsplit
 
     text = b"x = 'file:///srv/app/src/x'\n"

@@ -219,14 +219,14 @@ def test_a_short_sh_form_keeps_its_form(quoted: bytes, new: bytes) -> None:
 @pytest.mark.parametrize(
     "line", [b"#!%s/bin/python\n", b"#!%s/bin/python -E\n", b'#!"%s/bin/python" -E\n']
 )
-def test_a_shebang_that_never_ran_is_mended(tmp_path: Path, old: bytes, line: bytes) -> None:
+def test_a_shebang_that_never_ran_is_fixed(tmp_path: Path, old: bytes, line: bytes) -> None:
     for path in (b"/new", b"/a new one", b"/" + b"n" * 140):
         moved = move(line % old + BODY, at(tmp_path, path), old)
         assert run(tmp_path, path, moved, "x") == "['x']\n"
         assert (b" -E" in moved.split(b"import")[0]) == (b" -E" in line)
 
 
-def test_an_unquoted_sh_form_is_mended(tmp_path: Path) -> None:
+def test_an_unquoted_sh_form_is_fixed(tmp_path: Path) -> None:
     moved = move(sh(b"/srv/my app/bin/python") + BODY, at(tmp_path, b"/a new one"), b"/srv/my app")
     assert run(tmp_path, b"/a new one", moved, "x") == "['x']\n"
 
@@ -269,7 +269,7 @@ def test_a_foreign_interpreter_stays(line: bytes) -> None:
         b"#!/srv/app/bin/python /srv/app/bin/other",
     ],
 )
-def test_arguments_may_name_the_prefix_too(line: bytes) -> None:
+def test_arguments_may_have_the_prefix_too(line: bytes) -> None:
     assert there_and_back(line + b"\n" + BODY, b"/opt/x").startswith(line.replace(OLD, b"/opt/x"))
     assert OLD not in move(line + b"\n" + BODY, LONG)
 
@@ -287,7 +287,7 @@ def test_a_source_in_latin_1_still_decodes(tmp_path: Path, cookie: bytes, path: 
     assert run(tmp_path, path, moved) == "True\n"
 
 
-def test_a_literal_in_a_latin_1_source_names_the_new_path(tmp_path: Path) -> None:
+def test_a_literal_in_a_latin_1_source_has_the_new_path(tmp_path: Path) -> None:
     path = "/grün neu".encode()
     new = at(tmp_path, path)
     body = b"# coding: latin-1\nX = '/srv/app/gr\xfcn'\nprint(X.encode('utf-8'))\n"
@@ -299,7 +299,7 @@ def test_a_literal_in_a_latin_1_source_names_the_new_path(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("path", RUNNABLE)
-def test_a_develop_script_names_the_file_it_runs(tmp_path: Path, path: bytes) -> None:
+def test_a_develop_script_has_the_file_it_runs(tmp_path: Path, path: bytes) -> None:
     script = (
         b"#!/srv/app/bin/python\n# EASY-INSTALL-DEV-SCRIPT: 'x==1.0','x'\n__requires__ = 'x==1.0'\n"
         b"__file__ = '/srv/app/src/x/scripts/x'\n"
@@ -321,7 +321,7 @@ printf '%s\\n' "$NODE_PATH" "$prefix" "$exec_prefix" -L/srv/app/lib
 
 @pytest.mark.parametrize("path", RUNNABLE)
 @pytest.mark.parametrize("shell", [b"sh", b"bash"])
-def test_a_wrapper_names_the_new_path(tmp_path: Path, path: bytes, shell: bytes) -> None:
+def test_a_wrapper_has_the_new_path(tmp_path: Path, path: bytes, shell: bytes) -> None:
     new = at(tmp_path, path)
     moved = there_and_back(WRAPPER.replace(b"/bin/sh", b"/usr/bin/env " + shell), new)
     script = tmp_path / "wrapper"

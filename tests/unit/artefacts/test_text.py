@@ -87,7 +87,7 @@ def test_pkg_config_reads_the_new_prefix(tmp_path: Path) -> None:
         ("x.bin", b"\0 /srv/app", "unknown format"),
     ],
 )
-def test_what_cannot_be_edited_is_said(name: str, data: bytes, why: str) -> None:
+def test_what_cannot_be_edited_is_reported(name: str, data: bytes, why: str) -> None:
     result = rewrite(name, data, Prefixes((OLD,), b"/opt/x"))
     assert result.data == data
     assert why in result.problem

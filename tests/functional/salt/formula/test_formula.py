@@ -260,7 +260,7 @@ def test_rollback(shop: Shop) -> None:
     shop.done()
     shop.done(release="3")
     said = shop.apply("releases.rollback", test=True)
-    assert said["shop goes back"]["result"] is None
+    assert said["shop is rolled back"]["result"] is None
     assert shop.active() == "3"
     shop.done("releases.rollback")
     assert (shop.active(), set(shop.manager.runs_on().values())) == ("1", {"1"})
@@ -273,8 +273,8 @@ def test_rollback(shop: Shop) -> None:
     assert shop.done("releases.rollback") == {}  # another one is active
     shop.more["leaving"] = "3"
     answers = shop.apply("releases.rollback")  # the one before is marked bad
-    assert answers["shop goes back"]["result"] is False
-    assert minions.sentence(answers["shop goes back"]["comment"])
+    assert answers["shop is rolled back"]["result"] is False
+    assert minions.sentence(answers["shop is rolled back"]["comment"])
     assert (shop.active(), set(shop.manager.runs_on().values())) == ("3", {"3"})
 
 
@@ -372,13 +372,13 @@ def test_only_one_of_two_apps(shop: Shop, part: str) -> None:
     assert not [key for key in shown if key.startswith(about_it)]
 
 
-def test_only_names_an_app(shop: Shop) -> None:
+def test_only_selects_an_app(shop: Shop) -> None:
     """A release alone, as a roll-out puts it into the pillar, makes no app."""
     for name in ("store", "blog"):
         shop.more.update(only=name, apps={"blog": {"release": "1"}})
         answers = shop.apply()
         assert [(one["result"], one["comment"]) for one in answers.values()] == [
-            (False, f"releases:only names {name}, which is no app here: there are shop")
+            (False, f"releases:only: {name} is no app of this minion: there are shop")
         ]
 
 
@@ -386,19 +386,19 @@ def test_only_names_an_app(shop: Shop) -> None:
 
 APP = "releases:apps:shop"
 WRONG: dict[str, tuple[Any, str]] = {
-    "no release": ({"release": None}, f"{APP}:release is missing: name what is to be deployed"),
+    "no release": ({"release": None}, f"{APP}:release is missing: set it to the release"),
     "a number": ({"release": 12345}, f"{APP}:release is read as the number 12345: put it into"),
     "a path": ({"release": "../1"}, f"{APP}:release must be a name, of letters, digits and . _ +"),
-    "a typing error": ({"relase": "1"}, f"{APP}:relase is no setting: did you mean release?"),
-    "unknown": ({"zzz": "1"}, f"{APP}:zzz is no setting: there are checks, gnupghome, group"),
-    "no source": ({"source": None}, f"{APP}:source is missing: name the archive"),
+    "a typing error": ({"relase": "1"}, f"unknown key {APP}:relase, did you mean release?"),
+    "unknown": ({"zzz": "1"}, f"unknown key {APP}:zzz: there are checks, gnupghome, group"),
+    "no source": ({"source": None}, f"{APP}:source is missing: set it to the archive"),
     "a hash alone": (
         {"source": None, "source_hash": "abc"},
-        f"{APP}:source_hash vouches for nothing, as source is missing",
+        f"{APP}:source_hash verifies nothing, as source is missing",
     ),
     "no hash": (
         {"source": "https://example.org/{release}.tar"},
-        f"{APP}:source_hash is missing: nothing vouches for https://example.org/1.tar",
+        f"{APP}:source_hash is missing: nothing verifies https://example.org/1.tar",
     ),
     "no full one": ({"source": {"from": {}}}, f"{APP}:source:full is missing"),
     "a relative root": ({"root": "srv"}, f"{APP}:root must be an absolute path"),
@@ -424,7 +424,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     ),
     "a remark": (
         {"programs": {"web": {"command": "bin/a ' ; b'"}}},
-        f"{APP}:programs:web cannot have a ; or # after a space",
+        f"{APP}:programs:web cannot contain a ; or # after a space",
     ),
     "a boolean": (
         {"programs": {"web": {"command": "bin/a", "environment": {"DEBUG": True}}}},
@@ -435,7 +435,7 @@ WRONG: dict[str, tuple[Any, str]] = {
         f"{APP}:programs:web:environment cannot have both kinds of quotes in a value",
     ),
     "no kind": ({"migrations": {"settings": "a"}}, f"{APP}:migrations:kind is missing"),
-    "a web server": ({"web": {"ngix": {}}}, f"{APP}:web:ngix is no setting: did you mean nginx?"),
+    "a web server": ({"web": {"ngix": {}}}, f"unknown key {APP}:web:ngix, did you mean nginx?"),
     "no upstream": ({"web": {"nginx": {"listen": 80}}}, f"{APP}:web:nginx:upstream is missing"),
     "a URL without a slash": (
         {"web": {"nginx": {"upstream": "http://a:1", "static": {"/static": "static/"}}}},
@@ -487,10 +487,10 @@ def test_every_sls_refuses_it(shop: Shop, part: str) -> None:
 
 def test_a_wrong_top(shop: Shop) -> None:
     for pillar, words in (
-        ({"releases": {"app": {}}}, "releases:app is no setting: did you mean apps?"),
+        ({"releases": {"app": {}}}, "unknown key releases:app, did you mean apps?"),
         ({"releases": {"apps": []}}, "releases:apps must be a dictionary: []"),
         ({"releases": ["shop"]}, "releases must be a dictionary: ['shop']"),
-        ({"releases": {"only": "a"}}, "releases:only names a, which is no app here: there are "),
+        ({"releases": {"only": "a"}}, "releases:only: a is no app of this minion: there are "),
         ({"releases": {"apps": {"a b": {}}}}, "releases:apps:a b must be a name"),
     ):
         answers = shop.given(pillar)
@@ -519,7 +519,7 @@ def test_no_pillar_at_all_is_nothing_to_do(shop: Shop) -> None:
 # --- what is written ------------------------------------------------------------------------------
 
 
-def test_the_example_renders_as_it_stands(minion: Masterless) -> None:
+def test_the_example_renders_unchanged(minion: Masterless) -> None:
     shown = minion.functions["state.show_sls"]("releases", pillar=sites.example())
     assert isinstance(shown, dict), shown
     assert {"shop is deployed", "shop is migrated", "shop runs", "shop answers"} <= set(shown)
@@ -574,39 +574,39 @@ def test_the_configuration_is_right_for_nginx(shop: Shop, upstream: str) -> None
     params = Path("/etc/nginx/uwsgi_params")
     if params.exists():
         shutil.copy(params, directory)
-    told = directory / "told"
+    loaded = directory / "loaded"
     shop.more["nginx"] = {
         "configs": str(directory / "conf.d"),
-        "reload": f"nginx -t -c {directory}/nginx.conf && touch {told}",
+        "reload": f"nginx -t -c {directory}/nginx.conf && touch {loaded}",
     }
     web = {"nginx": {**WEB["nginx"], "upstream": upstream}}
     answers = shop.apply("releases.enable", web=web)
-    assert answers["shop is told to nginx"]["result"] is True, answers["shop is told to nginx"]
-    assert told.exists()
+    assert answers["shop is loaded by nginx"]["result"] is True, answers["shop is loaded by nginx"]
+    assert loaded.exists()
     assert shop.done("releases.enable", web=web) == {}
 
 
-def test_a_web_server_that_did_not_take_its_files_is_told_again(shop: Shop) -> None:
-    told, broken = shop.directory / "told", shop.directory / "broken"
+def test_a_web_server_that_refused_its_files_loads_them_again(shop: Shop) -> None:
+    loaded, broken = shop.directory / "loaded", shop.directory / "broken"
     shop.more["nginx"] = {
         "configs": str(shop.directory / "nginx"),
-        "reload": f"if [ -e {broken} ]; then echo it is broken; exit 1; fi; echo >> {told}",
+        "reload": f"if [ -e {broken} ]; then echo it is broken; exit 1; fi; echo >> {loaded}",
     }
     broken.touch()
-    said = shop.apply("releases.enable", test=True, web=WEB)["shop is told to nginx"]
+    said = shop.apply("releases.enable", test=True, web=WEB)["shop is loaded by nginx"]
     assert (said["result"], said["comment"][:14]) == (None, "Would be run: ")
     for _ in range(2):
-        refused = shop.apply("releases.enable", web=WEB)["shop is told to nginx"]
+        refused = shop.apply("releases.enable", web=WEB)["shop is loaded by nginx"]
         assert (refused["result"], refused["changes"]) == (False, {})
         assert refused["comment"].endswith("` failed: it is broken.")
     broken.unlink()
-    assert set(shop.done("releases.enable", web=WEB)) == {"shop is told to nginx"}
+    assert set(shop.done("releases.enable", web=WEB)) == {"shop is loaded by nginx"}
     assert shop.done("releases.enable", web=WEB) == {}
-    assert "shop is gone from nginx" in shop.done("releases.clean", web=WEB)
-    assert len(told.read_text()) == 2
+    assert "shop is removed from nginx" in shop.done("releases.clean", web=WEB)
+    assert len(loaded.read_text()) == 2
 
 
-def test_mod_wsgi_is_told_of_a_switch(shop: Shop) -> None:
+def test_mod_wsgi_notices_a_switch(shop: Shop) -> None:
     shop.more["apache"] = {"configs": str(shop.directory / "apache"), "reload": "true"}
     web = {"apache": {"listen": "127.0.0.1:8001", "wsgi": "omega"}}
     shop.app["programs"] = None

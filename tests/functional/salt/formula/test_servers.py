@@ -84,8 +84,8 @@ def minion(archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Masterle
 
 
 @pytest.fixture
-def told(record_property: Callable[[str, object], None]) -> Callable[[str, Load], None]:
-    """What tells people and records of a measurement."""
+def report(record_property: Callable[[str, object], None]) -> Callable[[str, Load], None]:
+    """What prints and records a measurement."""
 
     def tell(what: str, load: Load) -> None:
         record_property(what, str(load))
@@ -142,17 +142,17 @@ def supervised(minion: Masterless, supervisor: Path, tmp_path: Path) -> Iterator
 
 
 def test_the_example_deploys_and_a_switch_loses_no_request(
-    supervised: Site, told: Callable[[str, Load], None]
+    supervised: Site, report: Callable[[str, Load], None]
 ) -> None:
     assert {"shop is deployed", "shop is migrated", "shop runs"} <= set(supervised.deploy(FIRST))
     page = supervised.page()
     assert (page["release"], page["odd"]) == (FIRST, sites.ODD)
     assert supervised.deploy(FIRST) == {}
     load = supervised.under_load(SECOND)
-    told("supervisor, gunicorn, a socket", load)
+    report("supervisor, gunicorn, a socket", load)
     assert load.failures == []
     assert load.answered[FIRST] + load.answered[SECOND] > 100
-    assert "shop goes back" in supervised.deploy(SECOND, "releases.rollback")
+    assert "shop is rolled back" in supervised.deploy(SECOND, "releases.rollback")
     assert supervised.page()["release"] == FIRST
     supervised.deploy(FIRST, "releases.clean")
     with pytest.raises(OSError, match="refused"):
@@ -160,17 +160,17 @@ def test_the_example_deploys_and_a_switch_loses_no_request(
 
 
 def test_without_a_socket_a_restart_has_a_gap_and_a_reload_has_none(
-    supervised: Site, told: Callable[[str, Load], None]
+    supervised: Site, report: Callable[[str, Load], None]
 ) -> None:
     web = supervised.app["programs"]["web"]
     web["command"] += f" --bind {web.pop('socket')}"
     supervised.deploy(FIRST)
     load = supervised.under_load(SECOND)
-    told("supervisor, gunicorn, no socket", load)
+    report("supervisor, gunicorn, no socket", load)
     assert (supervised.page()["release"], load.gap < 30) == (SECOND, True)
     before = supervised.pids()
     load = supervised.under_load(SECOND, "releases.reload")
-    told("supervisor, gunicorn, no socket, reload: HUP", load)
+    report("supervisor, gunicorn, no socket, reload: HUP", load)
     assert load.failures == []
     time.sleep(2)
     after = supervised.pids()
@@ -179,7 +179,7 @@ def test_without_a_socket_a_restart_has_a_gap_and_a_reload_has_none(
 
 
 @pytest.mark.parametrize("release", [BROKEN])
-def test_a_program_that_does_not_start_is_told_of(supervised: Site, release: str) -> None:
+def test_a_program_that_does_not_start_is_reported(supervised: Site, release: str) -> None:
     supervised.app.update(smoke=None, checks=[])
     supervised.deploy(FIRST)
     refused = supervised.answers(release)["shop runs"]
@@ -226,18 +226,20 @@ def nginx(site: Site, upstream: str, **more: Any) -> Iterator[None]:
 
 
 @needs_nginx
-def test_nginx_in_front(supervised: Site, told: Callable[[str, Load], None]) -> None:
+def test_nginx_in_front(supervised: Site, report: Callable[[str, Load], None]) -> None:
     with nginx(supervised, supervised.url.rstrip("/"), static={"/static/": "static/"}):
         supervised.deploy(FIRST)
         assert sites.fetch(f"{supervised.url}static/logo") == b"a logo"
         load = supervised.under_load(SECOND)
-        told("nginx, supervisor, gunicorn, a socket", load)
+        report("nginx, supervisor, gunicorn, a socket", load)
         assert (load.failures, supervised.page()["release"]) == ([], SECOND)
 
 
 @needs_nginx
 @pytest.mark.parametrize("how", ["a socket", "no socket", "a unix socket of its own"])
-def test_uwsgi_behind_nginx(supervised: Site, how: str, told: Callable[[str, Load], None]) -> None:
+def test_uwsgi_behind_nginx(
+    supervised: Site, how: str, report: Callable[[str, Load], None]
+) -> None:
     web = supervised.app["programs"]["web"]
     upstream = f"uwsgi://{web['socket']}"
     web["command"] = UWSGI  # which finds the socket by itself
@@ -252,7 +254,7 @@ def test_uwsgi_behind_nginx(supervised: Site, how: str, told: Callable[[str, Loa
         if not (Path(supervised.app["root"]) / FIRST / "bin" / "uwsgi").exists():
             pytest.skip("uwsgi has no wheel for this machine")
         load = supervised.under_load(SECOND, path="?wait=0.3")
-        told(f"nginx, supervisor, uwsgi, {how}", load)
+        report(f"nginx, supervisor, uwsgi, {how}", load)
         assert supervised.page()["release"] == SECOND
         assert load.gap < 30
         if how == "a socket":
@@ -300,8 +302,8 @@ def load_modules(server: Path, *names: str) -> None:
     )
 
 
-def test_apache(apache: Site, told: Callable[[str, Load], None]) -> None:
-    assert "shop is told to apache" in apache.deploy(FIRST)
+def test_apache(apache: Site, report: Callable[[str, Load], None]) -> None:
+    assert "shop is loaded by apache" in apache.deploy(FIRST)
     page = apache.page()
     assert (page["release"], page["encoding"], page["user"] != 0) == (FIRST, "utf-8", True)
     assert not [path for path in page["path"] if path.endswith("dist-packages")]
@@ -310,7 +312,7 @@ def test_apache(apache: Site, told: Callable[[str, Load], None]) -> None:
         sites.fetch(f"{apache.url}static/../shop/settings.py")
     assert apache.deploy(FIRST) == {}
     load = apache.under_load(SECOND)
-    told("Apache, mod_wsgi", load)
+    report("Apache, mod_wsgi", load)
     assert (load.failures, apache.page()["release"]) == ([], SECOND)
     assert set(load.answered) == {FIRST, SECOND}
     assert apache.deploy(SECOND, "releases.rollback")["shop runs"].keys() == {"touched"}
@@ -330,17 +332,17 @@ def test_apache_answers_what_it_was_asked_before_a_switch(apache: Site) -> None:
     assert apache.page()["release"] == SECOND
 
 
-def test_apache_is_told_again_of_what_it_did_not_take(apache: Site) -> None:
+def test_apache_loads_again_what_it_refused(apache: Site) -> None:
     server = apache.directory / "apache"
     load_modules(server, "mpm_event", "authz_core", "alias")
     for _ in range(2):
-        refused = apache.answers(FIRST, "releases.enable")["shop is told to apache"]
+        refused = apache.answers(FIRST, "releases.enable")["shop is loaded by apache"]
         assert refused["result"] is False
         assert minions.sentence(refused["comment"]), refused
         words = "shop needs mod_wsgi, which is not loaded: install and enable it."
         assert refused["comment"].endswith(words)
     load_modules(server, "mpm_event", "authz_core", "alias", "wsgi")
-    assert set(apache.deploy(FIRST, "releases.enable")) == {"shop is told to apache"}
+    assert set(apache.deploy(FIRST, "releases.enable")) == {"shop is loaded by apache"}
     assert apache.deploy(FIRST, "releases.enable") == {}
 
 
@@ -393,29 +395,29 @@ def booted(machine: tuple[systemd.Machine, systemd.Salted], tmp_path: Path) -> I
     assert not list(machine[0].units.glob("shop*"))
 
 
-def test_systemd(booted: Site, told: Callable[[str, Load], None]) -> None:
+def test_systemd(booted: Site, report: Callable[[str, Load], None]) -> None:
     assert {"shop has a user", "shop is migrated", "shop runs"} <= set(booted.deploy(FIRST))
     page = booted.page()
     assert (page["release"], page["odd"], page["user"] != 0) == (FIRST, sites.ODD, True)
     assert booted.deploy(FIRST) == {}
     load = booted.under_load(SECOND)
-    told("systemd, gunicorn, a socket", load)
+    report("systemd, gunicorn, a socket", load)
     assert (load.failures, booted.page()["release"]) == ([], SECOND)
     before = booted.pids()
     changed = booted.deploy(SECOND, "releases.reload")
     assert changed["shop is reloaded"] == {"reloaded": ["shop-web.service"]}
     time.sleep(2)
     assert not before & booted.pids()
-    assert "shop goes back" in booted.deploy(SECOND, "releases.rollback")
+    assert "shop is rolled back" in booted.deploy(SECOND, "releases.rollback")
     assert booted.page()["release"] == FIRST
 
 
-def test_systemd_without_a_socket(booted: Site, told: Callable[[str, Load], None]) -> None:
+def test_systemd_without_a_socket(booted: Site, report: Callable[[str, Load], None]) -> None:
     web = booted.app["programs"]["web"]
     web["command"] += f" --bind {web.pop('socket')}"
     booted.deploy(FIRST)
     load = booted.under_load(SECOND)
-    told("systemd, gunicorn, no socket", load)
+    report("systemd, gunicorn, no socket", load)
     assert (booted.page()["release"], load.gap < 30) == (SECOND, True)
 
 

@@ -141,7 +141,7 @@ def test_packed(minion: Masterless, archive: str, options: dict[str, Any]) -> No
     for test in (True, False):
         answer = minion.single("packed", archive, test=test, **options)
         assert (answer["result"], answer["changes"]) == (True, {})
-        assert answer["comment"].startswith(f"{archive} stands")
+        assert answer["comment"].startswith(f"{archive} exists")
     options["packages"] = ["beta"]
     answer = minion.single("packed", archive, test=True, **options)
     assert answer["comment"].endswith("would be built, as what it is made of has changed.")

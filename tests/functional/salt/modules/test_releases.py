@@ -28,13 +28,11 @@ from salt.exceptions import CommandExecutionError
 NAMES = ("1", "2", "3")
 UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\Z")
 FUNCTIONS = {
-    *("activate", "active", "build", "check", "history", "info", "mark", "migrate", "pack", "pin"),
-    *("mark_bad", "mark_healthy", "unmark_bad"),
-    "prove",
-    "prune",
-    *("reinitialize", "releases", "remove", "rollback", "run", "unmark", "unpack", "unpin"),
-    "update_path",
+    *("activate", "active", "build", "check", "history", "info", "mark_bad", "mark_healthy"),
+    *("migrate", "pack", "pin", "prune", "reinitialize", "releases", "remove", "rollback", "run"),
+    *("unmark_bad", "unpack", "unpin", "update_path"),
 }
+ALIASES = {"mark": "mark_bad", "unmark": "unmark_bad", "prove": "mark_healthy"}
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +159,7 @@ def test_unpack(site: Site, source: str) -> None:
     assert site("releases", site.root)["1"]["source"] == source
 
 
-def test_unpack_asks_for_nothing_where_the_release_stands(site: Site) -> None:
+def test_unpack_fetches_nothing_where_the_release_is_deployed(site: Site) -> None:
     site.deploy("1")
     before = site.world()
     assert site("unpack", "salt://app/nowhere.tar", site.path("1"))["changed"] is False
@@ -413,7 +411,7 @@ def test_no_releases(site: Site, there: bool) -> None:
 
 
 def intended(event: dict[str, Any]) -> bool:
-    """Whether an event tells what was about to be done; another one tells that it was."""
+    """Whether an event reports what was about to be done; another one reports that it was."""
     return event["event"] in ("activating", "rolling_back")
 
 
@@ -555,6 +553,15 @@ def test_every_function_is_tried_with_a_relative_path() -> None:
     assert set(RELATIVE) == FUNCTIONS - {"build"}
 
 
+def test_the_names_that_some_had_before(two: Site) -> None:
+    for old, new in ALIASES.items():
+        documented = two.minion.functions["sys.doc"](f"virtualenv_tools.{old}")
+        assert f"virtualenv_tools.{new} /srv" in documented[f"virtualenv_tools.{old}"]
+    assert two("mark", two.path("1"), "leaks") == f"{two.path('1')} is marked bad."
+    assert two("unmark", two.path("1")) == f"{two.path('1')} is not marked bad any more."
+    assert two("prove", two.path("2")) is True
+
+
 @pytest.mark.parametrize("function", RELATIVE)
 def test_a_bad_path(site: Site, function: str) -> None:
     before = site.world()
@@ -686,7 +693,7 @@ def job(minion: Masterless) -> Iterator[str]:
     shutil.rmtree(directory)
 
 
-def test_the_log_tells_each_step_with_the_job(
+def test_the_log_has_each_step_with_the_job(
     site: Site, job: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -735,7 +742,7 @@ def test_no_job_is_no_job(site: Site, caplog: pytest.LogCaptureFixture) -> None:
 
 def test_every_function_has_an_example(minion: Masterless) -> None:
     documented = minion.functions["sys.doc"]("virtualenv_tools")
-    assert {name.partition(".")[2] for name in documented} == FUNCTIONS
+    assert {name.partition(".")[2] for name in documented} == FUNCTIONS | set(ALIASES)
     source = (minion.root / "_modules" / "virtualenv_tools.py").read_text()
     public = {
         node.name: node

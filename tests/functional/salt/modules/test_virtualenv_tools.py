@@ -74,7 +74,7 @@ def test_update_path(functions: Any, carried: environments.Environment, test: bo
         assert environments.references(carried.path, carried.old_prefix) == []
 
 
-def test_a_test_run_tells_what_the_real_run_does(
+def test_a_test_run_reports_what_the_real_run_does(
     functions: Any, carried: environments.Environment
 ) -> None:
     said = functions["virtualenv_tools.update_path"](carried.path, test=True)
@@ -104,7 +104,7 @@ def test_the_option_test_of_the_minion_is_honoured(
     assert environments.digest(carried.path) == before
 
 
-def test_reinitialize_names_the_python(functions: Any, carried: environments.Environment) -> None:
+def test_reinitialize_reports_the_python(functions: Any, carried: environments.Environment) -> None:
     functions["virtualenv_tools.update_path"](carried.path)
     answer = functions["virtualenv_tools.reinitialize"](carried.path, python=sys.executable)
     assert answer["version"] == "{}.{}.{}".format(*sys.version_info)

@@ -96,7 +96,7 @@ class Minions:
         return {"state": state}
 
     def facts(self, name: str) -> dict[str, Any]:
-        """What the extension tells."""
+        """What the extension answers."""
         release = self.on[name]
         known = {one: {"bad": why} for one, why in self.bad.get(name, {}).items()}
         events = []
@@ -123,7 +123,7 @@ class Runner:
     Attributes:
         functions: what the loader has found.
         context: Salt's `__context__`.
-        told: what was said while it ran.
+        reports: its progress.
     """
 
     def __init__(self, directory: Path, patch: pytest.MonkeyPatch) -> None:
@@ -139,8 +139,8 @@ class Runner:
         self.functions = salt.loader.runner(opts, context=self.context, whitelist=["releases"])
         self.space = self.functions["releases.roll"].__globals__
         self.patch = patch
-        self.told: list[str] = []
-        patch.setitem(self.space, "_tell", self.told.append)
+        self.reports: list[str] = []
+        patch.setitem(self.space, "_report", self.reports.append)
         patch.setitem(self.space, "_refuse_second", lambda root: None)
 
     def __call__(self, function: str, there: Minions, *arguments: Any, **options: Any) -> Any:
@@ -239,7 +239,7 @@ def test_thousands(runner: Runner) -> None:
     answer = runner("roll", there, ROOT, "2", canary=10, batch="20%")
     assert [len(step["minions"]) for step in answer["steps"]] == [10, *[1000] * 4, 990]
     assert len(answer["back"]) == 5000
-    assert answer["comment"].endswith("what they had before: web0, web1, web2 and 4,997 more.")
+    assert answer["comment"].endswith("on the previous release: web0, web1, web2 and 4,997 more.")
 
 
 # --- rolling out ----------------------------------------------------------------------------------
@@ -284,7 +284,7 @@ def test_a_roll_out(runner: Runner, there: Minions, monkeypatch: pytest.MonkeyPa
     assert applied[0]["pillar"] == {"releases": {"apps": {"shop": {"keep": 3, "release": "2"}}}}
     assert pillar == {"releases": {"apps": {"shop": {"keep": 3}}}}
     assert not {"saltenv", "pillarenv"} & applied[0].keys()
-    assert runner.told == [
+    assert runner.reports == [
         *("canary, 1 of 3: web1", "well on web1", "waiting for 9 seconds"),
         *("batch 1, 2 of 3: web2, web3", "well on web2, web3", "waiting for 9 seconds"),
         *("batch 2, 3 of 3: web4, web10", "well on web4, web10"),
@@ -302,7 +302,7 @@ def test_a_failure(runner: Runner, there: Minions) -> None:
     answer = runner("roll", there, ROOT, 2, batch=2)
     assert answer["comment"] == (
         "The roll-out of 2 has failed on web3: the shop answers: 2 answers with 500. "
-        "Back on what they had before: web1, web2, web3."
+        "Back on the previous release: web1, web2, web3."
     )
     assert there.on == {"web10": "1", "web2": "0", "web1": "1", "web3": "1", "web4": "1"}
     assert answer["failed"] == {"web3": "The shop answers: 2 answers with 500. It is marked bad."}
@@ -358,7 +358,7 @@ def test_a_minion_that_falls_silent(runner: Runner, there: Minions) -> None:
 
 
 def test_a_master_that_falls_silent(runner: Runner, there: Minions) -> None:
-    """What was done is told all the same."""
+    """What was done is reported all the same."""
     ask = there.ask
 
     def lost(tgt: Any, tgt_type: str, functions: Any, *rest: Any) -> dict[str, Any]:
@@ -378,7 +378,7 @@ def test_a_release_that_had_none_before_it(runner: Runner) -> None:
     there.sick = {("web2", "2")}
     answer = runner("roll", there, ROOT, 2)
     assert answer["stuck"] == dict.fromkeys(
-        ("web1", "web2"), "Stays on 2, as it had no release before."
+        ("web1", "web2"), "Stays on 2, as it had no previous release."
     )
     assert answer["switched"] == ["web1", "web2"]
 
@@ -427,7 +427,7 @@ def test_with_the_formula_it_is_about_one_app(
 
 
 def test_the_formula_refuses_the_pillar_of_one(runner: Runner, there: Minions) -> None:
-    why = "releases:only names shop, which is no app here: there are none"
+    why = "releases:only: shop is no app of this minion: there are none"
     state = {"__id__": "the pillar of releases", "result": False, "comment": why}
     there.refusals = {"web3": {"a": state}, "web2": ["Rendering failed"], "web10": {"a": state}}
     for options in ({}, {"test": True}):
@@ -490,9 +490,9 @@ def test_why_states_fail(runner: Runner, there: Minions, said: Any, words: str |
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "Root is missing: name the directory of the releases."),
+        ((), "Root is missing: give the directory of the releases."),
         (("srv",), "The root must be an absolute path: srv."),
-        ((ROOT,), "The release is missing: name it."),
+        ((ROOT,), "The release is missing: give its name."),
         ((ROOT, "a b"), "The release must be a name, without a slash or a space: 'a b'."),
         ((ROOT, 1.5), "The release must be a name, without a slash or a space: 1.5."),
         ((ROOT, ".releases"), "The release must be a name, "),
@@ -519,7 +519,7 @@ def test_bad_parameters(
     assert there.did("state.apply") == []
 
 
-def test_a_bug_is_told_as_one(
+def test_a_bug_is_reported_as_one(
     runner: Runner, there: Minions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*arguments: Any) -> None:

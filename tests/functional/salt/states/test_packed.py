@@ -1,4 +1,4 @@
-"""`managed` with bundles: what it takes of a release that stands, and when the full one."""
+"""`managed` with bundles: what it takes from a deployed release, and when the full one."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Shop:
         return str(self.root / name)
 
     def managed(self, name: str, source: Any = None, **arguments: Any) -> dict[str, Any]:
-        """Apply the state to a name in the root; by default out of the file root."""
+        """Apply the state to a name in the root; by default from the file root."""
         source = f"salt://shop/{name}{ENDING}" if source is None else source
         return self.minion.single("managed", self.path(name), source=source, **arguments)
 
@@ -53,7 +53,7 @@ class Shop:
         assert verdict.ok, verdict.problems
 
     def change(self, name: str) -> None:
-        """Change a file of a release in place, so that neither size nor time tells of it."""
+        """Change a file of a release in place, so that neither size nor time shows it."""
         ledger = json.loads(Path(self.path(name), ".relocation/ledger.json").read_text())
         file = next(
             file
@@ -107,13 +107,13 @@ def served(minion: Masterless) -> Iterator[Web]:
 def source_of(done: dict[str, Any]) -> str:
     """What a deploy says that it was made of."""
     assert done["result"] is True, done
-    return str(done["comment"].partition(" out of ")[2].partition(": ")[0])
+    return str(done["comment"].partition(" was deployed from ")[2].partition(": ")[0])
 
 
-def test_the_bundle_against_the_standing_release_is_found_by_its_name(shop: Shop) -> None:
+def test_the_delta_bundle_is_found_by_its_name(shop: Shop) -> None:
     done = shop.managed(NEXT)
     assert source_of(done) == f"salt://shop/{NEXT}.from-{FULL}{ENDING}"
-    assert "files taken from an earlier release" in done["comment"]
+    assert "files taken from another release" in done["comment"]
     shop.require(NEXT)
     shop.require(FULL)
     assert not any("shop" in file for file in shop.minion.fetched()), "the archive is not kept"
@@ -142,7 +142,9 @@ def test_without_the_earlier_release_the_full_one_is_taken(
     shop.require(NEXT)
 
 
-def test_where_the_earlier_release_was_changed_the_full_one_is_taken_and_told(shop: Shop) -> None:
+def test_where_the_base_release_was_changed_the_full_one_is_taken_with_a_warning(
+    shop: Shop,
+) -> None:
     shop.change(FULL)
     done = shop.managed(NEXT)
     assert source_of(done) == f"salt://shop/{NEXT}{ENDING}"
@@ -150,7 +152,7 @@ def test_where_the_earlier_release_was_changed_the_full_one_is_taken_and_told(sh
     shop.require(NEXT)
 
 
-def test_a_damaged_bundle_against_the_release_is_told_and_not_used(shop: Shop) -> None:
+def test_a_damaged_delta_bundle_is_reported_and_not_used(shop: Shop) -> None:
     good = shop.directory / f"{NEXT}.from-{FULL}{ENDING}"
     kept = good.read_bytes()
     good.write_bytes(kept[: len(kept) // 2])
@@ -159,22 +161,22 @@ def test_a_damaged_bundle_against_the_release_is_told_and_not_used(shop: Shop) -
     finally:
         good.write_bytes(kept)
     assert source_of(done) == f"salt://shop/{NEXT}{ENDING}"
-    assert any("was of no use" in one for one in done["warnings"]), done
+    assert any("could not be used" in one for one in done["warnings"]), done
     shop.require(NEXT)
 
 
-def test_a_hash_of_the_full_one_vouches_for_no_other(shop: Shop) -> None:
+def test_a_hash_of_the_full_one_verifies_no_other(shop: Shop) -> None:
     digest = hashlib.sha256((shop.directory / f"{NEXT}{ENDING}").read_bytes()).hexdigest()
     done = shop.managed(NEXT, source_hash=f"sha256={digest}")
     assert source_of(done) == f"salt://shop/{NEXT}{ENDING}"
 
 
-def test_a_file_of_hashes_beside_each_vouches_for_each(shop: Shop) -> None:
+def test_a_file_of_hashes_beside_each_verifies_each(shop: Shop) -> None:
     done = shop.managed(NEXT, source_hash=f"salt://shop/{NEXT}{ENDING}.sha256")
     assert source_of(done) == f"salt://shop/{NEXT}.from-{FULL}{ENDING}"
 
 
-def test_one_that_its_file_of_hashes_does_not_vouch_for_is_not_used(shop: Shop) -> None:
+def test_one_that_its_file_of_hashes_does_not_verify_is_not_used(shop: Shop) -> None:
     beside = shop.directory / f"{NEXT}.from-{FULL}{ENDING}.sha256"
     kept = beside.read_text()
     beside.write_text(f"{'0' * 64}  {NEXT}.from-{FULL}{ENDING}\n")
@@ -214,7 +216,7 @@ def test_on_a_web_server_none_is_guessed(shop: Shop, served: Web) -> None:
         ({"full": "salt://a.tar", "from": {"1": {}}}, "must be a URL or an absolute path"),
         (
             {"full": "salt://a.tar", "from": {"1": "https://example.org/b.tar"}},
-            "othing vouches for https://example.org/b.tar",
+            "annot verify https://example.org/b.tar",
         ),
     ],
     ids=["unknown key", "a list", "relative", "without source", "without hash"],
@@ -229,7 +231,7 @@ def test_wrong_sources_are_refused_in_one_sentence(shop: Shop, source: Any, word
 
 def test_second_links_are_made_where_they_are_asked_for(shop: Shop) -> None:
     done = shop.managed(NEXT, hard_links=True)
-    assert "taken from an earlier release" in done["comment"]
+    assert "taken from another release" in done["comment"]
     shop.require(NEXT)
     shop.require(FULL)
     one, other = (
@@ -243,9 +245,7 @@ def test_second_links_are_made_where_they_are_asked_for(shop: Shop) -> None:
     assert len(one & other) > len(one) / 2, "those that name the release are its own"
 
 
-def test_a_full_bundle_shares_with_the_release_that_stands_too(
-    shop: Shop, minion: Masterless
-) -> None:
+def test_a_full_bundle_shares_with_the_deployed_release_too(shop: Shop, minion: Masterless) -> None:
     alone = shop.directory / f"3{ENDING}"
     shutil.copy(shop.directory / f"{NEXT}{ENDING}", alone)
     try:
@@ -253,7 +253,7 @@ def test_a_full_bundle_shares_with_the_release_that_stands_too(
     finally:
         alone.unlink()
     assert source_of(done) == f"salt://shop/3{ENDING}"
-    assert "taken from an earlier release" in done["comment"]
+    assert "taken from another release" in done["comment"]
     assert check(shop.path("3"), deep=True).ok
 
 

@@ -260,7 +260,7 @@ def test_a_release_is_deployed(app: App, kind: str) -> None:
     said, done = app.thrice("managed", "1", source=source, source_hash=hashed(app.archive("1")))
     release = app.path("1")
     sources = [source] if isinstance(source, str) else source
-    assert said["comment"] == f"{release} would be deployed, out of {' or '.join(sources)}."
+    assert said["comment"] == f"{release} would be deployed from {' or '.join(sources)}."
     assert said["changes"] == {"release": {"old": None, "new": release}}
     assert set(done["changes"]) == {"release", "files", "python", "rewritten"}
     assert {"activation", "bytecode", "metadata", "script"} <= set(done["changes"]["rewritten"])
@@ -269,7 +269,7 @@ def test_a_release_is_deployed(app: App, kind: str) -> None:
     assert os.access(done["changes"]["python"], os.X_OK)
     taken = next(one for one in reversed(sources) if "nowhere" not in one)
     if kind != "mixed":
-        assert f"out of {taken}: " in done["comment"]
+        assert f"from {taken}: " in done["comment"]
         assert app.call("releases", app.root)["1"]["source"] == taken
     assert Path(release, WHICH).read_text() == "1\n"
     assert app.output(f"{release}/bin/omega").splitlines()[1] == release
@@ -401,9 +401,9 @@ def test_a_hash_that_is_none(app: App, kind: str, source_hash: str, words: str) 
     app.refused("managed", "1", words, announced=True, source=source, source_hash=source_hash)
 
 
-def test_what_nothing_vouches_for(app: App) -> None:
+def test_what_cannot_be_verified(app: App) -> None:
     url = f"{app.site.url}/1.tar"
-    words = f"Nothing vouches for {url}: give its source_hash, or skip_verify: True"
+    words = f"Cannot verify {url}: give its source_hash, or skip_verify: True"
     app.refused("managed", "1", words, source=url)
     app.refused("managed", "1", words, source=["salt://app/nowhere.tar", url])
     assert app.site.requests == []
@@ -445,7 +445,7 @@ def test_a_page_that_is_not_there(app: App) -> None:
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        (None, "ource is missing: name the archive of the virtualenv"),
+        (None, "ource is missing: give the archive of the virtualenv"),
         ("", "ource is missing"),
         ([], "ource is missing"),
         (5, "source must be a URL or an absolute path: 5"),
@@ -1008,7 +1008,7 @@ def test_going_back_to_a_named_release_without_a_mark(two: App) -> None:
     assert two.current() == "2"
 
 
-def test_nothing_to_go_back_to(app: App) -> None:
+def test_no_previous_release(app: App) -> None:
     app.deploy("1")
     app.refused("rolled_back", "current", "^There is no good release before 1 in ")
     app.refused("rolled_back", "current", "9", to="9")
@@ -1250,7 +1250,7 @@ def test_a_healthy_one_is_checked_once(two: App, tmp_path: Path) -> None:
     assert log.read_text().splitlines() == ["restarted 2", "checked"]
 
 
-def test_a_restart_that_fails_is_told(two: App, tmp_path: Path) -> None:
+def test_a_restart_that_fails_is_reported(two: App, tmp_path: Path) -> None:
     log = tmp_path / "log"
     text = watching(log, "1", "cmd: restart app")
     text = text.replace(f">> {log}\n", f">> {log}; test $(readlink ROOT/current) = 2\n", 1)
@@ -1367,7 +1367,7 @@ def test_the_user_of_a_check(public: App) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({}, "checks (is|are) missing: name a URL or a command"),
+        ({}, "checks (is|are) missing: give at least a URL or a command"),
         ({"checks": []}, "checks (is|are) missing"),
         ({"checks": ""}, "check"),
         ({"checks": 5}, "check"),
@@ -1417,7 +1417,7 @@ def running(release: str) -> Iterator[int]:
 
 
 def many(app: App, *names: str) -> None:
-    """Deploy and activate many releases out of one archive, each in a year of its own."""
+    """Deploy and activate many releases from one archive, each in a year of its own."""
     year = 2001 + len(there(app))
     for number, name in enumerate(names):
         with minions.in_year(year + number):
