@@ -1,4 +1,4 @@
-# Needs only make, a Python of 3.9 to 3.14 with its venv module, and a package index.
+# Needs only make, a Python of 3.9 to 3.15 with its venv module, and a package index.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -7,8 +7,8 @@ MAKEFLAGS += --no-print-directory
 
 # `make PYTHON=python3.12 VENV=.venv312 test` tries another Python beside the first one.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.10 python3.14 \
-	python3.9; do \
-	$$python -c 'import ensurepip, sys, venv; sys.exit(not (3, 9) <= sys.version_info < (3, 15))' \
+	python3.9 python3.15; do \
+	$$python -c 'import ensurepip, sys, venv; sys.exit(not (3, 9) <= sys.version_info < (3, 16))' \
 	2>/dev/null && echo $$python && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -21,7 +21,7 @@ COMPILES := import os, shutil, sysconfig as s; \
 	and os.path.exists(s.get_path("include") + "/Python.h"); \
 	print("" if ready else "--only-binary=timelib")
 
-.PHONY: help demo test test-all lint format docs bench clean
+.PHONY: help demo test test-all matrix lint format docs bench clean
 
 help: ## show this list
 	@echo 'Usage: make TARGET'
@@ -37,6 +37,9 @@ test: lint ## the checks, then all tests but the slow ones
 test-all: lint ## the checks, then all tests
 	@echo 'test-all: pytest'
 	@$(BIN)/pytest
+
+matrix: ## the demo and the unit tests in fresh Debian roots, on every Python there (SUITES=sid: one)
+	@tests/matrix/run.sh $(SUITES)
 
 lint: $(READY) ## ruff, mypy, and who imports whom
 	@echo 'lint: ruff check, ruff format --check, mypy, lint-imports'
@@ -72,5 +75,5 @@ $(READY): pyproject.toml setup.py | python
 
 .PHONY: python
 python:
-	@$(if $(PYTHON),:,echo 'No Python of 3.9 to 3.14 with its venv module is on the PATH: install one \
+	@$(if $(PYTHON),:,echo 'No Python of 3.9 to 3.15 with its venv module is on the PATH: install one \
 	(on Debian: python3-venv) or name it with PYTHON=...' >&2; exit 1)

@@ -6,6 +6,7 @@ Salt wants its modules in `_modules`, `_runners` and `_states` of a file root, a
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -17,6 +18,9 @@ LOADED_BY_SALT = {
     for kind in ("modules", "runners", "states")
     if (HERE / f"_{kind}").is_dir()
 }
+
+# setuptools keeps the files of the last build here, and would install modules that were moved.
+shutil.rmtree(HERE / "build" / "lib", ignore_errors=True)
 
 setup(
     packages=[

@@ -776,12 +776,12 @@ def run(path: str, command: str, user: str | None = None, timeout: float = 60) -
 def pack(
     path: str,
     archive: str,
-    against: str | None = None,
+    delta_from: str | None = None,
     exclude: str | list[str] | None = None,
     prefix: str | None = None,
     bytecode: str = "timestamp",
     level: int | None = None,
-    facts: dict[str, str] | None = None,
+    build_metadata: dict[str, str] | None = None,
     test: bool | None = None,
 ) -> dict[str, Any]:
     """
@@ -800,10 +800,11 @@ def pack(
         is smaller and faster, and needs the program ``zstd`` on both sides) or ``.tar``. Its
         SHA-256 is written beside it, as ``<archive>.sha256``.
 
-    against
-        An earlier bundle. What that has is left out, so the new one can be deployed only where the
-        release of that one stands. Name the new one ``<name>.from-<earlier name>.tar.gz`` beside
-        the full ``<name>.tar.gz``, and ``virtualenv_relocated.managed`` finds it by itself.
+    delta_from
+        The full bundle of a previous release: makes a delta bundle, without the files that this
+        one contains, which can be deployed only where that release is. Name the delta bundle
+        ``<name>.from-<previous name>.tar.gz`` beside the full ``<name>.tar.gz``, and
+        ``virtualenv_relocated.managed`` finds it by itself.
 
     exclude
         Patterns of what is left out: of a path in the virtualenv or of a name, such as ``tests``.
@@ -818,8 +819,8 @@ def pack(
     level
         Of the compression: 1 to 9 for gzip, by default 6; 1 to 19 for zstd, by default 9.
 
-    facts
-        What the build says of itself: names and texts, for the manifest.
+    build_metadata
+        Names and texts for the manifest, for example a commit.
 
     test
         ``True`` reports what would be done, and does none of it. By default the minion's ``test``
@@ -827,7 +828,7 @@ def pack(
 
     Returns a dictionary: ``archive``, ``changed``, ``dry_run``, ``files`` (members), ``size``
     (bytes in its files), ``packed_size`` (of the archive), ``sha256``, ``manifest`` (its digest),
-    ``base`` (that of the bundle that it is against), ``carried`` (how many files it holds),
+    ``base`` (of a delta bundle, that of the other one), ``carried`` (how many files it has),
     ``references`` (how many are to be relocated), ``compiled`` and ``warnings`` (a list of
     ``file`` and ``reason``).
 
@@ -839,19 +840,19 @@ def pack(
 
         salt build virtualenv_tools.pack /srv/build/app /srv/salt/app/4f2a9c1.tar.gz
         salt build virtualenv_tools.pack /srv/build/app /srv/salt/app/4f2a9c1.from-9c01b7e.tar.gz \\
-            against=/srv/salt/app/9c01b7e.tar.gz
+            delta_from=/srv/salt/app/9c01b7e.tar.gz
     """
     archive = _absolute(archive, "the archive")
     with _core() as core, _reporting(archive) as (_, tell):
         done = core.pack(
             _absolute(path),
             archive,
-            against=None if against is None else _absolute(against, "the earlier bundle"),
+            delta_from=None if delta_from is None else _absolute(delta_from, "delta_from"),
             exclude=_strings(exclude, "exclude", "pattern"),
             prefix=None if prefix is None else str(prefix),
             bytecode=bytecode,
             level=level,
-            facts=facts,
+            build_metadata=build_metadata,
             dry_run=_is_test(test),
             tell=tell,
         )
@@ -861,39 +862,20 @@ def pack(
 def build(
     archive: str,
     cache: str | None = None,
-    requirements: str | list[str] | None = None,
-    project: str | None = None,
-    packages: str | list[str] | None = None,
-    wheels: str | list[str] | None = None,
-    find_links: str | list[str] | None = None,
-    index: str | None = None,
-    extra_index: str | list[str] | None = None,
-    no_index: bool = False,
-    require_hashes: bool = False,
-    constraints: str | list[str] | None = None,
-    python: str | None = None,
-    tool: str = "venv",
-    installer: str = "pip",
-    against: int | str | list[str] | None = None,
-    exclude: str | list[str] | None = None,
-    prefix: str | None = None,
-    bytecode: str = "timestamp",
-    level: int | None = None,
-    commit: str | None = None,
-    environ: dict[str, str] | None = None,
     force: bool = False,
     saltenv: str = "base",
     wait: float = 3600,
     test: bool | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """
-    Build a bundle out of requirements or a project, for
+    Build a bundle from requirements or a project, for
     :py:func:`virtualenv_relocated.managed <saltext.states.virtualenv_relocated.managed>` to deploy.
 
     The packages are installed into an environment that is kept in a cache and brought exactly in
     step with what is asked for: what did not change is neither fetched nor installed again, and
-    what is not wanted any more is gone. Nothing is done where the bundle stands and nothing that it
-    is made of has changed. A build that fails leaves the bundle before, and tells where the output
+    what is no longer wanted is removed. Nothing is done where the bundle exists and none of its
+    inputs has changed. A build that fails leaves the previous bundle, and reports where the output
     of its tools is.
 
     archive
@@ -906,9 +888,24 @@ def build(
         default. One environment is kept in it for each Python and tool, and one build at a time
         works there: give applications that are built often a cache each.
 
+    force
+        ``True`` builds though nothing has changed.
+
+    saltenv
+        The environment of ``salt://`` files.
+
+    wait
+        Seconds to wait for another build in the same cache.
+
+    test
+        ``True`` reports what would be done, and does none of it. By default the minion's ``test``
+        option decides.
+
+    All others have to be given by name, and all have a default:
+
     requirements
-        Requirement files, as pip reads them; a lock with hashes for one. Paths on the minion, or
-        URLs that Salt can fetch. What is not pinned is only looked up when something else has
+        Requirement files, as pip reads them; for example a lock with hashes. Paths on the minion,
+        or URLs that Salt can fetch. What is not pinned is only looked up when something else has
         changed, or with ``force``.
 
     project
@@ -916,18 +913,18 @@ def build(
         It is built in a copy, and installed as a wheel. In a git checkout, the files that are
         tracked or new and not ignored count.
 
-    packages
+    pip_packages
         Requirements, such as ``gunicorn>=22``.
 
     wheels
         Wheel files: paths on the minion, or URLs that Salt can fetch.
 
     find_links
-        Directories or pages with packages, besides those that are configured on the minion.
+        Directories or pages with packages, in addition to those that are configured on the minion.
 
     index, extra_index
-        Package indexes, for those that are configured on the minion by ``pip.conf``, ``uv.toml`` or
-        the minion's environment. What they have of credentials is told to nobody.
+        Package indexes, in place of those that are configured on the minion by ``pip.conf``,
+        ``uv.toml`` or the minion's environment. Credentials in them are never logged or reported.
 
     no_index
         ``True`` takes packages from ``find_links`` only.
@@ -944,16 +941,16 @@ def build(
         servers have.
 
     tool
-        What makes the environment: ``venv``, ``virtualenv`` or ``uv``. pip is not in it, unless it
-        is asked for.
+        What creates the environment: ``venv`` (the default), ``virtualenv`` or ``uv``. pip is not
+        in it, unless it is asked for.
 
     installer
-        What installs the packages: ``pip`` or ``uv``.
+        What installs the packages: ``pip`` (the default) or ``uv``.
 
-    against
+    delta_from
         How many of the latest bundles beside the archive (those that have its name, with another
-        commit), or which earlier bundles. For each of them a second bundle is written, called
-        ``<name>.from-<earlier name>.tar.gz``, which has only what the earlier one lacks.
+        commit), or which full bundles. From each of them a delta bundle is written as well, called
+        ``<name>.from-<previous name>.tar.gz``, which has only what the other one lacks.
 
     exclude
         Patterns of files to leave out.
@@ -962,38 +959,24 @@ def build(
         Pack it as if it had been built there.
 
     bytecode
-        How bytecode knows whether it fits its source: ``timestamp``, ``checked-hash`` or
-        ``unchecked-hash``.
+        How it is known whether bytecode matches its source: ``timestamp`` (the default),
+        ``checked-hash`` or ``unchecked-hash``.
 
     level
         Of the compression.
 
     commit
         What is built. By default what is checked out in ``project``; where that differs from its
-        commit, a bundle is not named by it.
+        commit, the commit is not put into the name of a bundle.
 
-    environ
+    env
         More variables for the tools, such as ``CFLAGS``.
-
-    force
-        ``True`` builds though nothing has changed.
-
-    saltenv
-        The environment of ``salt://`` files.
-
-    wait
-        Seconds to wait for another build in the same cache.
-
-    test
-        ``True`` reports what would be done, and does none of it. By default the minion's ``test``
-        option.
 
     Returns a dictionary: ``archive``, ``changed``, ``dry_run``, ``reason`` (why it was built),
     ``commit``, ``python``, ``tool`` and ``installer`` (with their versions), ``installed`` (names
     and versions), ``removed`` (names), ``kept`` (a count), ``old_sha256``, ``sha256``, ``files``,
-    ``size`` and ``packed_size`` (bytes), ``manifest``, ``against`` (the sizes in bytes of the
-    bundles against earlier ones, by their paths), ``log`` and ``warnings`` (a list
-    of ``file`` and ``reason``).
+    ``size`` and ``packed_size`` (bytes), ``manifest``, ``deltas`` (the sizes in bytes of the
+    delta bundles, by their paths), ``log`` and ``warnings`` (a list of ``file`` and ``reason``).
 
     Raises ``CommandExecutionError`` for whatever goes wrong; the bundle is then as it was before.
 
@@ -1002,44 +985,37 @@ def build(
     .. code-block:: bash
 
         salt build virtualenv_tools.build /srv/bundles/shop-{commit}.tar.zst project=/srv/src/shop
-        salt build virtualenv_tools.build /srv/bundles/shop.tar.gz packages='[gunicorn, shop]'
+        salt build virtualenv_tools.build /srv/bundles/shop.tar.gz pip_packages='[gunicorn, shop]'
     """
-    options = {
-        "cache": cache or os.path.join(__opts__["cachedir"], __virtualname__),
-        "requirements": _files(requirements, "requirements", saltenv),
-        "project": None if project is None else _absolute(project, "the project"),
-        "packages": _strings(packages, "packages", "requirement"),
-        "wheels": _files(wheels, "wheels", saltenv),
-        "find_links": _strings(find_links, "find_links", "place"),
-        "index": index,
-        "extra_index": _strings(extra_index, "extra_index", "URL"),
-        "no_index": bool(no_index),
-        "require_hashes": bool(require_hashes),
-        "constraints": _files(constraints, "constraints", saltenv),
-        "python": None if python is None else str(python),
-        "tool": tool,
-        "installer": installer,
-        "against": _earlier(against),
-        "exclude": _strings(exclude, "exclude", "pattern"),
-        "prefix": prefix,
-        "bytecode": bytecode,
-        "level": level,
-        "commit": None if commit is None else str(commit),
-        "environ": environ,
-        "force": bool(force),
-        "wait": _seconds(wait),
-        "dry_run": _is_test(test),
-    }
+    # A command of the master adds the job: `__pub_jid` and the like.
+    given = {name: value for name, value in options.items() if not name.startswith("__")}
+    for name in ("requirements", "wheels", "constraints"):
+        given[name] = _files(given.get(name), name, saltenv)
+    for name in ("python", "commit"):  # YAML reads 3.11 and 1234567 as numbers
+        given[name] = None if given.get(name) is None else str(given[name])
+    if given.get("project") is not None:
+        _absolute(given["project"], "the project")
+    given["delta_from"] = _delta_from(given.get("delta_from"))
     archive = _absolute(archive, "the archive")
     with _core() as core, _reporting(archive) as (job, tell):
-        return _printable(core.build(archive, **options, job=job, tell=tell).as_dict())
+        done = core.build(
+            archive,
+            cache=cache or os.path.join(__opts__["cachedir"], __virtualname__),
+            force=bool(force),
+            wait=_seconds(wait),
+            dry_run=_is_test(test),
+            job=job,
+            tell=tell,
+            **given,
+        )
+        return _printable(done.as_dict())
 
 
-def _earlier(value: Any) -> int | list[str]:
-    """Earlier bundles, or how many of them."""
+def _delta_from(value: Any) -> int | list[str]:
+    """Full bundles to make delta bundles from, or how many of them."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    return [_absolute(one, "an earlier bundle") for one in _strings(value, "against", "path")]
+    return [_absolute(one, "delta_from") for one in _strings(value, "delta_from", "path")]
 
 
 def _files(value: Any, what: str, saltenv: str) -> list[str]:

@@ -533,92 +533,22 @@ def absent(name: str) -> dict[str, Any]:
     return ret
 
 
-def packed(
-    name: str,
-    cache: str | None = None,
-    requirements: str | list[str] | None = None,
-    project: str | None = None,
-    packages: str | list[str] | None = None,
-    wheels: str | list[str] | None = None,
-    find_links: str | list[str] | None = None,
-    index: str | None = None,
-    extra_index: str | list[str] | None = None,
-    no_index: bool = False,
-    require_hashes: bool = False,
-    constraints: str | list[str] | None = None,
-    python: str | None = None,
-    tool: str = "venv",
-    installer: str = "pip",
-    against: int | str | list[str] | None = None,
-    exclude: str | list[str] | None = None,
-    prefix: str | None = None,
-    bytecode: str = "timestamp",
-    level: int | None = None,
-    commit: str | None = None,
-    environ: dict[str, str] | None = None,
-    force: bool = False,
-    wait: float = 3600,
-) -> dict[str, Any]:
+def packed(name: str, **options: Any) -> dict[str, Any]:
     """
     Have a bundle built, on a build machine, for :py:func:`managed` to deploy.
 
-    Nothing is done where it stands and nothing that it is made of has changed. Else the packages
-    are installed into an environment that is kept, of which only what differs is changed, and that
-    is packed. A build that fails leaves the bundle before.
+    Nothing is done where it exists and none of its inputs has changed. Otherwise the packages are
+    installed into an environment that is kept, of which only what differs is changed, and that is
+    packed. A build that fails leaves the previous bundle.
 
     name
         The bundle: a path that ends in ``.tar``, ``.tar.gz`` or ``.tar.zst``; ``{commit}`` in it is
         replaced by the commit. Its SHA-256 is written beside it, as ``<name>.sha256``.
 
-    cache
-        A directory that is kept between builds, ``virtualenv_tools`` in the minion's cache by
-        default.
-
-    requirements, constraints
-        Requirement and constraint files, as pip reads them: paths on the minion, or URLs that Salt
-        can fetch.
-
-    project
-        A directory with a ``pyproject.toml`` or ``setup.py``, with extras as in ``/srv/shop[web]``.
-
-    packages
-        Requirements, such as ``gunicorn>=22``.
-
-    wheels
-        Wheel files: paths on the minion, or URLs that Salt can fetch.
-
-    find_links, index, extra_index, no_index, require_hashes
-        Where packages come from, besides or for what is configured on the minion.
-
-    python
-        The Python to build for: an executable, a command, or a version like ``3.11``. By default
-        the first ``python3`` on the ``PATH`` that is not Salt's own.
-
-    tool, installer
-        What makes the environment (``venv``, ``virtualenv``, ``uv``) and what installs (``pip``,
-        ``uv``).
-
-    against
-        How many of the latest bundles beside it (those that have its name, with another commit), or
-        which earlier bundles: for each a second bundle is written, called
-        ``<name>.from-<earlier name>.tar.gz``, which has only what the earlier one lacks.
-        :py:func:`managed` takes it where the earlier release stands.
-
-    exclude, prefix, bytecode, level
-        How it is packed, as in :py:func:`virtualenv_tools.build
-        <saltext.modules.virtualenv_tools.build>`.
-
-    commit
-        What is built; by default what is checked out in ``project``.
-
-    environ
-        More variables for the tools, such as ``CFLAGS``.
-
-    force
-        ``True`` builds though nothing has changed.
-
-    wait
-        Seconds to wait for another build in the same cache.
+    options
+        What to build, and how: all other arguments of :py:func:`virtualenv_tools.build
+        <saltext.modules.virtualenv_tools.build>`, such as ``requirements``, ``project``,
+        ``pip_packages``, ``python``, ``cache`` and ``env``.
 
     .. code-block:: yaml
 
@@ -628,40 +558,14 @@ def packed(
             - requirements: /srv/src/shop/requirements.lock
             - require_hashes: True
             - python: '3.11'
-            - against: 2
+            - delta_from: 2
             - require:
               - git: /srv/src/shop
     """
     ret = _new(name)
-    options = {
-        "cache": cache,
-        "requirements": requirements,
-        "project": project,
-        "packages": packages,
-        "wheels": wheels,
-        "find_links": find_links,
-        "index": index,
-        "extra_index": extra_index,
-        "no_index": no_index,
-        "require_hashes": require_hashes,
-        "constraints": constraints,
-        "python": python,
-        "tool": tool,
-        "installer": installer,
-        "against": against,
-        "exclude": exclude,
-        "prefix": prefix,
-        "bytecode": bytecode,
-        "level": level,
-        "commit": commit,
-        "environ": environ,
-        "force": force,
-        "wait": wait,
-    }
+    given = {"saltenv": __env__, **_own(options), "test": __opts__["test"]}
     with _Reporting(ret):
-        done = __salt__["virtualenv_tools.build"](
-            _path(name, "the bundle"), saltenv=__env__, test=__opts__["test"], **options
-        )
+        done = __salt__["virtualenv_tools.build"](_path(name, "the bundle"), **given)
         return _built(ret, done)
     return ret
 
@@ -757,14 +661,14 @@ def _built(ret: dict[str, Any], done: dict[str, Any]) -> dict[str, Any]:
     """The answer of a build."""
     archive, old = done["archive"], done["old_sha256"]
     if not done["changed"]:
-        return _with(ret, True, f"{archive} exists, and nothing that it is made of has changed.")
+        return _with(ret, True, f"{archive} exists, and none of its inputs has changed.")
     if done["dry_run"]:
         ret["changes"] = {"bundle": {"old": old, "new": archive}}
         return _with(ret, None, f"{archive} would be built, as {done['reason']}.")
     if done["sha256"] != old:
         changes = {"installed": done["installed"], "removed": done["removed"]}
         ret["changes"] = {"bundle": {"old": old, "new": done["sha256"]}}
-        changes["against"] = {key: f"{size / 1e6:,.3f} MB" for key, size in done["against"].items()}
+        changes["deltas"] = {key: f"{size / 1e6:,.3f} MB" for key, size in done["deltas"].items()}
         ret["changes"].update({key: value for key, value in changes.items() if value})
     _warn(ret, done["warnings"])
     count, size = f"{done['files']:,} members", f"{done['packed_size'] / 1e6:,.1f} MB packed"

@@ -212,7 +212,7 @@ def pack_all(place: Place) -> dict[str, Packed]:
     for way, told in in_turns(ways, PACKINGS):
         pack(place, way, told, packed[way.name])
     ways = [
-        packer(place, "next", ending, case.following, "--against", str(base))
+        packer(place, "next", ending, case.following, "--delta-from", str(base))
         for ending in place.endings
     ]
     full = packer(place, FULL, place.endings[-1], case.following, "--level", "1")

@@ -189,7 +189,7 @@ commit 'The shop crashes' '    price = models.IntegerField(default=3)
 THIRD=$HASH
 PACK="virtualenv-tools --pack file_root/shop/$THIRD"
 run $PACK.tar.gz build/shop
-run $PACK.from-$SECOND.tar.gz --against "file_root/shop/$SECOND.tar.gz" build/shop
+run $PACK.from-$SECOND.tar.gz --delta-from "file_root/shop/$SECOND.tar.gz" build/shop
 run rm -rf build
 show 'du -h --apparent-size file_root/shop/*.tar.gz'
 du -h --apparent-size file_root/shop/*.tar.gz | indent

@@ -50,9 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--deep goes with --check")
     if options.pack and len(options.paths) > 1:
         parser.error("--pack takes one virtualenv")
-    for name in ("against", "exclude", "prefix", "bytecode", "level"):
+    for name in ("delta_from", "exclude", "prefix", "bytecode", "level"):
         if getattr(options, name) is not None and not options.pack:
-            parser.error(f"--{name} goes with --pack")
+            parser.error(f"--{name.replace('_', '-')} goes with --pack")
     for stream in (sys.stdout, sys.stderr):  # names that are no UTF-8 are printed as they are
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")
@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--deep", action="store_true", help="with --check: compare every file's content as well")
     add("--info", action="store_true", help="report what it is")
     add("--pack", metavar="FILE", help="pack it into a bundle: .tar.gz, .tar.zst or .tar")
-    add("--against", metavar="BUNDLE", help="with --pack: leave out what that earlier bundle has")
+    add("--delta-from", metavar="BUNDLE", help="with --pack: leave out what that full bundle has")
     add("--exclude", metavar="PATTERN", action="append", help="with --pack: leave out such files")
     add("--prefix", metavar="PATH", help="with --pack: as if it had been built there")
     add("--bytecode", choices=MODES, help="with --pack: how it knows its source (timestamp)")
@@ -218,7 +218,7 @@ def _pack(path: str, options: argparse.Namespace) -> None:
     report = pack(
         path,
         options.pack,
-        against=options.against,
+        delta_from=options.delta_from,
         exclude=options.exclude or (),
         prefix=options.prefix,
         bytecode=options.bytecode or MODES[0],

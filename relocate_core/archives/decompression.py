@@ -150,6 +150,11 @@ class Stream:
             yield self._view[at : at + step]
             size -= step
 
+    def skip(self, size: int) -> None:
+        """Take that many bytes, and drop them."""
+        for _ in self.pieces(size):
+            pass
+
     def rest(self) -> Iterator[bytes]:
         """Everything to the end, which proves that the archive is whole."""
         yield self._chunk[self._at :]

@@ -1,12 +1,13 @@
 """pip and uv, as what finds, builds and installs packages.
 
-Both come to a plan first, without touching the environment: what is to be in it, and what tells the
-content of each. With pip the plan is a directory of wheels, whose RECORDs tell it; so all downloads
-and compilers have succeeded before anything is installed, and what is installed has no trace of
-where it came from. With uv it is what `uv pip compile` gives, hashes included.
+Both make a plan first, without touching the environment: which distributions should be in it, each
+with a description of its content. With pip the plan is a directory of wheels, described by their
+RECORDs; so all downloads and compilers have succeeded before anything is installed, and nothing
+that is installed contains where it came from. With uv it is the output of `uv pip compile`, hashes
+included.
 
-pip is never in the environment that it installs into: one of its own, kept in the cache, does it
-from outside.
+pip is never in the environment that it installs into: it runs from an environment of its own, which
+is kept in the cache.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from urllib.parse import quote
 
 from ..errors import BuildFailed
 from ..virtualenvs.interpreter import Interpreter
-from .environment import Environment, Program, uv, virtualenv
+from .environment import Environment
 from .runner import Runner, output_of
 from .sources import Wheel, digest_of, normal_name, wheel
+from .tools import Program, uv, virtualenv
 
 INSTALLERS = ("pip", "uv")
 """What installs packages."""
@@ -40,7 +42,7 @@ _TRUSTING_GIT = {
     "GIT_CONFIG_VALUE_0": "*",
 }
 _PIN = re.compile(r"([A-Za-z0-9][\w.-]*)(?:\[[^\]]*\])?\s*(==|@)\s*(\S+)")
-# What pip knows of an index; what is in the wheels' directory comes from there alone.
+# Without the configured indexes: wheels of the plan are installed from their directory alone.
 _NO_CONFIGURATION = {"PIP_CONFIG_FILE": os.devnull, "PIP_REQUIRE_HASHES": None, "PIP_PRE": None}
 
 
@@ -52,45 +54,45 @@ class Wanted:
         directory: where relative paths in the files start from.
         files: requirement files.
         constraints: constraint files.
-        packages: requirements.
+        pip_packages: requirements.
         wheels: wheel files, the project's own one among them.
         require_hashes: whether every package needs a hash.
-        hashes: what the requirement files demand of a distribution's file, by its name.
+        hashes: the hashes that the requirement files list for a distribution, by its name.
     """
 
     directory: str
     files: tuple[str, ...] = ()
     constraints: tuple[str, ...] = ()
-    packages: tuple[str, ...] = field(default=(), repr=False)
+    pip_packages: tuple[str, ...] = field(default=(), repr=False)
     wheels: tuple[Wheel, ...] = ()
     require_hashes: bool = False
     hashes: Mapping[str, str] = field(default_factory=dict)
 
 
 class Installer(Protocol):
-    """What pip and uv can do alike."""
+    """What pip and uv have in common."""
 
     def prepare(self) -> None:
-        """Have it ready to work."""
+        """Have it ready to run."""
 
     @property
     def program(self) -> Program:
-        """What it is."""
+        """The program that installs."""
 
     def wheel_of(self, project: str, environment: Environment, directory: str) -> str:
         """Build a project's wheel into a directory; its path."""
 
     def plan(self, wanted: Wanted, environment: Environment) -> dict[str, str]:
-        """What tells the content of each distribution that is to be installed, by its name."""
+        """A description of the content of each distribution to install, by its name."""
 
     def install(
         self, names: Iterable[str], obsolete: Iterable[str], environment: Environment
     ) -> None:
-        """Install some distributions of the plan, and remove the obsolete ones before.
+        """Remove the obsolete distributions, and install some of the plan.
 
         Args:
             names: what is to be installed.
-            obsolete: what is not in the plan, or of other content.
+            obsolete: what is not in the plan, or has another content.
             environment: where.
         """
 
@@ -105,16 +107,16 @@ def find_installer(
         directory: the build's directory in the cache.
         interpreter: the Python that is installed for.
         runner: runs it.
-        no_index: whether it may ask no index; pip is told by a variable.
+        no_index: whether it should use no index; pip has a variable for that.
 
     Raises:
-        BuildFailed: it is not on this machine; tells how to install it.
+        BuildFailed: it is not installed; the message has how to install it.
     """
     return Uv(directory, runner, no_index) if name == "uv" else Pip(directory, interpreter, runner)
 
 
 class _Base:
-    """What both have: a file of requirements, and a directory of wheels."""
+    """What both have: files of requirements in the directory of the build."""
 
     def __init__(self, directory: str, runner: Runner) -> None:
         self._directory = directory
@@ -155,7 +157,7 @@ class Pip(_Base):
 
     @property
     def program(self) -> Program:
-        """pip as it is kept, or else the one that the Python brings along."""
+        """pip in the cache, or before that the one that is bundled with the Python."""
         return Program("pip", (self._python,), self._kept_version() or self._own_version())
 
     def _kept_version(self) -> str:
@@ -175,11 +177,11 @@ class Pip(_Base):
         return f"{self._interpreter.executable} {self._interpreter.long_version}"
 
     def prepare(self) -> None:
-        """Make pip's own environment, unless it is there."""
+        """Create pip's own environment, unless it exists."""
         if self._kept_version() and os.access(self._python, os.X_OK):
             return
         shutil.rmtree(self._home, ignore_errors=True)
-        self._runner.run("making an environment for pip", self._maker(), self._directory)
+        self._runner.run("creating an environment for pip", self._creation(), self._directory)
         pip = [self._python, "-I", "-m", "pip"]
         version = _version_of(pip)
         if not _is_new_enough(version):
@@ -189,7 +191,7 @@ class Pip(_Base):
         with open(os.path.join(self._home, _READY), "w") as file:
             file.write(f"{self._identity()}\n{version}\n")
 
-    def _maker(self) -> list[str]:
+    def _creation(self) -> list[str]:
         python = self._interpreter.executable
         if output_of(python, "-I", "-c", "import venv, ensurepip") is not None:
             return [python, "-I", "-m", "venv", self._home]
@@ -207,19 +209,19 @@ class Pip(_Base):
     def wheel_of(self, project: str, environment: Environment, directory: str) -> str:
         """Build a project's wheel into a directory; its path."""
         command = self._pip(environment, "wheel", "--no-deps", "--wheel-dir", directory, project)
-        variables = {"PIP_REQUIRE_HASHES": None, **_TRUSTING_GIT}
-        self._runner.run("building the project", command, project, **variables)
+        env = {"PIP_REQUIRE_HASHES": None, **_TRUSTING_GIT}
+        self._runner.run("building the project", command, project, **env)
         return _only_wheel(directory)
 
     def plan(self, wanted: Wanted, environment: Environment) -> dict[str, str]:
-        """Have all that is to be installed as wheels; what tells the content of each."""
+        """Get wheels of all that is to be installed; a description of the content of each."""
         own = [
             f"{one.name}{one.extras} @ {_url(one.path)}#sha256={one.digest}"
             for one in wanted.wheels
         ]
         shutil.rmtree(self._wheels, ignore_errors=True)
         command = self._pip(environment, "wheel", "--wheel-dir", self._wheels)
-        arguments = self._arguments(wanted, [*wanted.packages, *own])
+        arguments = self._arguments(wanted, [*wanted.pip_packages, *own])
         self._runner.run("finding the packages", [*command, *arguments], wanted.directory)
         names = [name for name in os.listdir(self._wheels) if name.endswith(".whl")]
         wheels = [wheel(os.path.join(self._wheels, name)) for name in names]
@@ -229,7 +231,7 @@ class Pip(_Base):
     def install(
         self, names: Iterable[str], obsolete: Iterable[str], environment: Environment
     ) -> None:
-        """Install some distributions of the plan, and remove the obsolete ones before."""
+        """Remove the obsolete distributions, and install some of the plan."""
         environment.remove(obsolete)
         pins = [f"{name}=={self._planned[name].version}" for name in sorted(names)]
         if not pins:
@@ -251,21 +253,21 @@ def _is_new_enough(version: str) -> bool:
 
 
 def _content_of(one: Wheel) -> str:
-    """What tells a wheel's content, though the file was built at another time: its RECORD."""
+    """A description of a wheel's content that is the same when it is built again: its RECORD."""
     tags = os.path.basename(one.path).split("-", 2)[2]
     try:
         with zipfile.ZipFile(one.path) as file:
             record = next(name for name in file.namelist() if name.endswith(".dist-info/RECORD"))
             return f"{tags} {hashlib.sha256(file.read(record)).hexdigest()}"
     except (OSError, zipfile.BadZipFile, StopIteration, RuntimeError):
-        return f"{tags} {one.digest}"  # pip will say what is wrong with it
+        return f"{tags} {one.digest}"  # pip will report what is wrong with it
 
 
 # --- uv -------------------------------------------------------------------------------------------
 
 
 class Uv(_Base):
-    """uv, which works on the environment from outside by itself."""
+    """uv, which runs outside of the environment anyway."""
 
     def __init__(self, directory: str, runner: Runner, no_index: bool) -> None:
         super().__init__(directory, runner)
@@ -275,17 +277,17 @@ class Uv(_Base):
         self._wanted = Wanted(directory)
         self._own: list[str] = []
         self._python = ""
-        self._variables: dict[str, str | None] = {}
+        self._env: dict[str, str | None] = {}
 
     def prepare(self) -> None:
-        """It is ready as it is."""
+        """Nothing is needed."""
 
     def wheel_of(self, project: str, environment: Environment, directory: str) -> str:
         """Build a project's wheel into a directory; its path."""
         command = [*self.program.command, "build", "--wheel", "--python", environment.python]
         command += [*self._index, "--out-dir", directory, project]
-        variables = {"UV_REQUIRE_HASHES": None, **_TRUSTING_GIT}
-        self._runner.run("building the project", command, project, **variables)
+        env = {"UV_REQUIRE_HASHES": None, **_TRUSTING_GIT}
+        self._runner.run("building the project", command, project, **env)
         return _only_wheel(directory)
 
     def plan(self, wanted: Wanted, environment: Environment) -> dict[str, str]:
@@ -295,8 +297,8 @@ class Uv(_Base):
             f"{one.name}{one.extras}=={one.version} --hash=sha256:{one.digest}"
             for one in wanted.wheels
         ]
-        links = [self._runner.variables.get("UV_FIND_LINKS", ""), *self._page(wanted.wheels)]
-        self._variables = {"UV_FIND_LINKS": ",".join(filter(None, links)) or None}
+        links = [self._runner.env.get("UV_FIND_LINKS", ""), *self._page(wanted.wheels)]
+        self._env = {"UV_FIND_LINKS": ",".join(filter(None, links)) or None}
         resolved = os.path.join(self._directory, "resolved.txt")
         with suppress(FileNotFoundError):
             os.unlink(resolved)
@@ -305,16 +307,14 @@ class Uv(_Base):
         command += [*self._index, "--output-file", resolved]
         arguments = [word for word in self._inputs() if word != "--require-hashes"]
         files = [word for word in arguments if word != "-r"]
-        self._runner.run(
-            "finding the packages", [*command, *files], wanted.directory, **self._variables
-        )
+        self._runner.run("finding the packages", [*command, *files], wanted.directory, **self._env)
         with open(resolved, errors="surrogateescape") as file:
             known = dict(_pins(file.read()))
         os.unlink(resolved)
         exact = (f"{name}=={what.split()[1]}" for name, what in known.items() if what[0] == "=")
         self._write(self._pins, exact)
         self._require_hashes(wanted)
-        # What the requirements demand of a file tells as well which one was taken.
+        # The hashes in the requirements decide as well which file is installed.
         known = {name: f"{what} {wanted.hashes.get(name, '')}" for name, what in known.items()}
         return {
             **known,
@@ -322,7 +322,7 @@ class Uv(_Base):
         }
 
     def _page(self, wheels: Sequence[Wheel]) -> list[str]:
-        """A page of our own wheels: by their hashes, which uv reads only there, it finds these."""
+        """A page of the given wheels with their hashes, which uv reads only from a page."""
         if not wheels:
             return []
         path = os.path.join(self._directory, "wheels", "links.html")
@@ -333,13 +333,13 @@ class Uv(_Base):
         return [_url(path)]
 
     def _require_hashes(self, wanted: Wanted) -> None:
-        """Have uv see to it that each requirement has a hash, also where all are installed."""
+        """Let uv check that each requirement has a hash, also where all of them are installed."""
         if wanted.require_hashes:
             command = [*self._install_command(), "--dry-run"]
-            self._runner.run("checking the hashes", command, wanted.directory, **self._variables)
+            self._runner.run("checking the hashes", command, wanted.directory, **self._env)
 
     def _inputs(self) -> list[str]:
-        return self._arguments(self._wanted, [*self._wanted.packages, *self._own])
+        return self._arguments(self._wanted, [*self._wanted.pip_packages, *self._own])
 
     def _install_command(self) -> list[str]:
         command = [*self.program.command, "pip", "install", "--python", self._python]
@@ -348,13 +348,13 @@ class Uv(_Base):
     def install(
         self, names: Iterable[str], obsolete: Iterable[str], environment: Environment
     ) -> None:
-        """Install some distributions of the plan, and remove the obsolete ones before."""
+        """Remove the obsolete distributions, and install some of the plan."""
         again = [word for name in obsolete for word in ("--reinstall-package", name)]
         self._runner.run(
             "installing the packages",
             [*self._install_command(), *again],
             self._wanted.directory,
-            **self._variables,
+            **self._env,
         )
 
 
@@ -378,5 +378,7 @@ def _url(path: str) -> str:
 def _only_wheel(directory: str) -> str:
     names = [name for name in os.listdir(directory) if name.endswith(".whl")]
     if len(names) != 1:
-        raise BuildFailed(f"the project's build gave {len(names)} wheels, and has to give one")
+        raise BuildFailed(
+            f"the build of the project wrote {len(names)} wheels: it has to write one"
+        )
     return os.path.join(directory, names[0])

@@ -1,8 +1,8 @@
-"""Running the tools that build: their environment, their log, and their last telling words.
+"""Running the tools that build: the variables they are run with, and their log.
 
 An operator configures an index by `PIP_INDEX_URL`, `UV_DEFAULT_INDEX`, pip.conf or uv.toml, and
-that works on here. Whatever else such variables could do, as to let packages go elsewhere, is left
-out. What URLs have of credentials never reaches a log or a message.
+that works here as well. Other variables of the tools, which for example install packages elsewhere,
+are left out. Credentials in URLs are never written to a log or a message.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from contextlib import suppress
 from ..errors import BuildFailed, reason_of
 from ..system.processes import USUAL_DIRECTORIES
 from ..system.redact import redact, secrets_in
+from .failures import summary
 
-# What tells pip and uv where packages come from and which of them to take.
+# Where packages come from, and which of them pip and uv choose.
 _KEPT = re.compile(
     r"(?:PIP_(?:INDEX_URL|EXTRA_INDEX_URL|FIND_LINKS|NO_INDEX|TRUSTED_HOST|CERT|CLIENT_CERT|PROXY"
     r"|TIMEOUT|DEFAULT_TIMEOUT|RETRIES|CONFIG_FILE|KEYRING_PROVIDER|CONSTRAINT|BUILD_CONSTRAINT"
@@ -36,24 +37,20 @@ _MISLEADING = re.compile(
 )
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _LAST_LINES = 400
-_LONGEST_WORDS = 400
 
 
-# --- programs -------------------------------------------------------------------------------------
-
-
-def found(name: str) -> str | None:
-    """Where a program is: on the PATH, which a service may have without the usual directories."""
-    return shutil.which(name, path=_search_path(os.environ))
+def find_program(name: str) -> str | None:
+    """The path of a program; the PATH of a service may lack the usual directories."""
+    return shutil.which(name, path=search_path(os.environ))
 
 
 def output_of(*command: str, directory: str = "/") -> str | None:
-    """What a command prints; None where it is not there or fails."""
+    """The output of a command; None where it is not installed or fails."""
     try:
         done = subprocess.run(
             command,
             cwd=directory,
-            env=environment({}),
+            env=tool_env({}),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -64,11 +61,11 @@ def output_of(*command: str, directory: str = "/") -> str | None:
     return done.stdout.decode(errors="surrogateescape") if done.returncode == 0 else None
 
 
-def environment(more: Mapping[str, str]) -> dict[str, str]:
+def tool_env(more: Mapping[str, str]) -> dict[str, str]:
     """The variables that a tool is run with.
 
     Args:
-        more: what the operator adds; what would mislead the tools is left out of it as well.
+        more: what the operator adds; what would mislead the tools is left out of these as well.
     """
     both = {**os.environ, **more}
     kept = {
@@ -78,7 +75,7 @@ def environment(more: Mapping[str, str]) -> dict[str, str]:
     }
     return {
         **kept,
-        "PATH": _search_path(both),
+        "PATH": search_path(both),
         "LC_ALL": "C.UTF-8",
         "NO_COLOR": "1",
         "GIT_TERMINAL_PROMPT": "0",
@@ -92,8 +89,9 @@ def environment(more: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _search_path(variables: Mapping[str, str]) -> str:
-    directories = [*variables.get("PATH", "").split(":"), *USUAL_DIRECTORIES]
+def search_path(env: Mapping[str, str]) -> str:
+    """The PATH of some variables, with the usual directories at its end."""
+    directories = [*env.get("PATH", "").split(":"), *USUAL_DIRECTORIES]
     return ":".join(
         directory for directory in dict.fromkeys(directories) if directory.startswith("/")
     )
@@ -103,24 +101,24 @@ class Runner:
     """Runs tools one after the other, all into one log.
 
     Args:
-        doing: what they are run for, as a message has it: `build /srv/app.tar.zst`.
+        doing: what they are run for, for messages: `build /srv/app.tar.zst`.
         log: path of the log.
-        variables: the tools' environment.
+        env: the variables that they are run with.
     """
 
-    def __init__(self, doing: str, log: str, variables: Mapping[str, str]) -> None:
+    def __init__(self, doing: str, log: str, env: Mapping[str, str]) -> None:
         self.doing = doing
         self.log = log
-        self.variables = dict(variables)
+        self.env = dict(env)
         self._locks: tuple[int, ...] = ()
-        self._secrets = secrets_in(variables.values())
+        self._secrets = secrets_in(env.values())
 
     def start(self, lock: int) -> None:
-        """Begin a new log.
+        """Start a new log.
 
         Args:
-            lock: a descriptor that the tools inherit, so that what it locks stays locked for as
-                long as one of them lives, though this process was killed.
+            lock: a descriptor that the tools inherit, so that what it locks stays locked as long as
+                one of them runs, even when this process was killed.
         """
         self._locks = (lock,)
         with suppress(FileNotFoundError):
@@ -130,21 +128,19 @@ class Runner:
         """Keep the credentials in some more texts out of the log."""
         self._secrets |= secrets_in(texts)
 
-    def run(
-        self, what: str, command: Sequence[str], directory: str, **variables: str | None
-    ) -> None:
+    def run(self, what: str, command: Sequence[str], directory: str, **env: str | None) -> None:
         """Run a command to its end.
 
         Args:
             what: what it does, for a message: `installing the packages`.
             command: its words.
             directory: its working directory.
-            variables: to change in its environment; None takes one away.
+            env: variables to change; None removes one.
 
         Raises:
-            BuildFailed: it failed; tells its last telling words, and where all of them are.
+            BuildFailed: it failed; the message has the reason, and where the whole output is.
         """
-        changed = {**self.variables, **variables}
+        changed = {**self.env, **env}
         try:
             process = subprocess.Popen(
                 command,
@@ -164,19 +160,19 @@ class Runner:
         try:
             lines = self._copy(process, command)
         finally:
-            # Also what it has left in the background. Nobody else can have its number, as it is
-            # not waited for yet.
+            # Also what it has left in the background. No other process can have its number, as it
+            # is not waited for yet.
             with suppress(OSError):
                 os.killpg(process.pid, signal.SIGKILL)
             code = process.wait()
         if code:
-            said = telling(lines) or f"it ended with code {code}"
+            reason = summary(lines) or f"it ended with code {code}"
             raise BuildFailed(
-                f"cannot {self.doing}: {what} failed: {said}; the whole output is in {self.log}"
+                f"cannot {self.doing}: {what} failed: {reason}; the whole output is in {self.log}"
             )
 
     def _copy(self, process: subprocess.Popen[bytes], command: Sequence[str]) -> list[str]:
-        """Copy what a process says into the log, until it ends; the last lines of it."""
+        """Copy the output of a process into the log, until it ends; the last lines of it."""
         lines: deque[str] = deque(maxlen=_LAST_LINES)
         assert process.stdout is not None
         with process.stdout, open(self.log, "a", encoding="utf-8", opener=_private) as log:
@@ -194,68 +190,3 @@ class Runner:
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o600)
-
-
-# --- what they say --------------------------------------------------------------------------------
-
-# What is said when something inside of a tool, which has told the reason before, has failed.
-_HOLLOW = re.compile(
-    r"Failed to build|Failed building|Could not build|subprocess-exited|metadata-|Encountered error"
-    r"|The build backend returned|Call to |.* did not run successfully|.* exit (?:code|status)"
-)
-_INNER = re.compile(r"(?:\S+:\d+(?::\d+)?: )?(?:fatal )?error: |\w+(?:\.\w+)*(?:Error|Exception): ")
-_MARK = re.compile(r"\s*(?:error:|cause:|Caused by:|\u00d7|╰─+[▶>]|├─+[▶>])\s*")
-_FAILURES = re.compile(r"ERROR: |error: |\s*\u00d7 ")
-_HASHES = "THESE PACKAGES DO NOT MATCH THE HASHES"
-
-
-def telling(lines: Sequence[str]) -> str:
-    """The words in a tool's output that tell best why it failed, on one line."""
-    lines = [line for line in lines if line.strip()]
-    said = _headline(lines)
-    if _HOLLOW.match(said):
-        inner = _inner(lines)
-        named = re.match(r"(?:Failed to build|Could not build) [^:]*", said)
-        said = ": ".join(filter(None, (named[0] if named else "", inner))) or said
-    said = " ".join(said.split()).rstrip(".:;")
-    # A word like `OSError(` looks like a bug of ours, and says nothing more than `OSError`.
-    said = re.sub(r"\b(\w+Error)\(", r"\1 (", said)
-    return said if len(said) <= _LONGEST_WORDS else f"{said[:_LONGEST_WORDS]}..."
-
-
-def _headline(lines: Sequence[str]) -> str:
-    """The last error that a tool tells, with its first cause."""
-    starts = [number for number, line in enumerate(lines) if _FAILURES.match(line)]
-    if not starts:
-        return lines[-1].strip() if lines else ""
-    block = lines[starts[-1] :]
-    if block[0].startswith("ERROR: "):
-        return _pip_headline(block, any("Retrying (" in line for line in lines))
-    parts: list[str] = []
-    for line in block:
-        text = _MARK.sub("", line, count=1).strip(" │")
-        if re.match(r"(?:hint|help|note):", text):
-            break
-        if _MARK.match(line) or not parts:
-            parts.append(text)
-        else:
-            parts[-1] += f" {text}"
-    # uv tells in the last of its causes which one it was; the ones between only lead there.
-    return f"{parts[0].rstrip(':')}: {parts[-1]}" if parts[1:] else parts[0]
-
-
-def _pip_headline(block: Sequence[str], offline: bool) -> str:
-    said = block[0][len("ERROR: ") :]
-    if said.startswith(_HASHES):
-        culprit = block[1].partition(" from ")[0].strip() if block[1:] else "a package"
-        return f"{culprit} does not match the hashes of the requirements"
-    said = re.split(r"\. [A-Z(]", said)[0]
-    return f"{said} (the package index could not be reached)" if offline else said
-
-
-def _inner(lines: Sequence[str]) -> str:
-    """The last reason in what a build has said; a compiler's goes before that of who called it."""
-    known = [line.strip() for line in lines if _INNER.match(line.strip())]
-    known += [line.strip()[len("ERROR: ") :] for line in lines if line.startswith("ERROR: ")]
-    plain = [re.sub(r"^error: ", "", line) for line in known]
-    return next((line for line in reversed(plain) if not _HOLLOW.match(line)), "")

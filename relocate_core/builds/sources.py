@@ -1,8 +1,8 @@
 """What a build is made of: requirement files, wheels, and the tree of a project.
 
-Each is read as the build would read it, so that its digest tells whether a build would give
-something else. A project is built in a copy of its tree: what backends leave in a tree (setuptools'
-`build`, above all, which keeps modules that are long gone) never gets into the next build.
+Each is read as the build would read it, so that its digest differs when a build would give another
+result. A project is built in a copy of its tree: what backends leave in a tree (above all the
+`build` of setuptools, which keeps modules that were deleted) never gets into the next build.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from urllib.parse import unquote
 
 from ..errors import InvalidPath, TreeError, reason_of
 from ..system.files import digest
-from .runner import found, output_of
+from .runner import find_program, output_of
 
 _EXTRAS = re.compile(r"(.+?)(\[[\w\s.,-]+\])\Z", re.S)
 _NESTED = re.compile(r"(?:-r|--requirements?|-c|--constraints?)(?:\s+|=|(?<=-[rc]))(\S.*)")
 _EDITABLE = re.compile(r"(?:-e|--editable)(?:\s|=)\s*(\S+)")
 _WHEEL = re.compile(r"([A-Za-z0-9][\w.]*)-([^-]+)(?:-\d[^-]*)?-[^-]+-[^-]+-[^-]+\.whl\Z")
 _COMMIT = re.compile(r"[0-9A-Za-z][0-9A-Za-z._+-]*\Z")
-# What backends and tools leave in a tree that no version control tells apart.
+# What backends and tools leave in a tree; needed where no version control knows its files.
 _PRODUCTS = re.compile(
     r"(?:__pycache__|\.git|\.hg|\.svn|\.tox|\.nox|\.eggs|\.[a-z]+_cache|.*\.egg-info|.*\.py[co])\Z"
 )
@@ -51,12 +51,12 @@ class Requirements:
     """Requirement or constraint files, with all that they include.
 
     Attributes:
-        files: the files that were named, as absolute paths.
-        digest: tells one content from another.
+        files: the files that were given, as absolute paths.
+        digest: differs when the content differs.
         texts: the content of each file, for the credentials in it.
-        editables: what they want to be installed editable.
-        directories: the directories that they want to be built.
-        hashes: the hashes that they demand of a distribution's file, by its name.
+        editables: what they install as editable.
+        directories: the directories that they install from.
+        hashes: the hashes that they list for a distribution, by its name.
     """
 
     files: tuple[str, ...]
@@ -76,7 +76,7 @@ def requirements(files: Iterable[str], what: str, directory: str) -> Requirement
         directory: what relative paths in them start from, as on pip's command line.
 
     Raises:
-        InvalidPath: one is not there, or cannot be read.
+        InvalidPath: one does not exist, or cannot be read.
     """
     known = Requirements(tuple(os.path.abspath(file) for file in files))
     parts: list[object] = []
@@ -115,7 +115,7 @@ def _text_of(file: str, role: str) -> str:
             return stream.read()
     except OSError as error:
         raise InvalidPath(
-            f"cannot read {role} {file}: {reason_of(error)}; name a readable file"
+            f"cannot read {role} {file}: {reason_of(error)}; give a readable file"
         ) from error
 
 
@@ -128,7 +128,7 @@ def _lines(text: str) -> Iterator[str]:
 
 
 def _local(requirement: str, directory: str) -> str | None:
-    """The file or the directory that a requirement names; None where it names none."""
+    """The file or the directory that a requirement refers to; None where it refers to none."""
     word = requirement.rpartition(" @ ")[2].split(" ;")[0].split()[0]
     word = re.sub(r"^file:(?://)?", "", word).partition("#")[0]
     extras = _EXTRAS.match(word)
@@ -143,7 +143,7 @@ def _content(place: str) -> str:
 
 
 def listing(place: str) -> tuple[tuple[str, int, int], ...]:
-    """What a directory of packages has: names, sizes and times; of a file its own."""
+    """The names, sizes and times of the files in a directory of packages, or of one file."""
     path = unquote(place)
     names = sorted(os.listdir(path)) if os.path.isdir(path) else [""]
     statuses = ((name, os.stat(os.path.join(path, name).rstrip("/"))) for name in names)
@@ -181,7 +181,7 @@ def wheel(path: str, extras: str = "") -> Wheel:
     """What a wheel file is, by its name and content.
 
     Raises:
-        InvalidPath: it is none, or not there.
+        InvalidPath: it is no wheel, or does not exist.
     """
     match = _WHEEL.match(os.path.basename(path))
     if match is None:
@@ -190,7 +190,7 @@ def wheel(path: str, extras: str = "") -> Wheel:
         digest = file_digest(path)
     except OSError as error:
         raise InvalidPath(
-            f"cannot read the wheel {path}: {reason_of(error)}; name a readable file"
+            f"cannot read the wheel {path}: {reason_of(error)}; give a readable file"
         ) from None
     return Wheel(os.path.abspath(path), normal_name(match[1]), match[2], digest, extras)
 
@@ -204,10 +204,10 @@ class Tree:
 
     Attributes:
         project: the project's directory.
-        top: the directory that all of them are in: the checkout's, or the project's own.
+        top: the directory that contains all of them: that of the checkout, or the project itself.
         names: their paths, relative to `top`.
-        digest: tells one content from another.
-        repository: git's directory of the checkout; None where it is none.
+        digest: differs when the content differs.
+        repository: git's directory of the checkout; None where it is no checkout.
         commit: what is checked out; None where nothing is.
         time: when that was committed, in seconds since 1970; None where nothing is.
         dirty: what differs from the commit.
@@ -227,7 +227,7 @@ class Tree:
     def copy(self, directory: str) -> str:
         """Copy the tree into a directory, which is replaced; the project's path in there.
 
-        It is still known to git, for versions that are made of tags.
+        git still works in it, for versions that are derived from tags.
         """
         shutil.rmtree(directory, ignore_errors=True)
         top = os.path.join(directory, os.path.basename(self.top) or "project")
@@ -256,7 +256,7 @@ def project(path: str) -> Tree:
     if match and not os.path.isdir(path):
         path, extras = match[1], re.sub(r"\s", "", match[2])
     if not os.path.isdir(path):
-        raise InvalidPath(f"there is no directory {path}: name the project's directory")
+        raise InvalidPath(f"there is no directory {path}: give the directory of the project")
     kinds = ("pyproject.toml", "setup.py")
     if not any(os.path.isfile(os.path.join(path, kind)) for kind in kinds):
         raise InvalidPath(f"{path} is no Python project: it has neither of {' and '.join(kinds)}")
@@ -265,7 +265,7 @@ def project(path: str) -> Tree:
 
 
 def tree(path: str) -> Tree:
-    """The files of a directory that a build may read: of its checkout, or of itself."""
+    """The files of a directory that a build may read: those of its checkout, or its own."""
     path = os.path.realpath(path)
     checkout = _checkout(path)
     try:
@@ -279,8 +279,8 @@ def tree(path: str) -> Tree:
 
 
 def _checkout(path: str) -> Tree | None:
-    """The checkout that a directory is in; None where it is in none, or not told by git."""
-    if found("git") is None:
+    """The checkout that a directory is in; None where it is in none, or there is no git."""
+    if find_program("git") is None:
         return None
     where = _git(path, "rev-parse", "--show-toplevel", "--absolute-git-dir")
     if where is None or len(where.splitlines()) != 2:
@@ -306,8 +306,8 @@ def _checkout(path: str) -> Tree | None:
 
 
 def _git(directory: str, *words: str) -> str | None:
-    # The checkout may belong to whoever pulls: its index is left alone. That its code is run is
-    # what was asked for.
+    # The checkout may belong to another user, who pulls: its index is not changed. Its code is run
+    # because that was asked for.
     options = ("--no-optional-locks", "-c", "safe.directory=*")
     return output_of("git", *options, "-C", directory, *words)
 
@@ -315,14 +315,16 @@ def _git(directory: str, *words: str) -> str | None:
 def _dirty(path: str, top: str) -> Iterator[str]:
     """What differs from the commit: tracked files anywhere, and new ones in the project."""
     for directory, untracked in ((top, "no"), (path, "normal")):
-        told = _git(directory, "status", "--porcelain", "-z", f"--untracked-files={untracked}", ".")
-        for entry in (told or "").split("\0"):
+        output = _git(
+            directory, "status", "--porcelain", "-z", f"--untracked-files={untracked}", "."
+        )
+        for entry in (output or "").split("\0"):
             if entry[2:3] == " " and (untracked == "no" or entry.startswith("??")):
                 yield entry[3:]
 
 
 def _existing(top: str, names: Iterable[str]) -> Iterator[str]:
-    """The files of these that are there; a checkout within, which git does not look into, too."""
+    """The existing ones of these files; of a nested checkout all files, as git lists none."""
     for name in names:
         full = os.path.join(top, name)
         if name.endswith("/"):
@@ -332,7 +334,7 @@ def _existing(top: str, names: Iterable[str]) -> Iterator[str]:
 
 
 def _plain_names(directory: str, below: str) -> Iterator[str]:
-    """The files below a directory, without what only a build or a tool has left there."""
+    """The files below a directory, without the products of builds and tools."""
     with os.scandir(os.path.join(directory, below)) as entries:
         for entry in entries:
             path = os.path.join(below, entry.name)
@@ -362,25 +364,25 @@ def _tree_digest(top: str, names: Iterable[str]) -> str:
 
 
 def commit_of(given: str | None, known: Tree | None, needed: bool) -> str:
-    """The commit that a bundle is of; "" where nobody knows.
+    """The commit that a bundle is built from; "" where it is unknown.
 
     Args:
-        given: what the operator says it is.
+        given: the one that the operator gave.
         known: the project's tree.
-        needed: whether the bundle's name has it.
+        needed: whether it is part of the bundle's name.
 
     Raises:
-        InvalidPath: it cannot be a commit, is needed and not known, or would not be the truth.
+        InvalidPath: it cannot be a commit, is needed and unknown, or would be wrong.
     """
     if given is not None:
         if not _COMMIT.match(given):
-            raise InvalidPath(f"the commit must be a name of letters and digits: {given!r}")
+            raise InvalidPath(f"the commit must be letters and digits: {given!r}")
         return given
     if known is None or known.commit is None:
         if needed:
             raise InvalidPath(
-                "the archive is to be named by its commit, and there is none: name a project in a "
-                "git checkout, or give the commit"
+                "the name of the archive contains {commit}, and there is none: give a project in a "
+                "git checkout, or the commit"
             )
         return ""
     if not known.dirty:
@@ -389,6 +391,6 @@ def commit_of(given: str | None, known: Tree | None, needed: bool) -> str:
         more = f" and {len(known.dirty) - 1} more" if known.dirty[1:] else ""
         raise InvalidPath(
             f"{known.top} differs from its commit {known.commit[:10]} ({known.dirty[0]}{more}), so "
-            "a bundle must not be named by it: commit or remove that, or give a commit yourself"
+            "it must not be in the name of a bundle: commit or remove that, or give a commit"
         )
     return f"{known.commit}-dirty"

@@ -2,8 +2,8 @@
 
 Bytecode is good for one version of Python only, so helper processes of that very Python compile
 what is sent to them. The result depends on the job and on that Python alone, not on which helper
-did it or on what it did before: see the comments in the helpers' program. The exception, up to
-3.10: a constant set of tuples that hold None, whose order goes by None's address. Sources: PEP 552
+did it or on what it did before: see the comments in `compiler_program`. The exception, up to 3.10:
+a constant set of tuples that contain None, whose order depends on None's address. Sources: PEP 552
 and Lib/importlib/_bootstrap_external.py for the header, Python/marshal.c for shared objects.
 """
 
@@ -21,123 +21,18 @@ from ..errors import InterpreterNotFound, reason_of
 from ..system.pipes import Worker, answers
 from ..system.processes import usable_cores
 from ..virtualenvs.interpreter import probe
+from .compiler_program import GREETING, PROGRAM
 
 MOST_HELPERS = 8
 
 # How a compiled file knows its source, as PEP 552 writes it.
 _FLAGS = {"timestamp": 0, "unchecked-hash": 1, "checked-hash": 3}
-_GREETING = b"\0ready to compile\n"
 _IN_HAND = 4
 _JOBS_AHEAD = 64
 _BYTES_AHEAD = 32 << 20
 # No source takes a fraction of it; 3.6 computes a constant like 9 ** 9 ** 9 for days, though.
 _SECONDS = 300
 _CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE}
-
-# For Python 3.6 to 3.14 and PyPy; only modules that are there without the standard library, which
-# an old virtualenv has not got before its site.py has run.
-_PROGRAM = """
-import sys
-sys.path[:] = [directory for directory in sys.path if directory]
-import _imp, gc, marshal
-try:
-    from _frozen_importlib_external import MAGIC_NUMBER
-except ImportError:
-    from importlib.util import MAGIC_NUMBER
-try:
-    import _signal
-    _signal.signal(_signal.SIGINT, _signal.SIG_IGN)  # Ctrl-C is the parent's affair
-    import resource
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-except Exception:
-    pass
-
-KEY = int.from_bytes(MAGIC_NUMBER, 'little')
-OLD = sys.version_info < (3, 7)
-read, write, flush = sys.stdin.buffer.read, sys.stdout.buffer.write, sys.stdout.buffer.flush
-
-
-# Where marshal goes by reference counts, it marks an object as shared, though nothing in the file
-# shares it, when somebody else in the process knows it as well: a name that an imported module
-# has too, say. With a reference of our own to each part of the code, all are marked, always.
-def parts(code):
-    held, left = [], [code]
-    while left:
-        value = left.pop()
-        held.append(value)
-        if isinstance(value, (tuple, frozenset)):
-            left += value
-        elif isinstance(value, slice):
-            left += [value.start, value.stop, value.step]
-        elif isinstance(value, type(code)):
-            left += [value.co_consts, value.co_names, value.co_varnames, value.co_freevars]
-            left += [value.co_cellvars, value.co_filename, value.co_name]
-            left.append(getattr(value, 'co_qualname', None))
-    return held
-
-
-# A set that is a constant of several functions is one object or several, as its strings were
-# interned before or not (which they are for good from 3.12 on). With a set for each, it is several.
-def separate(code):
-    constants = []
-    for value in code.co_consts:
-        if isinstance(value, frozenset):
-            value = frozenset(list(value))
-        elif isinstance(value, type(code)):
-            value = separate(value)
-        constants.append(value)
-    if all(new is old for new, old in zip(constants, code.co_consts)):
-        return code
-    return code.replace(co_consts=tuple(constants))
-
-
-def compiled(source, name, optimization, flags, mtime, code):
-    if flags and OLD:
-        return None
-    if code is None:
-        made = compile(source, name, 'exec', 0, True, optimization)
-        if hasattr(made, 'replace'):
-            made = separate(made)
-        held = parts(made)
-        code = marshal.dumps(made)
-    if flags:
-        return MAGIC_NUMBER + number(flags) + _imp.source_hash(KEY, source) + code
-    header = MAGIC_NUMBER if OLD else MAGIC_NUMBER + number(0)
-    return header + number(mtime) + number(len(source)) + code
-
-
-def number(value):
-    return (value & 0xFFFFFFFF).to_bytes(4, 'little')
-
-
-def answer(head):
-    fields = [int.from_bytes(head[at:at + 8], 'little') for at in range(0, 48, 8)]
-    optimization, flags, mtime, size, source_size, code_size = fields
-    name = read(size).decode('utf-8', 'surrogateescape')
-    source = read(source_size)
-    code = read(code_size - 1) if code_size else None
-    try:
-        return compiled(source, name, optimization, flags, mtime, code)
-    except Exception:
-        return None
-
-
-gc.disable()
-# The first formatted string in an annotation interns "{" and "}" for good, and marshal writes
-# interned strings as such; so have it done before any job.
-if not OLD:
-    compile("from __future__ import annotations\\nx: f'{y}{{}}'", '', 'exec')
-write(GREETING)
-flush()
-while True:
-    head = read(48)
-    if len(head) < 48:
-        break
-    result = answer(head) or b''
-    write(len(result).to_bytes(8, 'little'))
-    write(result)
-    flush()
-"""
 
 
 class Job(NamedTuple):
@@ -320,11 +215,10 @@ class _Helper(Worker[_Task]):
         # 3.6 a file's name is encoded as the locale says. For the seed, -I must not be there,
         # which would ignore it: the program takes the working directory from the path by itself.
         environment.update(PYTHONHASHSEED="0", PYTHONUTF8="1", LC_ALL="C.UTF-8")
-        program = _PROGRAM.replace("GREETING", repr(_GREETING))
-        command = [python, "-s", "-S", "-B", "-W", "ignore", "-c", program]
+        command = [python, "-s", "-S", "-B", "-W", "ignore", "-c", PROGRAM]
         try:
             # A .pth file that prints something does so before the greeting.
-            super().__init__(command, _GREETING, cwd="/", env=environment)
+            super().__init__(command, GREETING, cwd="/", env=environment)
         except OSError as error:
             raise InterpreterNotFound(f"{python} does not run: {reason_of(error)}") from error
 

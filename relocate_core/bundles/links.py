@@ -1,4 +1,4 @@
-"""Where the symbolic links of a tree lead, told before any of them is made."""
+"""Where the symlinks of a tree point to, known before any of them is made."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ..archives.tar import printable
 
-# As many links as the kernel follows for one path (path_resolution(7)).
+# As many symlinks as the kernel follows for one path (path_resolution(7)).
 _MOST_HOPS = 40
 _PROGRAM = re.compile(r"bin/(?:python|pypy)[\w.]*\Z")
 _PROGRAM_TARGET = re.compile(r"(?:python|pypy)[\w.]*\Z")
@@ -20,14 +20,14 @@ _LIBRARY = re.compile(
 
 
 def is_base(path: str, target: str) -> bool:
-    """Whether an absolute link is one that points to the base Python.
+    """Whether an absolute symlink points to the base Python.
 
     That is the interpreter in `bin`; for virtualenv 16 also parts of the standard library, and for
     PyPy its shared library, which are then at the same place below the base as in the virtualenv.
 
     Args:
-        path: the link, relative to the virtualenv.
-        target: what it names.
+        path: the symlink, relative to the virtualenv.
+        target: what it points to.
     """
     if os.path.normpath(target) != target:
         return False
@@ -40,7 +40,7 @@ def is_base(path: str, target: str) -> bool:
 
 @dataclass
 class Work:
-    """How many steps may still be taken along links, for all those of a tree together."""
+    """How many steps may still be taken along symlinks, for all those of a tree together."""
 
     left: int = 1_000_000
 
@@ -51,14 +51,14 @@ def fault(
     prefixes: tuple[str, ...] = (),
     work: Work | None = None,
 ) -> str | None:
-    """Why a link must not be made; None where it stays in the tree, dangling or not.
+    """Why a symlink must not be made; None where it stays in the tree, dangling or not.
 
-    It is followed as the kernel does it, through all other links of the tree.
+    It is followed as the kernel does it, through all other symlinks of the tree.
 
     Args:
-        path: the link, relative to the tree's top, in its plain form.
-        links: all links of the tree and what they name.
-        prefixes: absolute paths that the tree itself was at: links to them lead inside.
+        path: the symlink, relative to the tree's top, in its plain form.
+        links: all symlinks of the tree and their targets.
+        prefixes: absolute paths that the tree itself was at: symlinks to them stay inside.
         work: what following it may cost.
     """
     work = work or Work()
@@ -70,7 +70,7 @@ def fault(
         if target.startswith("/"):
             if is_base(link, target):
                 further = any(part not in ("", ".") for part in ahead)
-                return f"leads on from the interpreter {printable(link)}" if further else None
+                return f"points further than the interpreter {printable(link)}" if further else None
             inside = below(target, prefixes)
             if inside is None:
                 return f"points to {printable(target)}, out of the virtualenv"
@@ -78,7 +78,7 @@ def fault(
         ahead += reversed(target.split("/"))
         work.left -= len(ahead)
         if work.left < 0:
-            return "and the links before it take too long to follow"
+            return "and the symlinks before it take too long to follow"
         while ahead:
             part = ahead.pop()
             if part == "..":
@@ -93,12 +93,26 @@ def fault(
                     break
         else:
             return None
-    return "leads in a circle"
+    return "points in a circle"
 
 
 def below(target: str, prefixes: tuple[str, ...]) -> str | None:
-    """What of an absolute path stands behind a prefix; None where none fits."""
+    """What of an absolute path comes after a prefix; None where none fits."""
     for prefix in prefixes:
         if target == prefix or target.startswith(prefix + "/"):
             return target[len(prefix) + 1 :]
     return None
+
+
+def relative(path: str, target: str, prefixes: tuple[str, ...]) -> str:
+    """A symlink's target, made relative where it is absolute and in the tree itself.
+
+    Args:
+        path: the symlink, relative to the tree's top.
+        target: what it points to.
+        prefixes: absolute paths that the tree itself was at.
+    """
+    if not target.startswith("/") or is_base(path, target):
+        return target
+    inside = below(target, prefixes)
+    return target if inside is None else "../" * path.count("/") + (inside.lstrip("/") or ".")

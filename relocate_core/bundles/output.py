@@ -58,7 +58,7 @@ def _own_file(path: str, create: int = os.O_CREAT) -> BinaryIO:
 
 
 class Output:
-    """The archive and its digest: written aside, put in place together."""
+    """The archive and its digest: written to temporary files, put in place together."""
 
     def __init__(self, archive: str) -> None:
         self.archive = archive

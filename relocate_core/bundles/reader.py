@@ -1,8 +1,8 @@
-"""What a bundle's manifest asks of unpacking: every member compared, and the rest taken over.
+"""Reading a bundle: every member is compared with the manifest, and a delta bundle made whole.
 
 Members come in the order of the manifest's rows, so both are gone through once, side by side. Of a
-bundle against an earlier one the whole manifest is put together on the way, and what the bundle
-does not carry is given by the release that it was packed against.
+delta bundle the whole manifest is put together on the way, and the files that it does not contain
+are taken from the previous release that it was made from.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 from ..archives.decompression import Stream
 from ..archives.tar import DAMAGED, DIRECTORY, FILE, Member, Refused, members, printable
@@ -21,34 +21,16 @@ from ..virtualenvs import manifest, manifest_reader, rewritten
 from ..virtualenvs.manifest import LONGEST, NAME, Head, Row
 from ..virtualenvs.manifest_reader import Manifest, damaged
 from . import delta
-from .reuse import Earlier
+from .reuse import Previous
+from .writer import Writer
 
 _SECOND = 1_000_000_000  # in nanoseconds
 
 Accept = Callable[[Head], None]
 """Raises where a bundle is not for this machine."""
 
-Give = Callable[[int, str], bool]
-"""Makes a file in a directory, given by its descriptor and the file's name; whether it did."""
-
-Find = Callable[["str | None"], "Earlier | None"]
+Find = Callable[["str | None"], "Previous | None"]
 """The release with a manifest of that digest; any that may have the same files for None."""
-
-
-class Writer(Protocol):
-    """What members are written with: that of `unpacking`."""
-
-    root: int
-    owner: tuple[int, int] | None
-
-    def require_room(self, size: int) -> None:
-        """Stop where the disk has not so many bytes left."""
-
-    def add(self, member: Member, sha256: str = "", give: Give | None = None) -> None:
-        """Write a member, with a content of that digest, or let somebody give it."""
-
-    def put(self, row: Row, earlier: Earlier, mtime: int) -> None:
-        """Let an earlier release give a file."""
 
 
 class Bundle:
@@ -59,14 +41,14 @@ class Bundle:
         stream: the archive, behind the header of its first member.
         first: that member, the manifest.
         accept: whether the bundle is wanted.
-        find: where the release is that has what it does not carry.
-        prove: whether to look at the files' contents as well.
+        find: finds the release that has the files it does not contain.
+        verify: whether to hash the files' contents as well.
 
     Attributes:
         head: what the manifest of the whole says.
         digest: that manifest's digest.
-        base: the digest of the manifest that it was packed against; "" where it stands alone.
-        reused: how many files an earlier release gave.
+        base: of a delta bundle, the digest of the manifest it was made from; else "".
+        reused: how many files were taken from a previous release.
     """
 
     def __init__(
@@ -76,13 +58,13 @@ class Bundle:
         first: Member,
         accept: Accept | None,
         find: Find | None,
-        prove: bool,
+        verify: bool,
     ) -> None:
         self.writer = writer
         self.stream = stream
-        self.prove = prove
+        self.verify = verify
         self.reused = 0
-        self.earlier: Earlier | None = None
+        self.previous: Previous | None = None
         if first.kind != FILE:
             raise Refused(f"is a {first.kind}, where a bundle has its manifest", first.name)
         writer.add(first)
@@ -95,13 +77,14 @@ class Bundle:
                 accept(self.head)
             self.base = self.head.base.manifest if self.head.base else ""
             if find is not None:
-                self.earlier = find(self.base or None)
-            if self.base and self.earlier is None:
+                self.previous = find(self.base or None)
+            if self.base and self.previous is None:
                 raise NoBase(
-                    "it was packed against a release that is not here: deploy the full bundle"
+                    "the release that this delta bundle was made from is not here: "
+                    "deploy the full bundle"
                 )
-            if self.earlier is None or not self.earlier.shares(writer.root):
-                writer.require_room(self.head.size)
+            if self.previous is None or not self.previous.shares(writer.root):
+                writer.space.require(self.head.size)
         except BaseException:
             self.close()
             raise
@@ -109,15 +92,15 @@ class Bundle:
     def close(self) -> None:
         """Close all descriptors."""
         self.manifest.close()
-        if self.earlier is not None:
-            self.earlier.close()
+        if self.previous is not None:
+            self.previous.close()
 
     def take(self, members: Iterator[Member]) -> None:
-        """Take all members that follow, and what an earlier release has of the rest.
+        """Take all members that follow, and what the previous release has of the rest.
 
         Raises:
             Refused: anything is not as the manifest says.
-            NoBase: the earlier release is not as it was deployed.
+            NoBase: the previous release is not as it was deployed.
         """
         second = next(members, None)
         if second is None or (second.name, second.kind) != (rewritten.NAME, FILE):
@@ -135,14 +118,14 @@ class Bundle:
         self._take_carried(members, carried)
         self.head, self.digest = delta.whole(self.head), base.result
 
-    def _earlier_rows(self, changed: list[Row]) -> Iterator[Row]:
-        """The earlier release's rows; refuses what takes something else of it than it says."""
-        assert self.earlier is not None
+    def _previous_rows(self, changed: list[Row]) -> Iterator[Row]:
+        """The previous release's rows; refuses a reference to something that it does not have."""
+        assert self.previous is not None
         wanted: dict[str, list[Row]] = {}
         for row in changed:
             if row.source:
                 wanted.setdefault(row.source, []).append(row)
-        for known in self.earlier.manifest.rows(trusted=True):
+        for known in self.previous.manifest.rows(trusted=True):
             for row in wanted.pop(known.path, ()):
                 if (known.kind, known.size, known.sha256) != (FILE, row.size, row.sha256):
                     raise Refused(f"is not what {printable(known.path)} was before", row.path)
@@ -151,18 +134,18 @@ class Bundle:
             raise Refused(f"was {printable(source)} before, which is not there", rows[0].path)
 
     def _complete(self, base: manifest.Base) -> None:
-        """Write the whole manifest, and take what the earlier release has of it."""
-        assert self.earlier is not None
+        """Write the whole manifest, and take what the previous release has of it."""
+        assert self.previous is not None
         with files.directory_of(self.writer.root, manifest.NAME) as (directory, name):
             os.unlink(name, dir_fd=directory)
         changed = list(self.manifest.rows())
-        rows = delta.merged(self._earlier_rows(changed), base.removed, changed)
+        rows = delta.merged(self._previous_rows(changed), base.removed, changed)
         head, writer = delta.whole(self.head), self.writer
         rows = manifest_reader.consistent(head, rows)
         for row in delta.write(writer.root, base.result, head, rows, writer.owner):
             mtime = row.mtime(head.time)
             if row.source and row.kind == FILE:
-                writer.put(row, self.earlier, mtime)
+                writer.reuse(row, self.previous, mtime)
                 self.reused += 1
             elif row.source:
                 writer.add(Member(row.path, row.kind, 0, row.mode, mtime * _SECOND, row.target))
@@ -179,35 +162,35 @@ class Bundle:
             give = None
             if row.kind == FILE and known is not None and known(row):
                 give = partial(self._give, row._replace(source=row.path))
-            self.writer.add(member, row.sha256 if self.prove else "", give)
+            self.writer.add(member, row.sha256 if self.verify else "", give)
         member = next(members, None)
         if member is not None:
             self._refuse(member, None)
 
     def _give(self, row: Row, directory: int, name: str) -> bool:
-        """Let the earlier release give a file that is carried as well; whether it did."""
-        if self.earlier is None:
+        """Reuse a file of the previous release for one in the bundle; whether that was done."""
+        if self.previous is None:
             return False
         try:
             mtime = row.mtime(self.head.time)
-            self.earlier.give(row, directory, name, self.writer.owner, mtime)
-        except NoBase:  # it was changed: nothing more is taken of it
-            self.earlier.close()
-            self.earlier = None
+            self.previous.give(row, directory, name, self.writer.owner, mtime)
+        except NoBase:  # it was changed: nothing more is taken from it
+            self.previous.close()
+            self.previous = None
             return False
         self.reused += 1
         return True
 
     def _known(self) -> Callable[[Row], bool] | None:
-        """Tells of each row in turn whether an earlier release has it, where that saves room."""
-        if self.earlier is None or not self.earlier.shares(self.writer.root):
+        """A test of each row in turn: whether the previous release has it; None if it is no use."""
+        if self.previous is None or not self.previous.shares(self.writer.root):
             return None
-        rows = self.earlier.manifest.rows(trusted=True)
+        rows = self.previous.manifest.rows(trusted=True)
         at = next(rows, None)
 
         def has(row: Row) -> bool:
             nonlocal at
-            if self.earlier is None:
+            if self.previous is None:
                 return False
             while at is not None and at.key < row.key:
                 at = next(rows, None)
@@ -216,7 +199,7 @@ class Bundle:
         return has
 
     def _refuse(self, member: Member | None, row: Row | None) -> NoReturn:
-        """Tell what is wrong where the next member is not that of the next row."""
+        """Refuse the next member, or its absence: it is not that of the next row."""
         if member is not None and (row is None or manifest.order(member.name) < row.key):
             raise Refused("is not in its manifest", member.name)
         assert row is not None

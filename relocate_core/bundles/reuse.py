@@ -1,9 +1,9 @@
-"""A release that stands and gives its files to a new one, which then need not be carried again.
+"""Reusing the files of a previous release, which are then not unpacked again.
 
-What the new one is given has to be what the manifest says. A file that the kernel has seen no
-change of since the release was sealed (its ctime is not after that of `.release.json`, which was
-written last) is taken as it is; any other one is hashed first. Where somebody else owns the
-release's directory, and so could move its record about, all are hashed.
+A reused file has to be what the manifest says. One that has not changed since the release was
+sealed (its ctime is not after that of `.release.json`, which was written last) is taken as it is;
+any other one is hashed first. Where somebody else owns the release's directory, and so could move
+its record about, all are hashed.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _PIECE = 1 << 20
 
 
-class Earlier:
+class Previous:
     """A release of an unpacked bundle.
 
     Args:
         path: its directory.
         seal: the name of its record, which was written last.
         digest: what its manifest has to hash to.
-        link: whether its files may be given as second links.
+        link: whether its files may be reused as hard links.
 
     Attributes:
         manifest: its manifest.
@@ -53,7 +53,7 @@ class Earlier:
             os.close(self.root)
             raise
         try:
-            self._ledger = rewritten.read(self.root)
+            self._rewritten = rewritten.read(self.root)
             self._sealed = self._seal(seal)
             self._uid = os.geteuid()
             self._clones: bool | None = None
@@ -75,7 +75,7 @@ class Earlier:
         try:
             known = of_tree(self.root)
             if known is None:
-                raise Refused("its manifest is gone")
+                raise Refused("its manifest is missing")
             if known.digest != digest:
                 known.close()
                 raise Refused("its manifest is another one")
@@ -91,9 +91,9 @@ class Earlier:
             ) from refusal
 
     def _seal(self, name: str) -> int:
-        """When the release was sealed, in the file system's own time; -1 where nothing tells.
+        """When the release was sealed, in the file system's own time; -1 where that is unknown.
 
-        Nothing does where others may write to the directory, or the record was moved, linked or
+        It is where others may write to the directory, or the record was moved, linked or
         restored, which makes its ctime later than the last time it was written.
         """
         directory = os.fstat(self.root)
@@ -106,7 +106,7 @@ class Earlier:
         return record.st_ctime_ns if own and untouched else -1
 
     def shares(self, directory: int) -> bool:
-        """Whether its files take no room of their own below `directory`: as links or as clones."""
+        """Whether its files take no space of their own below `directory`: as links or as clones."""
         if self._clones is None:
             self._clones = self._can_clone(directory)
         return self.link or self._clones
@@ -130,10 +130,10 @@ class Earlier:
     def give(
         self, row: Row, directory: int, name: str, owner: tuple[int, int] | None, mtime: int
     ) -> None:
-        """Let the content of a row be a file of somebody else's.
+        """Make a file with the content of a row in another directory.
 
         Args:
-            row: what it should be; its `source` tells where that is here.
+            row: what it should be; its `source` is where that is here.
             directory: descriptor of the new file's directory.
             name: its name, which is free.
             owner: user and group that it should belong to; by default whoever runs this.
@@ -143,7 +143,7 @@ class Earlier:
             NoBase: it is not there any more, or was changed.
         """
         where = row.source
-        if where in self._ledger:
+        if where in self._rewritten:
             where = f"{rewritten.ORIGINALS}/{row.sha256}"
         parent, _, base = where.rpartition("/")
         try:
@@ -158,7 +158,7 @@ class Earlier:
             raise self._changed(row, "is not there any more") from None
         except OSError as error:
             if error.errno == errno.ELOOP:
-                raise self._changed(row, "is a link now") from None
+                raise self._changed(row, "is a symlink now") from None
             raise
 
     def _changed(self, row: Row, how: str) -> NoBase:
@@ -171,9 +171,9 @@ class Earlier:
         self, row: Row, place: int, base: str, directory: int, name: str,
         owner: tuple[int, int] | None, mtime: int,
     ) -> bool:  # fmt: skip
-        """Give a second link, if nobody but this user can write through it; whether it was done.
+        """Make a hard link, if nobody but this user can write through it; whether that was done.
 
-        A source needs its own time, which its bytecode has; other files may be of an earlier one.
+        A source needs its own time, which its bytecode has; other files may have an older one.
         """
         if self._sealed < 0:
             return False

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..bundles.reuse import Earlier
-from ..bundles.unpack import Limits, Unpacked, unpack
+from ..bundles.limits import Limits
+from ..bundles.reuse import Previous
+from ..bundles.unpack import Unpacked, unpack
 from ..errors import CannotRun, InvalidPath, NoBase, NotARelease, RelocateError
 from ..progress import Report, Tell, silent
 from ..relocation.check import Verdict, check
@@ -232,7 +233,7 @@ class _Bases:
         self.root = root
         self.hard_links = hard_links
 
-    def find(self, manifest: str | None) -> Earlier | None:
+    def find(self, manifest: str | None) -> Previous | None:
         """The release with a manifest of that digest; for None the likeliest to have the same."""
         changed: NoBase | None = None
         active = set(self.root.links().values())
@@ -242,7 +243,7 @@ class _Bases:
             digest = release.record["manifest"]
             if manifest in (None, digest):
                 try:
-                    return Earlier(release.path, RECORD, digest, self.hard_links)
+                    return Previous(release.path, RECORD, digest, self.hard_links)
                 except NoBase as error:
                     changed = error
         if manifest is not None and changed is not None:

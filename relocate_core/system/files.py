@@ -182,7 +182,7 @@ def write_beside(
     return name
 
 
-def write_all(file: int, data: bytes) -> None:
+def write_all(file: int, data: bytes | memoryview) -> None:
     """Write all of it, where one call writes only a part."""
     written = os.write(file, data)
     while written < len(data):  # a signal or a nearly full disk

@@ -32,12 +32,15 @@ import pytest
 
 RECIPE = 1  # part of every cache key: raise it when this file builds something differently
 
-VERSIONS = ("3.6", "3.7", "3.8", "3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
+VERSIONS = ("3.6", "3.7", "3.8", "3.9", "3.10", "3.11", "3.12", "3.13", "3.14", "3.15")
 TOOLS = {  # tool -> (requirement, Pythons that may run it, best first)
     "virtualenv-16": ("virtualenv>=16.7,<17", ("2.7",)),
     "virtualenv-20": ("virtualenv==20.26.6", ("3.11", "3.12", "3.10", "3.9", "3.13", "3.8")),
-    "virtualenv-21": ("virtualenv>=21,<22", ("3.11", "3.12", "3.13", "3.14", "3.10", "3.9")),
-    "uv": ("uv>=0.5", ("3.11", "3.12", "3.13", "3.14", "3.10", "3.9", "3.8")),
+    "virtualenv-21": (
+        "virtualenv>=21,<22",
+        ("3.11", "3.12", "3.13", "3.14", "3.10", "3.9", "3.15"),
+    ),
+    "uv": ("uv>=0.5", ("3.11", "3.12", "3.13", "3.14", "3.10", "3.9", "3.8", "3.15")),
 }
 PEERS = {"virtualenv-tools3": ("virtualenv-tools3>=3.1", ("3.11", "3.12", "3.13", "3.10", "3.9"))}
 WHEELS = (((3, 7), "wheel<0.38"), ((3, 9), "wheel<0.43"))
@@ -111,6 +114,7 @@ print(json.dumps({
     "implementation": platform.python_implementation(),
     "version": list(sys.version_info[:3]),
     "full": sys.version,
+    "flags": getattr(sys, "abiflags", ""),
     "virtual": sys.prefix != getattr(sys, "base_prefix", sys.prefix) or hasattr(sys, "real_prefix"),
 }))
 """
@@ -123,13 +127,15 @@ class Python(NamedTuple):
     implementation: str
     version: tuple[int, int, int]
     full: str
+    flags: str
     virtual: bool
 
     @property
     def name(self) -> str:
-        """`3.12`, `2.7`, `pypy3.9`: the name `interpreter` knows it by."""
+        """`3.12`, `3.14t`, `2.7`, `pypy3.9`: the name `interpreter` knows it by."""
         start = "pypy" if self.implementation == "PyPy" else ""
-        return f"{start}{self.version[0]}.{self.version[1]}"
+        end = "t" if "t" in self.flags else ""  # free-threaded
+        return f"{start}{self.version[0]}.{self.version[1]}{end}"
 
 
 @functools.cache

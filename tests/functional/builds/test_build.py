@@ -1,4 +1,4 @@
-"""Building bundles with real tools, out of small packages that need no index."""
+"""Building bundles with real tools, from small packages that need no index."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ import pytest
 from relocate_core import publish
 from relocate_core.builds import runner
 from relocate_core.builds.build import Building, build
-from relocate_core.builds.runner import telling
+from relocate_core.builds.failures import summary
 from relocate_core.bundles import reader
 from relocate_core.errors import Busy, RelocateError
 from relocate_core.virtualenvs import manifest
@@ -64,7 +64,7 @@ def pips(tmp_path_factory: pytest.TempPathFactory, index: Path) -> Path:
         build(
             str(directory / "a.tar.gz"),
             cache=str(directory / "cache"),
-            packages=["gamma"],
+            pip_packages=["gamma"],
             no_index=True,
             find_links=[str(index)],
             python=sys.executable,
@@ -107,10 +107,10 @@ class Shop:
         return found
 
     def build(self, *wanted: str, **options: Any) -> Building:
-        """Build a bundle of some packages; what it says of itself can be carried."""
+        """Build a bundle of some packages."""
         given = {
             "cache": str(self.directory / "cache"),
-            "packages": wanted,
+            "pip_packages": wanted,
             "find_links": [str(self.index)],
             "no_index": True,
             "python": sys.executable,
@@ -135,9 +135,9 @@ class Shop:
         """A build fails with these words, in one sentence."""
         with pytest.raises(RelocateError, match=words) as caught:
             self.build(*wanted, **options)
-        said = str(caught.value)
-        assert sentence(said), said
-        return said
+        message = str(caught.value)
+        assert sentence(message), message
+        return message
 
     def state(self) -> dict[str, tuple[int, int]]:
         """Inode and time of each file of the packages."""
@@ -233,8 +233,10 @@ def test_a_bundle_is_built_and_runs(shop: Shop, tool: str, installer: str) -> No
     assert facts["installer"].startswith(f"{installer} ")
     release = shop.deployed()
     assert names(next(release.glob("lib/*/site-packages"))) == {"alpha", "beta"}
-    said = subprocess.run([release / "bin" / "alpha"], capture_output=True, text=True, check=True)
-    assert said.stdout == "alpha 1.0\n"
+    message = subprocess.run(
+        [release / "bin" / "alpha"], capture_output=True, text=True, check=True
+    )
+    assert message.stdout == "alpha 1.0\n"
     assert not list(release.glob("bin/pip*"))
     for text in release.rglob("*"):
         assert text.name not in ("CACHEDIR.TAG", ".gitignore", "direct_url.json", "uv_cache.json")
@@ -256,7 +258,7 @@ def test_nothing_is_done_where_nothing_has_changed(each: Shop) -> None:
     assert (now.st_ino, now.st_mtime_ns) == (state.st_ino, state.st_mtime_ns)
 
 
-def test_what_is_not_wanted_any_more_goes_and_the_rest_stays(both: Shop) -> None:
+def test_only_what_is_no_longer_wanted_is_removed(both: Shop) -> None:
     both.build("alpha", "gamma")
     before = both.state()
     made = both.build("gamma")
@@ -294,7 +296,7 @@ def test_other_content_of_the_same_version_is_installed(each: Shop, tmp_path: Pa
     assert "new" in (each.site_packages / "delta" / "__init__.py").read_text()
 
 
-def test_what_belongs_to_nobody_goes(each: Shop) -> None:
+def test_files_without_an_owner_are_removed(each: Shop) -> None:
     each.build("alpha")
     strays = ["stray.py", "alpha/stray.txt", "alpha/__pycache__/gone.cpython-39.pyc", "empty/x/y"]
     for stray in strays:
@@ -305,7 +307,7 @@ def test_what_belongs_to_nobody_goes(each: Shop) -> None:
     assert not any((each.site_packages / stray).exists() for stray in (*strays, "empty"))
 
 
-def test_a_damaged_environment_is_made_anew(each: Shop) -> None:
+def test_a_damaged_environment_is_created_again(each: Shop) -> None:
     each.build("alpha")
     (each.site_packages / "beta" / "other.py").unlink()
     made = each.build("alpha", force=True)
@@ -313,7 +315,9 @@ def test_a_damaged_environment_is_made_anew(each: Shop) -> None:
     assert (each.site_packages / "beta" / "other.py").exists()
 
 
-def test_packages_that_share_a_file_end_as_in_a_new_environment(each: Shop, tmp_path: Path) -> None:
+def test_packages_with_a_shared_file_are_as_in_a_new_environment(
+    each: Shop, tmp_path: Path
+) -> None:
     links = tmp_path / "links"
     for name in ("one", "two"):
         packages.wheel(links, name, files={"common/__init__.py": "OWNER = 'any'\n"})
@@ -324,13 +328,13 @@ def test_packages_that_share_a_file_end_as_in_a_new_environment(each: Shop, tmp_
     assert names(each.site_packages) == {"two"}
 
 
-def test_pip_is_there_where_it_is_asked_for(shop: Shop, tmp_path: Path) -> None:
+def test_pip_is_installed_when_it_is_asked_for(shop: Shop, tmp_path: Path) -> None:
     packages.wheel(tmp_path / "links", "pip", "99.0")
     made = shop.build("pip", find_links=[str(tmp_path / "links")], installer="uv")
     assert made.installed == {"pip": "99.0"}
 
 
-def test_all_is_compiled(each: Shop) -> None:
+def test_all_sources_are_compiled(each: Shop) -> None:
     each.build("alpha")
     sources = [path for path in each.site_packages.rglob("*.py") if path.name != "_virtualenv.py"]
     assert sources
@@ -382,7 +386,7 @@ def test_requirement_files_and_what_they_include_count(each: Shop, tmp_path: Pat
     assert not each.build(**options).changed
     (tmp_path / "inner.txt").write_text("# nothing\n")
     made = each.build(**options)
-    assert made.reason == "what it is made of has changed"
+    assert made.reason == "its inputs have changed"
     assert made.removed == ["gamma"]
 
 
@@ -397,7 +401,7 @@ def test_constraints_count(each: Shop, tmp_path: Path) -> None:
     assert each.build("beta", **options).installed == {"beta": "2.0"}
 
 
-def test_a_lock_with_hashes_is_kept_to(both: Shop, tmp_path: Path) -> None:
+def test_the_hashes_of_a_lock_are_checked(both: Shop, tmp_path: Path) -> None:
     lock = tmp_path / "lock.txt"
     right = {
         name: packages.digest(both.index / f"{name}-1.0-py3-none-any.whl")
@@ -409,8 +413,8 @@ def test_a_lock_with_hashes_is_kept_to(both: Shop, tmp_path: Path) -> None:
     both.build(**options)
     before = both.bundle()
     lock.write_text(text.replace(right["beta"], "0" * 64))
-    said = both.refused("(?i)hash", **options)
-    assert "beta" in said
+    message = both.refused("(?i)hash", **options)
+    assert "beta" in message
     assert both.bundle() == before
     lock.write_text("alpha==1.0\n")
     both.refused("(?i)hash", **options)
@@ -420,7 +424,7 @@ def test_a_lock_with_hashes_is_kept_to(both: Shop, tmp_path: Path) -> None:
     assert (made.installed, made.kept) == ({}, 2)  # nothing of it was lost by the failures
 
 
-def test_a_project_goes_with_a_lock(each: Shop, tmp_path: Path) -> None:
+def test_a_project_with_a_lock(each: Shop, tmp_path: Path) -> None:
     directory = packages.project(tmp_path / "src")
     lock = tmp_path / "lock.txt"
     one = packages.digest(each.index / "beta-1.0-py3-none-any.whl")
@@ -439,14 +443,14 @@ def test_own_wheels_win_over_those_of_the_same_name(each: Shop, tmp_path: Path) 
     assert not list(each.site_packages.glob("*/direct_url.json"))
 
 
-def test_an_editable_is_no_trap(each: Shop, tmp_path: Path) -> None:
+def test_an_editable_is_refused(each: Shop, tmp_path: Path) -> None:
     packages.project(tmp_path / "src")
     (tmp_path / "requirements.txt").write_text("-e ./src\n")
     options = {"requirements": [str(tmp_path / "requirements.txt")]}
     each.refused("as editable", **options)
     (tmp_path / "requirements.txt").write_text("./src\n")
     if each.options["installer"] == "uv":  # it looks at the times of a few files only
-        each.refused("names the directory", **options)
+        each.refused("contains the directory", **options)
         return
     each.build(**options)
     (tmp_path / "src" / "src" / "shop.py").write_text("VALUE = 2\n")
@@ -457,7 +461,7 @@ def test_an_editable_is_no_trap(each: Shop, tmp_path: Path) -> None:
 # --- a project ------------------------------------------------------------------------------------
 
 
-def test_a_project_is_built_apart_from_its_tree(each: Shop, tmp_path: Path) -> None:
+def test_a_project_is_built_in_a_copy(each: Shop, tmp_path: Path) -> None:
     directory = packages.project(tmp_path / "src")
     (directory / "src" / "old.py").write_text("")
     before = sorted(directory.rglob("*"))
@@ -517,7 +521,9 @@ def test_a_bundle_is_named_by_its_commit(shop: Shop, checkout: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["changed", "new", "staged", "removed"])
-def test_a_dirty_tree_is_not_named_by_its_commit(shop: Shop, checkout: Path, change: str) -> None:
+def test_a_bundle_of_a_dirty_tree_is_not_named_by_its_commit(
+    shop: Shop, checkout: Path, change: str
+) -> None:
     file = checkout / "src" / ("new.py" if change == "new" else "more.py")
     if change == "removed":
         file.unlink()
@@ -526,8 +532,8 @@ def test_a_dirty_tree_is_not_named_by_its_commit(shop: Shop, checkout: Path, cha
     if change == "staged":
         git(checkout, "add", ".")
     archive = shop.directory / "shop-{commit}.tar.gz"
-    said = shop.refused("differs from its commit", project=str(checkout), archive=archive)
-    assert file.name in said
+    message = shop.refused("differs from its commit", project=str(checkout), archive=archive)
+    assert file.name in message
     made = shop.build(project=str(checkout), installer="uv")
     assert made.commit == f"{git(checkout, 'rev-parse', 'HEAD')}-dirty"
     made = shop.build(project=str(checkout), archive=archive, commit="r1", installer="uv")
@@ -558,12 +564,12 @@ def test_another_commit_is_another_bundle(shop: Shop, checkout: Path) -> None:
 # --- what goes wrong ------------------------------------------------------------------------------
 
 
-def test_a_failure_leaves_the_bundle_and_a_cache_that_is_good(each: Shop, tmp_path: Path) -> None:
+def test_a_failure_keeps_the_bundle_and_a_usable_cache(each: Shop, tmp_path: Path) -> None:
     directory = packages.project(tmp_path / "src")
     each.build(project=str(directory))
     bundle, state = each.bundle(), each.state()
-    said = each.refused("nowhere", "nowhere", project=str(directory))
-    log = Path(said.rpartition(" ")[2])
+    message = each.refused("nowhere", "nowhere", project=str(directory))
+    log = Path(message.rpartition(" ")[2])
     assert "nowhere" in log.read_text()
     assert log.stat().st_mode & 0o077 == 0
     (directory / "broken").write_text("gears missing")
@@ -577,51 +583,54 @@ def test_a_failure_leaves_the_bundle_and_a_cache_that_is_good(each: Shop, tmp_pa
     assert beta == {path: known for path, known in state.items() if path.startswith("beta")}
 
 
-def test_an_index_that_is_gone_is_told(each: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_index_is_reported(each: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_RETRIES", "1")
     monkeypatch.setenv("UV_HTTP_RETRIES", "0")
     options = {"index": f"http://user:{SECRET}@127.0.0.1:9/simple", "no_index": False}
-    said = each.refused("nowhere|index", "nowhere", **options)
-    assert SECRET not in said
+    message = each.refused("nowhere|index", "nowhere", **options)
+    assert SECRET not in message
 
 
 @pytest.mark.parametrize(
     ("words", "options"),
     [
         ("nothing to build", {}),
-        ("ends in none of", {"packages": ["a"], "archive": "/tmp/a.zip"}),
-        ("must be absolute", {"packages": ["a"], "archive": "a.tar"}),
-        ("no directory /nowhere", {"packages": ["a"], "archive": "/nowhere/a.tar"}),
-        ("cache must be absolute", {"packages": ["a"], "cache": "cache"}),
-        ("tool must be one of", {"packages": ["a"], "tool": "conda"}),
-        ("installer must be one of", {"packages": ["a"], "installer": "easy_install"}),
-        ("bytecode must be one of", {"packages": ["a"], "bytecode": "none"}),
+        ("ends in none of", {"pip_packages": ["a"], "archive": "/tmp/a.zip"}),
+        ("must be absolute", {"pip_packages": ["a"], "archive": "a.tar"}),
+        ("no directory /nowhere", {"pip_packages": ["a"], "archive": "/nowhere/a.tar"}),
+        ("cache must be absolute", {"pip_packages": ["a"], "cache": "cache"}),
+        ("tool must be one of", {"pip_packages": ["a"], "tool": "conda"}),
+        ("installer must be one of", {"pip_packages": ["a"], "installer": "easy_install"}),
+        ("bytecode must be one of", {"pip_packages": ["a"], "bytecode": "none"}),
         ("cannot read the requirement file", {"requirements": ["/nowhere.txt"]}),
-        ("cannot read the constraint file", {"packages": ["a"], "constraints": ["/nowhere.txt"]}),
+        (
+            "cannot read the constraint file",
+            {"pip_packages": ["a"], "constraints": ["/nowhere.txt"]},
+        ),
         ("there is no directory /nowhere", {"project": "/nowhere"}),
         ("is no Python project", {"project": "/etc"}),
         ("not named as a wheel", {"wheels": ["/etc/passwd"]}),
         ("cannot read the wheel", {"wheels": ["/nowhere-1.0-py3-none-any.whl"]}),
-        ("must be a requirement", {"packages": ["--index-url=http://x"]}),
-        ("must be a requirement", {"packages": ["a\n-e /etc"]}),
-        ("packages must be a list", {"packages": [1]}),
-        ("packages must be a list", {"packages": 5}),
-        ("there is no /nowhere to find", {"packages": ["a"], "find_links": ["/nowhere"]}),
-        ("there is no python9.9", {"packages": ["a"], "python": "9.9"}),
+        ("must be a requirement", {"pip_packages": ["--index-url=http://x"]}),
+        ("must be a requirement", {"pip_packages": ["a\n-e /etc"]}),
+        ("pip_packages must be a list", {"pip_packages": [1]}),
+        ("pip_packages must be a list", {"pip_packages": 5}),
+        ("there is no /nowhere to find", {"pip_packages": ["a"], "find_links": ["/nowhere"]}),
+        ("there is no python9.9", {"pip_packages": ["a"], "python": "9.9"}),
         (
             "there is no commit|there is none",
-            {"packages": ["a"], "archive": "/tmp/{commit}.tar.gz"},
+            {"pip_packages": ["a"], "archive": "/tmp/{commit}.tar.gz"},
         ),
-        ("name of letters", {"packages": ["a"], "commit": "../x"}),
-        ("to pack against", {"packages": ["a"], "against": "/nowhere.tar"}),
-        ("must have a text", {"packages": ["a"], "environ": {"A": 1}}),
-        ("variable's name", {"packages": ["a"], "environ": {"A B": "1"}}),
-        ("environ must be", {"packages": ["a"], "environ": ["A"]}),
-        ("the prefix must be absolute", {"packages": ["a"], "prefix": "srv"}),
+        ("must be letters", {"pip_packages": ["a"], "commit": "../x"}),
+        ("to make a delta bundle from", {"pip_packages": ["a"], "delta_from": "/nowhere.tar"}),
+        ("must be a text", {"pip_packages": ["a"], "env": {"A": 1}}),
+        ("name of a variable", {"pip_packages": ["a"], "env": {"A B": "1"}}),
+        ("env must be", {"pip_packages": ["a"], "env": ["A"]}),
+        ("the prefix must be absolute", {"pip_packages": ["a"], "prefix": "srv"}),
     ],
 )
 def test_bad_arguments_are_refused(shop: Shop, words: str, options: dict[str, Any]) -> None:
-    shop.refused(words, **{"packages": (), "installer": "uv", **options})
+    shop.refused(words, **{"pip_packages": (), "installer": "uv", **options})
     assert not shop.archive.exists()
     assert not (shop.directory / "cache").exists()
 
@@ -629,7 +638,7 @@ def test_bad_arguments_are_refused(shop: Shop, words: str, options: dict[str, An
 @pytest.mark.parametrize(
     ("tool", "installer"), [("virtualenv", "pip"), ("uv", "pip"), ("venv", "uv")]
 )
-def test_a_tool_that_is_not_there_is_told(
+def test_a_missing_tool_is_reported(
     shop: Shop, tool: str, installer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = runner.output_of
@@ -642,7 +651,7 @@ def test_a_tool_that_is_not_there_is_told(
             else known(*command, **options)
         )
 
-    monkeypatch.setattr("relocate_core.builds.environment.output_of", without)
+    monkeypatch.setattr("relocate_core.builds.tools.output_of", without)
     shop.refused("install it", "alpha", tool=tool, installer=installer)
 
 
@@ -654,14 +663,14 @@ def test_a_dry_run_does_nothing(each: Shop) -> None:
     before = sorted(each.directory.rglob("*")), each.bundle()
     assert not each.build("alpha", dry_run=True).changed
     made = each.build("gamma", dry_run=True)
-    assert (made.changed, made.reason) == (True, "what it is made of has changed")
+    assert (made.changed, made.reason) == (True, "its inputs have changed")
     assert (sorted(each.directory.rglob("*")), each.bundle()) == before
 
 
-def test_what_stands_there_and_is_no_bundle_is_replaced(shop: Shop) -> None:
+def test_an_existing_file_that_is_no_bundle_is_replaced(shop: Shop) -> None:
     shop.archive.write_text("no bundle")
     Path(f"{shop.archive}.sha256").write_text("0" * 64)
-    assert shop.build("alpha", installer="uv").reason == "what stands there is no bundle"
+    assert shop.build("alpha", installer="uv").reason == "the existing file is no bundle"
     Path(f"{shop.archive}.sha256").unlink()
     assert shop.build("alpha", installer="uv").reason == "its digest is missing"
 
@@ -682,7 +691,7 @@ def test_misleading_variables_do_not_mislead(both: Shop, monkeypatch: pytest.Mon
     assert not elsewhere.exists()
 
 
-def test_files_are_for_everybody_whatever_the_umask(each: Shop) -> None:
+def test_all_files_are_readable_whatever_the_umask(each: Shop) -> None:
     before = os.umask(0o077)
     try:
         each.build("alpha")
@@ -740,8 +749,8 @@ def private_index(index: Path) -> Iterator[str]:
         server.server_close()
 
 
-@pytest.mark.parametrize("way", ["argument", "variable", "environ", "file", "direct"])
-def test_credentials_are_used_and_told_to_nobody(
+@pytest.mark.parametrize("way", ["argument", "variable", "env", "file", "direct"])
+def test_credentials_are_used_and_never_printed(
     each: Shop, private_index: str, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = f"http://user:{SECRET}@{private_index}/simple"
@@ -751,8 +760,8 @@ def test_credentials_are_used_and_told_to_nobody(
         each.options["index"] = url
     elif way == "variable":
         monkeypatch.setenv(name, url)
-    elif way == "environ":
-        each.options["environ"] = {name: url}
+    elif way == "env":
+        each.options["env"] = {name: url}
     elif way == "direct":
         each.options["index"] = url
         file = each.directory / "requirements.txt"
@@ -764,8 +773,8 @@ def test_credentials_are_used_and_told_to_nobody(
         each.options["requirements"] = [str(file)]
     made = each.build("alpha")
     assert {"alpha", "beta"} <= set(made.installed)
-    said = each.refused("nowhere", "alpha", "nowhere")
-    assert SECRET not in said
+    message = each.refused("nowhere", "alpha", "nowhere")
+    assert SECRET not in message
     assert SECRET not in repr(made)
     assert SECRET not in str(reader.read_head(made.archive).facts)
     for path in [*each.kept.rglob("*"), *each.kept.parent.glob("*")]:
@@ -773,7 +782,7 @@ def test_credentials_are_used_and_told_to_nobody(
             assert SECRET.encode() not in path.read_bytes(), path
 
 
-def test_what_changes_while_it_is_built_is_told(shop: Shop, tmp_path: Path) -> None:
+def test_a_change_during_the_build_is_reported(shop: Shop, tmp_path: Path) -> None:
     directory = packages.project(tmp_path / "src")
 
     def change(step: str, facts: dict[str, Any]) -> None:
@@ -824,7 +833,7 @@ def test_the_same_build_twice_at_once_is_done_once(shop: Shop) -> None:
     assert sorted(one.changed for one in made) == [False, False, True]
 
 
-def test_a_build_that_waits_too_long_says_for_whom(shop: Shop, tmp_path: Path) -> None:
+def test_a_build_that_waits_too_long_reports_the_other_one(shop: Shop, tmp_path: Path) -> None:
     directory = packages.project(tmp_path / "src")
     (directory / "slow").write_text("2")
     shop.options["installer"] = "uv"
@@ -852,7 +861,7 @@ def _until(condition: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(12))
-def test_a_killed_build_is_healed_by_the_next(each: Shop, part: int) -> None:
+def test_the_next_build_recovers_from_a_killed_one(each: Shop, part: int) -> None:
     each.build("gamma")
     before = each.bundle()
     process = start(each, "alpha")
@@ -890,7 +899,7 @@ def test_a_kill_in_the_middle_of_installing_is_noticed(
     assert names(each.site_packages) == {"alpha", "beta"}
 
 
-# --- what tools say -------------------------------------------------------------------------------
+# --- why tools fail -------------------------------------------------------------------------------
 
 PIP = """\
 ERROR: Could not find a version that satisfies the requirement nope
@@ -923,22 +932,22 @@ OLD_UV = """\
         ("", ""),
     ],
 )
-def test_the_telling_words_of_a_tool(output: str, expected: str) -> None:
-    assert re.fullmatch(expected, telling(output.splitlines()))
+def test_the_reason_from_the_output_of_a_tool(output: str, expected: str) -> None:
+    assert re.fullmatch(expected, summary(output.splitlines()))
 
 
-# --- against earlier ones -------------------------------------------------------------------------
+# --- delta bundles --------------------------------------------------------------------------------
 
 
 def test_the_latest_bundles_are_packed_against(shop: Shop, tmp_path: Path) -> None:
     for commit, wanted in (("a", ["gamma"]), ("b", ["gamma"]), ("c", ["alpha", "gamma"])):
         template = str(shop.directory / "shop-{commit}.tar.gz")
-        made = shop.build(*wanted, archive=template, commit=commit, against=1)
+        made = shop.build(*wanted, archive=template, commit=commit, delta_from=1)
         os.utime(made.archive, ns=(time.time_ns(), time.time_ns() + ord(commit) * 10**9))
     shutil.copy(made.archive, shop.directory / "other-z.tar.gz")
-    made = shop.build("alpha", archive=template, commit="d", against=2)
+    made = shop.build("alpha", archive=template, commit="d", delta_from=2)
     names = ["shop-d.from-shop-b.tar.gz", "shop-d.from-shop-c.tar.gz"]
-    assert sorted(os.path.basename(one) for one in made.against) == names
+    assert sorted(os.path.basename(one) for one in made.deltas) == names
     for name in (*names, "shop-d.tar.gz"):
         assert (shop.directory / f"{name}.sha256").exists()
     root = tmp_path / "srv"
@@ -948,14 +957,14 @@ def test_the_latest_bundles_are_packed_against(shop: Shop, tmp_path: Path) -> No
     publish(made.archive, str(root / "e"))
     kept = [(root / name / manifest.NAME).read_bytes() for name in ("d", "e")]
     assert kept[0] == kept[1]
-    again = shop.build("alpha", archive=template, commit="d", against=2)
+    again = shop.build("alpha", archive=template, commit="d", delta_from=2)
     assert not again.changed
 
 
-def test_bundles_to_pack_against_may_be_named(shop: Shop) -> None:
+def test_bundles_to_pack_against_may_be_given(shop: Shop) -> None:
     first = shop.build("gamma", archive=shop.directory / "1.tar.gz")
-    made = shop.build("alpha", archive=shop.directory / "2.tar.gz", against=[first.archive])
-    against = str(shop.directory / "2.from-1.tar.gz")
-    assert list(made.against) == [against]
-    shop.refused("name a full one", "beta", archive=shop.directory / "3.tar.gz", against=[against])
+    made = shop.build("alpha", archive=shop.directory / "2.tar.gz", delta_from=[first.archive])
+    delta = str(shop.directory / "2.from-1.tar.gz")
+    assert list(made.deltas) == [delta]
+    shop.refused("give a full one", "beta", archive=shop.directory / "3.tar.gz", delta_from=[delta])
     assert not (shop.directory / "3.tar.gz").exists()

@@ -1,4 +1,4 @@
-"""Bundles that attack, and releases that were tampered with before one is deployed against them.
+"""Bundles that attack, and releases that were tampered with before a delta bundle needs them.
 
 Each attack is a real bundle with one thing changed, whose manifest is given a right digest again:
 so it is refused for that one thing. Refused means in one sentence that names it, with nothing under
@@ -159,7 +159,7 @@ class World:
     Attributes:
         directory: what is watched: the root is in it, and victims beside it.
         bundles: the parts of `A`, the first build, of `B`, the second, and of `B-A`, the second
-            one against the first.
+            one as a delta bundle from the first.
         trees: what undisturbed deploys make of `A` and `B`.
     """
 
@@ -202,7 +202,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         Path(build.path, ALONE).write_text("other\n" * 500)
         os.unlink(f"{build.path}/{OTHER_TWIN}")
         pack(build.path, archives["B"])
-        pack(build.path, archives["B-A"], against=archives["A"])
+        pack(build.path, archives["B-A"], delta_from=archives["A"])
         remove(build.path)
         directory = memory / "watched"
         (directory / "victims").mkdir(parents=True)
@@ -700,7 +700,7 @@ def _without_times(found: object) -> object:
     }
 
 
-# -- a bundle against another one ------------------------------------------------------------------
+# -- a delta bundle --------------------------------------------------------------------------------
 
 
 def order(path: str) -> str:
@@ -802,7 +802,7 @@ SEALED: dict[str, tuple[Change, str]] = {
 
 @pytest.mark.parametrize("vouched", [False, True], ids=["unknown", "vouched"])
 @pytest.mark.parametrize("name", [*UNSEALED, *SEALED])
-def test_a_bundle_against_another_one(name: str, vouched: bool, world: World) -> None:
+def test_a_delta_bundle(name: str, vouched: bool, world: World) -> None:
     """What its rows and its base say is not believed, not even when somebody vouches for it."""
     change, text = UNSEALED.get(name) or SEALED[name]
     parts = world.bundles["B-A"].copy()
@@ -832,14 +832,14 @@ def test_no_base_says_which_archive(world: World) -> None:
     assert archive in refusal(world, archive)
 
 
-def test_the_rows_of_a_bundle_to_pack_against(world: World, tmp_path: Path) -> None:
+def test_the_rows_of_a_base_of_a_delta_bundle(world: World, tmp_path: Path) -> None:
     """A bad one is refused in a sentence by `pack` as well."""
     build = small(tmp_path / "build")
     parts = world.bundles["A"].copy()
     parts.rows[3][0] = "../evil"
     archive = world.put(parts, "base.tar")
     with pytest.raises(RelocateError, match="manifest") as caught:
-        pack(build.path, str(tmp_path / "new.tar.gz"), against=archive)
+        pack(build.path, str(tmp_path / "new.tar.gz"), delta_from=archive)
     assert roots.one_sentence(caught.value)
     assert sorted(os.listdir(tmp_path)) == ["build"]
 
@@ -981,9 +981,9 @@ def test_a_full_bundle_beside_one(name: str, owner: tuple[int, int] | None, worl
 
 
 @needs_root
-@pytest.mark.parametrize("against", ["B", "B-A"])
+@pytest.mark.parametrize("bundle", ["B", "B-A"])
 @pytest.mark.parametrize("where", [TWIN, LEDGER, MANIFEST, RECORD, rewritten.ORIGINALS])
-def test_their_release_holds_a_file_without_an_end(where: str, against: str, world: World) -> None:
+def test_their_release_holds_a_file_without_an_end(where: str, bundle: str, world: World) -> None:
     """A hole of a terabyte costs nobody anything to make, and must cost root nothing to look at."""
     with theirs(world) as other:
         place = f"{other.root}/A/{where}"
@@ -991,8 +991,8 @@ def test_their_release_holds_a_file_without_an_end(where: str, against: str, wor
         for name in names:
             file = os.path.join(place, name).rstrip("/")
             replaced(file, sparse(1 << 40, Path(file).read_bytes()))
-        said = in_bounds(world.archives[against], f"{other.root}/X", hard_links=against == "B")
-    assert said.startswith("deployed" if against == "B" else "refused"), said
+        said = in_bounds(world.archives[bundle], f"{other.root}/X", hard_links=bundle == "B")
+    assert said.startswith("deployed" if bundle == "B" else "refused"), said
 
 
 @needs_root

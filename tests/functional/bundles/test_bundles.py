@@ -1,4 +1,4 @@
-"""Bundles of real virtualenvs: packed, read, deployed, put against one another, and refused."""
+"""Bundles of real virtualenvs: packed, read, deployed, made into delta bundles, and refused."""
 
 from __future__ import annotations
 
@@ -1062,7 +1062,7 @@ def test_an_editable_install_from_outside(how: str, place: Path) -> None:
     out.mkdir()
     not_packed(
         *(made, out / "one.tar.gz", CannotTravel),
-        rf"/site-packages/\S+ names {made.outside}/{project.name}\S*, which is outside of it; "
+        rf"/site-packages/\S+ refers to {made.outside}/{project.name}\S*, which is outside of it; "
         "install that without --editable, or exclude the file",
     )
     packed(made, out / "one.tar.gz", exclude=EXCLUDED)
@@ -1077,7 +1077,7 @@ def test_editable_installs_from_inside(shop: Shop) -> None:
 def line_outside(tree: Path, sites: Path) -> str:
     """A line of a .pth file."""
     (sites / "paths.pth").write_text("/usr/share/outside\n")
-    return "lib/python3.11/site-packages/paths.pth names /usr/share/outside, which is outside"
+    return "lib/python3.11/site-packages/paths.pth refers to /usr/share/outside, which is outside"
 
 
 def absolute_link(tree: Path, sites: Path) -> str:
@@ -1101,7 +1101,7 @@ def link_by_a_link(tree: Path, sites: Path) -> str:
 def link_in_a_circle(tree: Path, sites: Path) -> str:
     """A link to itself."""
     (tree / "etc" / "paths.pth").symlink_to("paths.pth")
-    return "etc/paths.pth leads in a circle; remove the link"
+    return "etc/paths.pth points in a circle; remove the symlink"
 
 
 def pipe(tree: Path, sites: Path) -> str:
@@ -1164,7 +1164,7 @@ def test_warnings(tiny: Built, place: Path) -> None:
     packing = packed(tree, place / "one.tar.gz")
     known = {one["file"]: one["reason"] for one in packing.warnings}
     assert "sees the base Python's packages" in known.pop("pyvenv.cfg")
-    assert "names the place where it was built" in known.pop("etc/data.zip")
+    assert "refers to the place where it was built" in known.pop("etc/data.zip")
     if tiny.made.python.startswith(("/home/", os.path.dirname(target) + "/")):
         assert "in a home directory: reinitialize it there" in known.pop("bin/python")
     assert known == {}
@@ -1228,10 +1228,15 @@ REFUSED: dict[str, tuple[str, dict[str, Any], type[RelocateError], str]] = {
         *("one.tar.gz", {"bytecode": "magic"}, InvalidPath),
         "bytecode must be one of timestamp, checked-hash, unchecked-hash: magic",
     ),
-    "facts": ("one.tar.gz", {"facts": {"a": 1}}, InvalidPath, "facts must be at most 100 names"),
-    "many facts": (
-        *("one.tar.gz", {"facts": {str(n): "" for n in range(101)}}, InvalidPath),
-        "facts must be at most 100 names",
+    "build metadata": (
+        "one.tar.gz",
+        {"build_metadata": {"a": 1}},
+        InvalidPath,
+        "build_metadata must be at most 100 names",
+    ),
+    "much build metadata": (
+        *("one.tar.gz", {"build_metadata": {str(n): "" for n in range(101)}}, InvalidPath),
+        "build_metadata must be at most 100 names",
     ),
     "ending": ("one.zip", {}, InvalidPath, "the name of an archive tells its form: .* ends in"),
     "no directory": ("no/one.tar.gz", {}, InvalidPath, "there is no directory .*/no to write"),
@@ -1243,12 +1248,12 @@ REFUSED: dict[str, tuple[str, dict[str, Any], type[RelocateError], str]] = {
     ),
     "inside": ("tree/one.tar.gz", {}, InvalidPath, "is inside of what it would pack"),
     "inside, by a link": ("link/one.tar.gz", {}, InvalidPath, "is inside of what it would pack"),
-    "nothing to be against": (
-        *("one.tar.gz", {"against": "/nonexistent.tar.gz"}, BadArchive),
+    "no base": (
+        *("one.tar.gz", {"delta_from": "/nonexistent.tar.gz"}, BadArchive),
         "cannot read /nonexistent.tar.gz: no such file",
     ),
-    "against no bundle": (
-        *("one.tar.gz", {"against": "/etc/hostname"}, BadArchive, "cannot read /etc/hostname: "),
+    "a base that is no bundle": (
+        *("one.tar.gz", {"delta_from": "/etc/hostname"}, BadArchive, "cannot read /etc/hostname: "),
     ),
 }
 
@@ -1325,7 +1330,7 @@ def test_a_failure_leaves_the_archive_before(tiny: Built, place: Path) -> None:
     assert step > 8
 
 
-# --- against an earlier one -----------------------------------------------------------------------
+# --- delta bundles --------------------------------------------------------------------------------
 
 
 def write(tree: Path, path: str, text: str) -> None:
@@ -1407,13 +1412,13 @@ class Chain:
         return f"{self.root}/{name}"
 
     def next(self, change: Callable[[Path], object]) -> str:
-        """Change the newest tree, pack it in full and against the one before; the latter's path."""
+        """Change the newest tree, pack it in full and as a delta bundle; the path of that."""
         tree = Path(copy(self.trees[-1], self.directory / f"tree{len(self.trees)}"))
         change(tree)
         full = str(self.directory / f"{len(self.trees)}.tar.gz")
         part = str(self.directory / f"{len(self.trees)}.part.tar.gz")
         self.packing = packed(str(tree), full)
-        self.part = packed(str(tree), part, against=self.archives[-1])
+        self.part = packed(str(tree), part, delta_from=self.archives[-1])
         self.trees.append(str(tree))
         self.archives.append(full)
         return part
@@ -1470,7 +1475,7 @@ def chain(tiny: Built, place: Path) -> Chain:
 @pytest.mark.parametrize(
     "change", [pytest.param(o, marks=() if o == "all" else pytest.mark.slow) for o in CHANGES]
 )
-def test_against_the_one_before(change: str, links: bool, chain: Chain) -> None:
+def test_a_delta_bundle(change: str, links: bool, chain: Chain) -> None:
     """File by file what the full one makes of it; the earlier release is not touched."""
     part = chain.next(CHANGES[change])
     expected = chain.expected("two")
@@ -1504,7 +1509,7 @@ def test_what_a_part_holds(chain: Chain) -> None:
     assert packing.base == delta.head["base"]["manifest"] == base.sha256
     assert packing.manifest == delta.head["base"]["result"] == full.sha256
     assert set(delta.head["base"]["removed"]) == {*base.by_path} - {*full.by_path}
-    again = packed(chain.trees[-1], chain.directory / "again.tar.gz", against=chain.archives[0])
+    again = packed(chain.trees[-1], chain.directory / "again.tar.gz", delta_from=chain.archives[0])
     assert again.sha256 == packing.sha256
 
 
@@ -1515,7 +1520,7 @@ def tag_of(python: str) -> str:
 
 @pytest.mark.parametrize("links", [False, True], ids=["copies", "hard links"])
 def test_a_chain_of_three(links: bool, chain: Chain) -> None:
-    """Each against the one before, which may itself have come so."""
+    """Each from the one before, which may itself have been a delta bundle."""
     first = chain.next(everything_at_once)
     second = chain.next(
         lambda tree: (write(tree, TXT + "2", "x\n"), retarget(tree / "lib/other", ".."))
@@ -1598,7 +1603,7 @@ TAMPERED: dict[str, tuple[Callable[[Path], object], str]] = {
     "removed": (lambda tree: (tree / KEPT).unlink(), f"{KEPT} is not there any more"),
     "a link": (
         lambda tree: (os.rename(tree / KEPT, tree / "etc/x"), (tree / KEPT).symlink_to("/etc/x")),
-        f"{KEPT} is a link now",
+        f"{KEPT} is a symlink now",
     ),
     "its directory a link": (
         lambda tree: (
@@ -1626,7 +1631,7 @@ TAMPERED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no manifest": (
         lambda tree: (tree / bundles.MANIFEST).unlink(),
-        "it was packed against a release that is not here",
+        "the release that this delta bundle was made from is not here",
     ),
 }
 
@@ -1712,7 +1717,7 @@ def test_touched_and_linked(tiny: Built, chain: Chain) -> None:
 
 def test_without_the_earlier_one(chain: Chain) -> None:
     part = chain.next(CHANGES["changed"])
-    with pytest.raises(NoBase, match="against a release that is not here: deploy the full bundle"):
+    with pytest.raises(NoBase, match="made from is not here: deploy the full bundle"):
         chain.publish(part, "two")
     assert not os.path.exists(chain.path("two"))
     unrelated = chain.next(CHANGES["added"])
@@ -1724,7 +1729,7 @@ def test_without_the_earlier_one(chain: Chain) -> None:
     )
 
 
-def test_against_what_is_no_base(chain: Chain) -> None:
+def test_a_delta_bundle_from_what_is_no_base(chain: Chain) -> None:
     part = chain.next(CHANGES["changed"])
     out = chain.directory / "out"
     out.mkdir()
@@ -1733,17 +1738,17 @@ def test_against_what_is_no_base(chain: Chain) -> None:
             chain.trees[-1],
             out / "x.tar.gz",
             BadArchive,
-            "it was packed against another one itself",
+            "it is a delta bundle itself",
         ),
-        against=part,
+        delta_from=part,
     )
     not_packed(
         *(chain.trees[-1], out / "x.tar.gz", InvalidPath, "nothing differs between them"),
-        against=chain.archives[-1],
+        delta_from=chain.archives[-1],
     )
     cut = out / "cut.tar.gz"
     cut.write_bytes(Path(chain.archives[0]).read_bytes()[:2000])
-    not_packed(chain.trees[-1], out / "x.tar.gz", BadArchive, "cannot read", against=str(cut))
+    not_packed(chain.trees[-1], out / "x.tar.gz", BadArchive, "cannot read", delta_from=str(cut))
 
 
 # --- not for this machine -------------------------------------------------------------------------
@@ -1829,8 +1834,8 @@ def test_the_command(chain: Chain) -> None:
     assert (out / "two.tar.gz").read_bytes() == (out / "one.tar.gz").read_bytes()
 
     chain.next(everything_at_once)
-    against = ("--against", chain.archives[0])
-    done = command("--pack", str(out / "part.tar.gz"), *against, chain.trees[1])
+    base = ("--delta-from", chain.archives[0])
+    done = command("--pack", str(out / "part.tar.gz"), *base, chain.trees[1])
     assert re.search(r"\(\d+ members, 6 of them carried, ", done.stdout), done.stdout
 
 
@@ -1893,7 +1898,7 @@ def test_the_options_of_the_command(tiny: Built, place: Path) -> None:
         ["--pack", "x.tar.gz", "one", "two"],
         ["--pack", "x.tar.gz", "--bytecode", "magic"],
         ["--pack", "x.tar.gz", "--level", "high"],
-        ["--info", "--against", "x.tar.gz"],
+        ["--info", "--delta-from", "x.tar.gz"],
         ["--info", "--exclude", "x"],
         ["--info", "--prefix", "/x"],
         ["--info", "--bytecode", "timestamp"],
@@ -1912,7 +1917,7 @@ def test_what_the_command_refuses(tiny: Built, place: Path) -> None:
     for arguments, text in (
         (["--level", "10"], "the compression level of gzip is 1 to 9, not 10\n"),
         (["--prefix", "srv"], "srv\n"),
-        (["--against", str(place / "none.tar.gz")], "name a bundle that can be read\n"),
+        (["--delta-from", str(place / "none.tar.gz")], "name a bundle that can be read\n"),
     ):
         done = command("--pack", str(place / "one.tar.gz"), *arguments, tree)
         assert done.returncode == 1
@@ -1966,7 +1971,9 @@ def test_the_function(functions: Any, chain: Chain) -> None:
     foretold = call(chain.trees[0], str(archive), test=True)
     assert (foretold["dry_run"], foretold["changed"]) == (True, True)
     assert not archive.exists()
-    answer = call(chain.trees[0], str(archive), facts={"commit": "4f2a9c1"}, exclude="paths.pth")
+    answer = call(
+        chain.trees[0], str(archive), build_metadata={"commit": "4f2a9c1"}, exclude="paths.pth"
+    )
     assert (answer["dry_run"], answer["changed"], answer["archive"]) == (
         *(False, True, str(archive)),
     )
@@ -1976,7 +1983,7 @@ def test_the_function(functions: Any, chain: Chain) -> None:
     assert answer["manifest"] == known.sha256
     assert answer["sha256"] == hashlib.sha256(archive.read_bytes()).hexdigest()
     chain.next(CHANGES["changed"])
-    part = call(chain.trees[1], str(chain.directory / "part.tar.gz"), against=chain.archives[0])
+    part = call(chain.trees[1], str(chain.directory / "part.tar.gz"), delta_from=chain.archives[0])
     assert (part["carried"], part["base"]) == (1, manifest_of(chain.archives[0]).sha256)
     path = f"{chain.root}/one"
     functions["virtualenv_tools.unpack"](str(archive), path, python=chain.python)
@@ -1992,10 +1999,10 @@ def test_the_function(functions: Any, chain: Chain) -> None:
         ({"level": True}, "level"),
         ({"level": 2.5}, "level"),
         ({"level": [6]}, "level"),
-        ({"facts": "x"}, "facts must be"),
-        ({"facts": ["x"]}, "facts must be"),
-        ({"facts": {"a": {}}}, "facts must be"),
-        ({"facts": {1: "a"}}, "facts must be"),
+        ({"build_metadata": "x"}, "build_metadata must be"),
+        ({"build_metadata": ["x"]}, "build_metadata must be"),
+        ({"build_metadata": {"a": {}}}, "build_metadata must be"),
+        ({"build_metadata": {1: "a"}}, "build_metadata must be"),
         ({"exclude": 5}, "exclude"),
         ({"exclude": [5]}, "exclude"),
         ({"exclude": {"a": 1}}, "exclude"),
@@ -2004,9 +2011,9 @@ def test_the_function(functions: Any, chain: Chain) -> None:
         ({"bytecode": ["timestamp"]}, "bytecode must be one of"),
         ({"prefix": "x"}, "absolute"),
         ({"prefix": 5}, "absolute"),
-        ({"against": "x.tar.gz"}, "the earlier bundle must be absolute: x.tar.gz"),
-        ({"against": 5}, "the earlier bundle must be absolute: 5"),
-        ({"against": ""}, "the earlier bundle must be absolute"),
+        ({"delta_from": "x.tar.gz"}, "delta_from must be absolute: x.tar.gz"),
+        ({"delta_from": 5}, "delta_from must be absolute: 5"),
+        ({"delta_from": ""}, "delta_from must be absolute"),
         ({"archive": "one.tar.gz"}, "the archive must be absolute: one.tar.gz"),
         ({"archive": None}, "the archive must be absolute: None"),
         ({"path": "tree"}, "the path of a virtualenv must be absolute: tree"),

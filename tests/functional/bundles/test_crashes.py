@@ -67,7 +67,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         Path(build.path, "etc/which").write_text("B\n" * 1000)
         Path(build.path, "etc/new").write_text("new\n")
         pack(build.path, made.archive("B"))
-        pack(build.path, made.archive("B-A"), against=made.archive("A"))
+        pack(build.path, made.archive("B-A"), delta_from=made.archive("A"))
         made.packed.mkdir()
         publish(made.archive("A"), f"{made.root}/A")
         yield made
@@ -204,15 +204,15 @@ CASES = {
     "pack": Case(_prepare_pack, _pack, _pack_result, _pack_faults),
     "full": _deploy("B"),
     "full-linked": _deploy("B", hard_links=True),
-    "against-copied": _deploy("B-A"),
-    "against-linked": _deploy("B-A", hard_links=True),
+    "delta-copied": _deploy("B-A"),
+    "delta-linked": _deploy("B-A", hard_links=True),
     "update-path": _in_place(
         relocate, lambda world, place: unpack_by_tar(world.archive("A"), place)
     ),
     "reinitialize": _in_place(reinitialize, _from_release),
 }
 STRIDES = {
-    **dict.fromkeys(("full", "full-linked", "against-copied", "against-linked"), 97),
+    **dict.fromkeys(("full", "full-linked", "delta-copied", "delta-linked"), 97),
     "update-path": 31,
     "reinitialize": 5,
     "pack": 1,
@@ -329,7 +329,7 @@ FAULTS: dict[str, Callable[[int], Steps]] = {
     "ENOSPC": lambda step: Steps(fail_at=(step, errno.ENOSPC)),
     "full-disk": lambda step: Steps(full_at=step),
 }
-BY_DEFAULT = (("pack", "EIO"), ("against-copied", "full-disk"), ("against-linked", "EACCES"))
+BY_DEFAULT = (("pack", "EIO"), ("delta-copied", "full-disk"), ("delta-linked", "EACCES"))
 
 
 @pytest.mark.parametrize(
@@ -485,7 +485,7 @@ def test_deploying_killed_at_random_times(times: int, world: World) -> None:
     chance = random.Random(seed)
     _, wanted = points(world, "full", 1 << 30)
     for number in range(times):
-        name = chance.choice(["against-copied", "against-linked"])
+        name = chance.choice(["delta-copied", "delta-linked"])
         CASES[name].prepare(world)
         process = roots.python(
             WORK, world.archive("B-A"), f"{world.root}/X", "1" * ("linked" in name)

@@ -22,7 +22,8 @@ from random import Random
 
 import pytest
 
-from relocate_core.bundles.unpack import Limits, unpack
+from relocate_core.bundles.limits import Limits
+from relocate_core.bundles.unpack import unpack
 from relocate_core.errors import RelocateError
 from tests.functional.bundles.test_hostile_archives import ACCEPTED, ATTACKS
 from tests.support.archives import (

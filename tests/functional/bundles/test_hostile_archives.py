@@ -26,7 +26,8 @@ from typing import Any
 
 import pytest
 
-from relocate_core.bundles.unpack import Limits, Unpacked, unpack
+from relocate_core.bundles.limits import Limits
+from relocate_core.bundles.unpack import Unpacked, unpack
 from relocate_core.errors import BadArchive, RelocateError
 from tests.support.archives import (
     BLOCK,

@@ -236,7 +236,7 @@ def fleet_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pack(build, str(bundles / f"{name}.tar.gz"))
         if before:
             earlier = str(bundles / f"{before}.tar.gz")
-            pack(build, str(bundles / f"{name}.from-{before}.tar.gz"), against=earlier)
+            pack(build, str(bundles / f"{name}.from-{before}.tar.gz"), delta_from=earlier)
         before = name
     return directory
 

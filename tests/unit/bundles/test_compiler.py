@@ -173,8 +173,8 @@ def test_what_a_helper_has_imported_makes_no_difference(
     python: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     once = made(python, sources(25))
-    program = compiling._PROGRAM.replace("KEY =", "import argparse, email.message, unittest\nKEY =")
-    monkeypatch.setattr(compiling, "_PROGRAM", program)
+    program = compiling.PROGRAM.replace("KEY =", "import argparse, email.message, unittest\nKEY =")
+    monkeypatch.setattr(compiling, "PROGRAM", program)
     assert made(python, sources(25)) == once
 
 
@@ -184,7 +184,7 @@ def test_what_a_helper_has_imported_makes_no_difference(
 @pytest.fixture
 def crashing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Helpers that certain names kill (with SIGSEGV or SIGKILL) or stop."""
-    program = compiling._PROGRAM.replace(
+    program = compiling.PROGRAM.replace(
         "    if flags and OLD:",
         "    import os\n"
         "    if 'CRASH' in name: os.kill(os.getpid(), 11)\n"
@@ -192,7 +192,7 @@ def crashing(monkeypatch: pytest.MonkeyPatch) -> None:
         "    if 'HANG' in name: os.kill(os.getpid(), 19)\n"
         "    if flags and OLD:",
     )
-    monkeypatch.setattr(compiling, "_PROGRAM", program)
+    monkeypatch.setattr(compiling, "PROGRAM", program)
 
 
 @pytest.mark.usefixtures("crashing")

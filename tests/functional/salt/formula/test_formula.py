@@ -317,7 +317,7 @@ def test_clean(shop: Shop) -> None:
 
 def test_a_build_machine_packs(shop: Shop) -> None:
     bundle = str(shop.directory / "shop.tar.gz")
-    pillar = {"releases": {"builds": {bundle: {"packages": ["nothing-of-that-name"]}}}}
+    pillar = {"releases": {"builds": {bundle: {"pip_packages": ["nothing-of-that-name"]}}}}
     said = shop.given(pillar, "releases.build", test=True)
     assert said[bundle]["result"] is None
     assert said[bundle]["comment"].startswith(f"{bundle} would be built")

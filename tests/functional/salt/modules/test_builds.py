@@ -5,12 +5,15 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from relocate_core.builds.options import Options
 from tests.support import environments, minions, packages
 from tests.support.minions import Masterless, sentence
 
@@ -46,7 +49,7 @@ def options(minion: Masterless, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture
 def archive(tmp_path: Path) -> str:
-    """Where the bundle is to stand."""
+    """The path of the bundle."""
     (tmp_path / "bundles").mkdir()
     return str(tmp_path / "bundles" / "shop.tar.gz")
 
@@ -73,7 +76,7 @@ def test_build(minion: Masterless, archive: str, options: dict[str, Any]) -> Non
 def test_a_bundle_is_deployed(
     minion: Masterless, archive: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
-    minion.functions["virtualenv_tools.build"](archive, packages=["beta"], **options)
+    minion.functions["virtualenv_tools.build"](archive, pip_packages=["beta"], **options)
     done = minion.functions["virtualenv_tools.unpack"](archive, str(tmp_path / "srv" / "1"))
     assert done["changed"]
 
@@ -82,7 +85,7 @@ def test_the_cache_is_the_minions_own_by_default(
     minion: Masterless, archive: str, options: dict[str, Any]
 ) -> None:
     del options["cache"]
-    minion.functions["virtualenv_tools.build"](archive, packages="beta", **options)
+    minion.functions["virtualenv_tools.build"](archive, pip_packages="beta", **options)
     assert os.listdir(os.path.join(minion.opts["cachedir"], "virtualenv_tools"))
 
 
@@ -95,19 +98,19 @@ def test_the_cache_is_the_minions_own_by_default(
         ("cannot fetch salt://nowhere", {"requirements": "salt://nowhere"}),
         ("the project must be absolute", {"project": "shop"}),
         ("wheels must be a path or a list of paths", {"wheels": {"a": 1}}),
-        ("packages must be a requirement or a list", {"packages": [1]}),
-        ("tool must be one of", {"packages": "a", "tool": "conda"}),
-        ("tool must be one of", {"packages": "a", "tool": ["venv"]}),
-        ("index must be", {"packages": "a", "index": 1}),
-        ("environ must be", {"packages": "a", "environ": "A=1"}),
-        ("environ must be", {"packages": "a", "environ": ["A"]}),
-        ("exclude must be", {"packages": "a", "exclude": 1}),
-        ("wait must be a number", {"packages": "a", "wait": "long"}),
-        ("level", {"packages": "a", "level": 99}),
-        ("level", {"packages": "a", "level": "fast"}),
-        ("prefix must be absolute", {"packages": "a", "prefix": 1}),
-        ("earlier bundle must be absolute", {"packages": "a", "against": "x.tar"}),
-        ("installing|finding", {"packages": "nowhere"}),
+        ("pip_packages must be a list of texts", {"pip_packages": [1]}),
+        ("tool must be one of", {"pip_packages": "a", "tool": "conda"}),
+        ("tool must be one of", {"pip_packages": "a", "tool": ["venv"]}),
+        ("index must be", {"pip_packages": "a", "index": 1}),
+        ("env must be", {"pip_packages": "a", "env": "A=1"}),
+        ("env must be", {"pip_packages": "a", "env": ["A"]}),
+        ("exclude must be", {"pip_packages": "a", "exclude": 1}),
+        ("wait must be a number", {"pip_packages": "a", "wait": "long"}),
+        ("level", {"pip_packages": "a", "level": 99}),
+        ("level", {"pip_packages": "a", "level": "fast"}),
+        ("prefix must be absolute", {"pip_packages": "a", "prefix": 1}),
+        ("delta_from must be absolute", {"pip_packages": "a", "delta_from": "x.tar"}),
+        ("installing|finding", {"pip_packages": "nowhere"}),
     ],
 )
 def test_what_is_wrong_is_one_sentence(
@@ -122,7 +125,7 @@ def test_what_is_wrong_is_one_sentence(
 
 
 def test_packed(minion: Masterless, archive: str, options: dict[str, Any]) -> None:
-    options["packages"] = ["alpha"]
+    options["pip_packages"] = ["alpha"]
     directory = os.path.dirname(os.path.dirname(archive))
     before = environments.digest(directory)
     answer = minion.single("packed", archive, test=True, **options)
@@ -142,34 +145,34 @@ def test_packed(minion: Masterless, archive: str, options: dict[str, Any]) -> No
         answer = minion.single("packed", archive, test=test, **options)
         assert (answer["result"], answer["changes"]) == (True, {})
         assert answer["comment"].startswith(f"{archive} exists")
-    options["packages"] = ["beta"]
+    options["pip_packages"] = ["beta"]
     answer = minion.single("packed", archive, test=True, **options)
-    assert answer["comment"].endswith("would be built, as what it is made of has changed.")
+    assert answer["comment"].endswith("would be built, as its inputs have changed.")
     assert answer["changes"] == {"bundle": {"old": first, "new": archive}}
     answer = minion.single("packed", archive, **options)
     second = packages.digest(Path(archive))
     assert answer["changes"] == {"bundle": {"old": first, "new": second}, "removed": ["alpha"]}
 
 
-def test_packed_anew_is_no_change_where_it_is_the_same(
+def test_packing_the_same_again_is_no_change(
     minion: Masterless, archive: str, options: dict[str, Any]
 ) -> None:
-    minion.single("packed", archive, packages="beta", **options)
-    answer = minion.single("packed", archive, packages="beta", force=True, **options)
+    minion.single("packed", archive, pip_packages="beta", **options)
+    answer = minion.single("packed", archive, pip_packages="beta", force=True, **options)
     assert (answer["result"], answer["changes"]) == (True, {})
     assert answer["comment"].endswith("and is the same as before.")
 
 
-def test_packed_fails_in_one_sentence_and_leaves_the_bundle(
+def test_packed_fails_in_one_sentence_and_keeps_the_bundle(
     minion: Masterless, archive: str, options: dict[str, Any]
 ) -> None:
-    minion.single("packed", archive, packages="beta", **options)
+    minion.single("packed", archive, pip_packages="beta", **options)
     before = Path(archive).read_bytes()
-    answer = minion.single("packed", archive, packages="nowhere", **options)
+    answer = minion.single("packed", archive, pip_packages="nowhere", **options)
     assert (answer["result"], answer["changes"]) == (False, {})
     assert "nowhere" in answer["comment"]
     assert Path(archive).read_bytes() == before
-    answer = minion.single("packed", "shop.tar.gz", packages="beta", **options)
+    answer = minion.single("packed", "shop.tar.gz", pip_packages="beta", **options)
     assert answer["comment"] == "The bundle must be an absolute path: shop.tar.gz."
     answer = minion.single("packed", archive, test=True, **options)
     assert (answer["result"], answer["changes"]) == (False, {})
@@ -196,20 +199,22 @@ def test_packed_in_a_highstate_with_a_watch(
     assert minion.apply(sls)[archive]["changes"] == {}
 
 
-def test_the_state_takes_what_the_function_takes() -> None:
-    trees = {
-        kind: ast.parse((minions.CHECKOUT / file).read_text())
-        for kind, file in {
-            "build": "_modules/virtualenv_tools.py",
-            "packed": "_states/virtualenv_relocated.py",
-        }.items()
-    }
-    arguments = {
-        node.name: [one.arg for one in node.args.args][1:]
-        for kind, tree in trees.items()
-        for node in tree.body
-        if isinstance(node, ast.FunctionDef) and node.name == kind
-    }
-    assert [one for one in arguments["build"] if one not in ("saltenv", "test")] == arguments[
-        "packed"
-    ]
+def test_an_unknown_option_is_refused(
+    minion: Masterless, archive: str, options: dict[str, Any]
+) -> None:
+    answer = minion.single("packed", archive, pip_package="beta", **options)
+    assert (answer["result"], answer["changes"]) == (False, {})
+    assert answer["comment"] == (
+        "Unknown option pip_package of a build: did you mean pip_packages?"
+    )
+    assert not os.path.exists(archive)
+
+
+def test_the_docs_have_every_option() -> None:
+    tree = ast.parse((minions.CHECKOUT / "_modules" / "virtualenv_tools.py").read_text())
+    (build,) = (
+        node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "build"
+    )
+    terms = re.findall(r"^([a-z_, ]+)$", ast.get_docstring(build) or "", re.M)
+    documented = {name for term in terms for name in term.split(", ")}
+    assert {one.name for one in fields(Options)} <= documented

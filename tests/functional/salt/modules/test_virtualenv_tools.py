@@ -225,9 +225,14 @@ def _installed(directory: Path) -> Path:
         shutil.copytree(minions.CHECKOUT / name, checkout / name)
     for name in ("setup.py", "pyproject.toml", "LICENSE"):
         shutil.copy(minions.CHECKOUT / name, checkout / name)
+    stale = checkout / "build" / "lib" / "relocate_core" / "stale.py"  # of an older build
+    stale.parent.mkdir(parents=True)
+    stale.touch()
     environments.run(str(python), "-m", "pip", "install", "-q", "--no-deps", str(checkout))
     ours = next((Path(sys.prefix) / "lib").glob("python*/site-packages"))
     theirs = next((venv / "lib").glob("python*/site-packages"))
+    assert (theirs / "relocate_core" / "releases" / "root.py").exists()
+    assert not (theirs / "relocate_core" / stale.name).exists()
     # Salt and what it needs come from here; this checkout's own editable installation must not.
     lines = f"import sys; sys.path.append({str(ours)!r})\n"
     (theirs / "salt-from-the-tests.pth").write_text(lines)

@@ -68,7 +68,7 @@ class Shop:
 
 @pytest.fixture(scope="module")
 def minion(tmp_path_factory: pytest.TempPathFactory) -> Masterless:
-    """A minion with two bundles of one app in its file root, one also against the other."""
+    """A minion with two bundles of one app in its file root, and the delta bundle between them."""
     made = Masterless(tmp_path_factory.mktemp("minion"))
     directory = made.root / "shop"
     directory.mkdir()
@@ -77,7 +77,7 @@ def minion(tmp_path_factory: pytest.TempPathFactory) -> Masterless:
         Path(build, WHICH).write_text(f"{name}\n")
         pack(build, str(directory / f"{name}{ENDING}"))
     first = str(directory / f"{FULL}{ENDING}")
-    pack(build, str(directory / f"{NEXT}.from-{FULL}{ENDING}"), against=first)
+    pack(build, str(directory / f"{NEXT}.from-{FULL}{ENDING}"), delta_from=first)
     return made
 
 
@@ -190,12 +190,12 @@ def test_one_that_its_file_of_hashes_does_not_verify_is_not_used(shop: Shop) -> 
 
 @pytest.mark.parametrize("as_file", [True, False], ids=["in a file of hashes", "of its own"])
 def test_it_may_be_named_by_release(shop: Shop, served: Web, as_file: bool) -> None:
-    against = f"{served.url}/{NEXT}.from-{FULL}{ENDING}"
+    delta = f"{served.url}/{NEXT}.from-{FULL}{ENDING}"
     digest = hashlib.sha256(served.pages[f"/{NEXT}.from-{FULL}{ENDING}"]).hexdigest()
-    one: Any = against if as_file else {"source": against, "source_hash": digest}
-    source = {"full": f"{served.url}/{NEXT}{ENDING}", "from": {FULL: one, "0": against}}
+    one: Any = delta if as_file else {"source": delta, "source_hash": digest}
+    source = {"full": f"{served.url}/{NEXT}{ENDING}", "from": {FULL: one, "0": delta}}
     done = shop.managed(NEXT, source, source_hash=f"{served.url}/SHA256SUMS")
-    assert source_of(done) == against
+    assert source_of(done) == delta
     assert not any(request.endswith(f"/{NEXT}{ENDING}") for request in served.requests)
     shop.require(NEXT)
 
@@ -271,14 +271,14 @@ def test_a_release_that_was_repaired_still_gives_its_files(shop: Shop) -> None:
 def test_the_active_release_is_asked_first(shop: Shop) -> None:
     shop.managed(NEXT)
     shop.minion.functions["virtualenv_tools.activate"](shop.path(NEXT))
-    against = shop.directory / f"3.from-{NEXT}{ENDING}"
+    delta = shop.directory / f"3.from-{NEXT}{ENDING}"
     # The first one has no bundle of this name at all, so only the right order finds it.
     shutil.copy(shop.directory / f"{NEXT}{ENDING}", shop.directory / f"3{ENDING}")
-    shutil.copy(shop.directory / f"{NEXT}{ENDING}", against)
+    shutil.copy(shop.directory / f"{NEXT}{ENDING}", delta)
     try:
         done = shop.managed("3")
     finally:
-        for file in (against, shop.directory / f"3{ENDING}"):
+        for file in (delta, shop.directory / f"3{ENDING}"):
             file.unlink()
     assert source_of(done) == f"salt://shop/3.from-{NEXT}{ENDING}"
 

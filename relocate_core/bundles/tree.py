@@ -1,0 +1,246 @@
+"""What of a virtualenv goes into a bundle, and what must not.
+
+Bytecode is listed as it should be, not as it is: every source in site-packages gets the file that
+the virtualenv's Python would import, and bytecode of other Pythons, or of sources that are gone, is
+left out. What is not portable is refused before anything is written.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+from ..archives.tar import CONTROL, DIRECTORY, FILE, LINK, printable
+from ..artefacts import bytecode
+from ..errors import CannotTravel
+from ..relocation.scan import needles
+from ..system import files
+from ..virtualenvs.contents import editables, read_contents
+from ..virtualenvs.interpreter import probe
+from ..virtualenvs.layout import inspect, recorded_prefixes
+from ..virtualenvs.manifest import PLACE, RECORD, directory_mode, file_mode
+from . import links as linking
+
+BYTECODE = "bytecode"
+# What a directory for bytecode looks like that is not there yet.
+_MADE_DIRECTORY = os.stat_result((stat.S_IFDIR | 0o755, *(0,) * 9))
+
+
+class Entry(NamedTuple):
+    """Something to pack."""
+
+    path: str
+    kind: str
+    """FILE, DIRECTORY, LINK or BYTECODE."""
+    mode: int
+    source: str = ""
+    """The source of bytecode."""
+    kept: bool = False
+    """Whether the bytecode that is there can be taken."""
+
+
+class Tree:
+    """A virtualenv that is to be packed.
+
+    Args:
+        root: descriptor of its directory.
+        path: that directory.
+        name: the path as messages have it.
+        exclude: patterns of what is left out.
+
+    Attributes:
+        newest: the latest time of its files, in seconds, bytecode and its sources aside; known once
+            all entries are.
+        warnings: {"file", "reason"} of what may not work elsewhere.
+    """
+
+    def __init__(self, root: int, path: str, name: str, exclude: Sequence[str]) -> None:
+        self.root = root
+        self.name = name
+        self.exclude = tuple(exclude)
+        self.environment = inspect(path)
+        self.python = os.path.join(os.path.abspath(path), "bin", "python")
+        self.interpreter = probe(self.python)
+        self.prefixes = self._find_prefixes()
+        self.old = tuple(map(os.fsencode, self.prefixes))
+        self.needles = needles(self.old) if self.old else ()
+        self.descent = files.DirectoryCursor(root)
+        self.newest = 0
+        self.warnings: list[dict[str, str]] = []
+
+    def close(self) -> None:
+        """Close all descriptors but `root`."""
+        self.descent.close()
+
+    def _find_prefixes(self) -> tuple[str, ...]:
+        environment = self.environment
+        known = list(environment.old_prefixes)
+        recorded = recorded_prefixes(self.root, environment.site_packages)
+        return tuple(dict.fromkeys((*known, *recorded)))
+
+    def entries(self) -> Iterator[Entry]:
+        """Everything to pack, in the order of the manifest."""
+        yield from self._below("", False)
+
+    def _below(self, directory: str, in_packages: bool) -> Iterator[Entry]:
+        """What is in a directory; in site-packages with the bytecode that its sources should
+        have."""
+        statuses = dict(self._listed(directory))
+        base = f"{directory}/" if directory else ""
+        in_packages = in_packages or directory in self.environment.site_packages
+        wanted: list[Entry] = []
+        if self.interpreter.cache_tag and (in_packages or "__pycache__" in statuses):
+            wanted = list(self._bytecode(base, statuses, in_packages))
+            if wanted:
+                statuses.setdefault("__pycache__", _MADE_DIRECTORY)
+        for name, status in sorted(statuses.items()):
+            path = base + name
+            mode = status.st_mode
+            if name == "__pycache__" and wanted:
+                yield Entry(path, DIRECTORY, 0o755)
+                yield from wanted
+            elif name == "__pycache__" and self.interpreter.cache_tag and stat.S_ISDIR(mode):
+                continue  # all of it is of other Pythons, or of sources that are gone
+            elif stat.S_ISDIR(mode):
+                yield Entry(path, DIRECTORY, directory_mode(mode))
+                yield from self._below(path, in_packages)
+            elif stat.S_ISLNK(mode):
+                yield Entry(path, LINK, 0)
+            elif stat.S_ISREG(mode):
+                if not name.endswith((".py", ".pyc")):
+                    self.newest = max(self.newest, int(status.st_mtime))
+                yield self._beside(path, statuses) or Entry(path, FILE, file_mode(mode))
+            else:
+                raise CannotTravel(
+                    f"cannot pack {os.path.join(self.name, path)}: it is a socket, pipe or device; "
+                    "remove it, or exclude it"
+                )
+
+    def _beside(self, path: str, statuses: dict[str, os.stat_result]) -> Entry | None:
+        """Bytecode beside its source, as Python 2 has it; it is not compiled again."""
+        if self.interpreter.cache_tag or not path.endswith((".pyc", ".pyo")):
+            return None
+        source = statuses.get(path[:-1].rpartition("/")[2])
+        if source is None or not self._is_of(self.read(path), source):
+            return None
+        return Entry(path, BYTECODE, file_mode(source.st_mode & 0o644), path[:-1], True)
+
+    def _listed(self, directory: str) -> Iterator[tuple[str, os.stat_result]]:
+        """The names in a directory that are to be packed, and what they are."""
+        base = f"{directory}/" if directory else ""
+        with os.scandir(self.descent.open(directory)) as entries:
+            for entry in entries:
+                name = entry.name
+                own = not directory and name in (PLACE, RECORD)
+                if own or name.startswith(files.TEMPORARY) or self._excluded(base + name):
+                    continue
+                if not name.isprintable() and CONTROL.search(name):
+                    raise CannotTravel(
+                        f"cannot pack {os.path.join(self.name, base)}: the name {printable(name)} "
+                        "in it has a control character; rename it, or exclude it"
+                    )
+                yield name, entry.stat(follow_symlinks=False)
+
+    def _excluded(self, path: str) -> bool:
+        name = path.rpartition("/")[2]
+        return any(fnmatchcase(path, one) or fnmatchcase(name, one) for one in self.exclude)
+
+    def _bytecode(
+        self, base: str, statuses: dict[str, os.stat_result], complete: bool
+    ) -> Iterator[Entry]:
+        """The bytecode that the sources in a directory should have, in order.
+
+        Where it is not to be complete, only what is there and fits; a project that was installed
+        for editing has some.
+        """
+        tag = self.interpreter.cache_tag
+        directory = f"{base}__pycache__"
+        there = dict(self._listed(directory)) if "__pycache__" in statuses else {}
+        for name in sorted(name for name in statuses if name.endswith(".py")):
+            source = base + name
+            if not stat.S_ISREG(statuses[name].st_mode) or self._excluded(f"{directory}/{name}c"):
+                continue
+            stem = f"{name[:-3]}.{tag}"
+            for ending in (".opt-1.pyc", ".opt-2.pyc", ".pyc"):
+                path = f"{directory}/{stem}{ending}"
+                fits = f"{stem}{ending}" in there and self._fits(path, source, statuses[name])
+                if fits or (complete and ending == ".pyc"):
+                    mode = file_mode(statuses[name].st_mode & 0o644)
+                    yield Entry(path, BYTECODE, mode, source, fits)
+
+    def _fits(self, path: str, source: str, status: os.stat_result) -> bool:
+        """Whether bytecode that is there is of its source as it is, and can be made portable."""
+        try:
+            data = self.read(path)
+            return (
+                self._is_of(data, status)
+                and not self.names_prefix(self.read(source))
+                and not self.names_prefix(self.portable(path, data))
+            )
+        except (OSError, bytecode.Unreadable):
+            return False
+
+    def _is_of(self, data: bytes, source: os.stat_result) -> bool:
+        """Whether bytecode is for this Python, and of a source as it is."""
+        try:
+            mtime = int(source.st_mtime)
+            return bytecode.fits(data, self.interpreter.magic, mtime, source.st_size)
+        except bytecode.Unreadable:
+            return False
+
+    def require_portable(self, entries: list[Entry]) -> None:
+        """Refuse what would not work on another machine; warn of what may not.
+
+        Raises:
+            CannotTravel: something is not portable.
+        """
+        packed = {entry.path for entry in entries}
+        contents = read_contents(self.environment)
+        for file, line in (*contents.outside, *editables(self.environment)):
+            if file in packed:
+                raise CannotTravel(
+                    f"cannot pack {self.name}: {file} refers to {line}, which is outside of it; "
+                    "install that without --editable, or exclude the file"
+                )
+        links = {entry.path: self.target(entry.path) for entry in entries if entry.kind == LINK}
+        work = linking.Work()
+        for path, target in links.items():
+            fault = linking.fault(path, links, (), work)
+            if fault is not None:
+                raise CannotTravel(
+                    f"cannot pack {self.name}: {path} {fault}; remove the symlink, or exclude it"
+                )
+            at_home = target.startswith(("/home/", "/root/", os.path.expanduser("~") + "/"))
+            if at_home and path == "bin/python":
+                self.warn(
+                    path, f"it points to {target}, in a home directory: reinitialize it there"
+                )
+        if self.environment.system_site_packages:
+            self.warn("pyvenv.cfg", "it sees the base Python's packages, which are not packed")
+        if not ("pyvenv.cfg" in packed or "bin/activate" in packed):
+            raise CannotTravel(
+                f"cannot pack {self.name} without pyvenv.cfg and bin/activate: nobody would take "
+                "it for a virtualenv; exclude less"
+            )
+
+    def target(self, path: str) -> str:
+        """What a symlink points to: relative where that is in the virtualenv."""
+        with files.directory_of(self.root, path) as (directory, name):
+            target = os.readlink(name, dir_fd=directory)
+        return linking.relative(path, target, self.prefixes)
+
+    def warn(self, file: str, reason: str) -> None:
+        self.warnings.append({"file": file, "reason": reason})
+
+    def read(self, path: str, descent: files.DirectoryCursor | None = None) -> bytes:
+        parent, _, name = path.rpartition("/")
+        return files.read((descent or self.descent).open(parent), name)[0]
+
+    def portable(self, path: str, data: bytes) -> bytes:
+        return bytecode.portable(path, data, self.old)
+
+    def names_prefix(self, data: bytes) -> bool:
+        return any(needle in data for needle in self.needles)

@@ -1,0 +1,275 @@
+"""Writing the members of an archive below a directory.
+
+Every member is written below a descriptor, with O_EXCL, into directories that this run has made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+
+from ..archives import tar
+from ..archives.decompression import Stream
+from ..archives.tar import DIRECTORY, FILE, LINK, Member, Refused
+from ..errors import RelocateError
+from ..system import files
+from ..virtualenvs import manifest
+from ..virtualenvs.layout import inspect
+from ..virtualenvs.manifest import Row
+from . import links as linking
+from .limits import Limits, Space
+from .names import Names
+from .reuse import Previous
+
+Give = Callable[[int, str], bool]
+"""Makes a file in a directory, given by its descriptor and the file's name; whether it did."""
+
+Progress = Callable[[int, int], None]
+"""Called with the number of files and of bytes so far."""
+
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+# The deepest real trees have some twenty levels.
+_DEEPEST = 100
+_LONGEST_PATH = 4000  # of the kernel's 4096, with room for names that are put beside a file
+_LONGEST_CONFIG = 1 << 20
+
+
+class Writer:
+    """Writes members below a directory.
+
+    Args:
+        directory: descriptor of the directory, which is empty.
+        stream: where the contents come from.
+        limits: what is refused as too much.
+        owner: user and group that everything should belong to; by default whoever runs this.
+        progress: called now and then.
+
+    Attributes:
+        root: the directory.
+        count: how many members there were so far.
+        size: bytes in their files.
+        links: the symlinks so far and their targets.
+        bundle: whether the archive is a bundle, whose manifest is compared with all of it.
+    """
+
+    def __init__(
+        self,
+        directory: int,
+        stream: Stream,
+        limits: Limits,
+        owner: tuple[int, int] | None,
+        progress: Progress | None,
+    ) -> None:
+        self.root = directory
+        self.stream = stream
+        self.limits = limits
+        self.owner = owner
+        self.progress = progress
+        self.count = self.size = 0
+        self.bundle = False
+        self.exact = _keeps_modes(directory)
+        self.space = Space(directory)
+        longest = _LONGEST_PATH - len(os.fsencode(_path_of(directory)))
+        self.names = Names(limits.files, longest)
+        self.directories: dict[str, tuple[int, int] | None] = {"": None}
+        self.links: dict[str, str] = {}
+        self.hard_links: list[tuple[str, str]] = []
+        self.descent = files.DirectoryCursor(directory)
+        self.parent = ""
+        self.descriptor = self.descent.open("")
+
+    def close(self) -> None:
+        """Close all descriptors but `directory`."""
+        self.descent.close()
+
+    # --- one member after the other -------------------------------------------------------------
+
+    def add(self, member: Member, sha256: str = "", give: Give | None = None) -> None:
+        """Write a file, make a directory, or remember a link.
+
+        Args:
+            member: the member; its content is taken from the stream.
+            sha256: what the content has to hash to; not looked at where empty.
+            give: makes a file of the same content, if it can; then the member's is passed over.
+        """
+        self._count(member.name, member.size)
+        name, kind = member.name, member.kind
+        if kind == DIRECTORY:
+            self._add_directory(name, member)
+            return
+        parent, _, base = name.rpartition("/")
+        if parent != self.parent:
+            self._enter(parent, name)
+        self.names.claim(name, base, kind)
+        if kind == FILE:
+            if give is not None and give(self.descriptor, base):
+                self.stream.skip(member.size)
+            else:
+                self._write(base, member, sha256)
+        elif kind == LINK:
+            self.links[name] = member.target
+        else:
+            self.hard_links.append((name, self.names.linked(name, member.target)))
+
+    def reuse(self, row: Row, previous: Previous, mtime: int) -> None:
+        """Take a file from a previous release."""
+        self._count(row.path, row.size)
+        parent, _, base = row.path.rpartition("/")
+        if parent != self.parent:
+            self._enter(parent, row.path)
+        self.names.claim(row.path, base, FILE)
+        previous.give(row, self.descriptor, base, self.owner, mtime)
+        self.space.used(0 if previous.link else row.size)
+
+    def _count(self, name: str, size: int) -> None:
+        self.count += 1
+        self.size += size
+        if self.count > self.limits.files:
+            raise Refused(f"it contains more than {self.limits.files:,} members")
+        if self.size > self.limits.size:
+            raise Refused(f"brings its files to more than {self.limits.size:,} bytes", name)
+        if self.progress is not None and not self.count & 0xFF:
+            self.progress(self.count, self.size)
+
+    def _add_directory(self, name: str, member: Member) -> None:
+        if self.directories.get(name) is not None:
+            raise Refused("stands in it twice", name or ".")
+        if name:
+            self._make(name, name)
+        self.directories[name] = (member.mode, member.mtime)
+
+    def _enter(self, parent: str, name: str) -> None:
+        """Let the following files be written into `parent`, which is made where it is missing."""
+        if parent not in self.directories:
+            self._make(parent, name)
+        self.descriptor = self.descent.open(parent)
+        self.parent = parent
+
+    def _make(self, directory: str, name: str) -> None:
+        """Make a directory, and those above it, for the member `name`."""
+        if directory in self.directories:
+            return
+        above, _, base = directory.rpartition("/")
+        if directory.count("/") >= _DEEPEST:
+            raise Refused(f"lies more than {_DEEPEST} directories deep", name)
+        self._make(above, name)
+        self.names.claim(directory, base, DIRECTORY, name)
+        self.parent = above
+        self.descriptor = self.descent.open(above)
+        os.mkdir(base, 0o700, dir_fd=self.descriptor)
+        self.directories[directory] = None
+
+    def _write(self, base: str, member: Member, sha256: str) -> None:
+        digest = hashlib.sha256() if sha256 else None
+        if base == "pyvenv.cfg" and member.size > _LONGEST_CONFIG:
+            raise Refused("is too large for what it is", member.name)
+        mode = member.mode & 0o755 | 0o400
+        file = os.open(base, _CREATE, mode, dir_fd=self.descriptor)
+        try:
+            for piece in self.stream.pieces(member.size):
+                files.write_all(file, piece)
+                if digest is not None:
+                    digest.update(piece)
+                self.space.used(len(piece))
+            if digest is not None and digest.hexdigest() != sha256:
+                raise Refused("is not what its manifest says", member.name, advice=tar.DAMAGED)
+            if self.owner is not None:
+                os.fchown(file, *self.owner)
+            if not self.exact:
+                os.fchmod(file, mode)
+            os.utime(file, ns=(member.mtime, member.mtime))
+        finally:
+            os.close(file)
+
+    # --- at the end -----------------------------------------------------------------------------
+
+    def finish(self) -> str:
+        """Make the links, and give directories their modes and times.
+
+        Returns:
+            The virtualenv's directory, relative to the root.
+        """
+        for name, target in self.hard_links:
+            self._make_hard_link(name, target)
+        top = self.names.top()
+        self._require_inside(top)
+        if top or not self.bundle:
+            self._require_no_manifest(top)
+        for name, target in self.links.items():
+            self._make_link(name, target)
+        for directory in sorted(self.directories, key=lambda path: path.count("/"), reverse=True):
+            if directory:
+                self._settle(directory, self.directories[directory])
+        return top
+
+    def _require_no_manifest(self, top: str) -> None:
+        """Refuse a manifest that is not the first member: nothing was compared with it."""
+        place = f"{top}/{manifest.PLACE}" if top else manifest.PLACE
+        if place in self.directories or place in self.links:
+            raise Refused(
+                f"is in an archive that does not begin with {manifest.NAME}",
+                place,
+                advice="pack it with --pack, or without that directory",
+            )
+
+    def _make_hard_link(self, name: str, target: str) -> None:
+        source, place = files.directory_of(self.root, target), files.directory_of(self.root, name)
+        with source as (old_directory, old), place as (directory, new):
+            os.link(old, new, src_dir_fd=old_directory, dst_dir_fd=directory, follow_symlinks=False)
+
+    def _make_link(self, name: str, target: str) -> None:
+        with files.directory_of(self.root, name) as (directory, base):
+            os.symlink(target, base, dir_fd=directory)
+            if self.owner is not None:
+                os.chown(base, *self.owner, dir_fd=directory, follow_symlinks=False)
+
+    def _settle(self, directory: str, wanted: tuple[int, int] | None) -> None:
+        descriptor = self.descent.open(directory)
+        mode, mtime = wanted or (0o755, None)
+        if self.owner is not None:
+            os.fchown(descriptor, *self.owner)
+        os.fchmod(descriptor, mode & 0o755 | 0o700)
+        if mtime is not None:
+            os.utime(descriptor, ns=(mtime, mtime))
+
+    def _require_inside(self, top: str) -> None:
+        """Refuse symlinks that leave the virtualenv; make those to its old place relative."""
+        base = f"{top}/" if top else ""
+        links = {name[len(base) :]: target for name, target in self.links.items()}
+        absolute = any(
+            target.startswith("/") and not linking.is_base(name, target)
+            for name, target in links.items()
+        )
+        prefixes = self._prefixes(top) if absolute else ()
+        work = linking.Work()
+        for name, target in links.items():
+            fault = linking.fault(name, links, prefixes, work)
+            if fault is not None:
+                raise Refused(fault, base + name)
+            self.links[base + name] = linking.relative(name, target, prefixes)
+
+    def _prefixes(self, top: str) -> tuple[str, ...]:
+        """Where the virtualenv was before, by its files: absolute symlinks may point there."""
+        with suppress(RelocateError):
+            found = inspect(os.path.join(_path_of(self.root), top)).old_prefixes
+            return tuple(prefix for prefix in found if os.path.normpath(prefix) == prefix != "/")
+        return ()
+
+
+def _path_of(directory: int) -> str:
+    """A descriptor's path as it is now."""
+    return os.readlink(f"/proc/self/fd/{directory}")
+
+
+def _keeps_modes(directory: int) -> bool:
+    """Whether a file gets just the mode that is asked for, whatever umask and access lists say."""
+    name = files.temporary_name()
+    probe = os.open(name, _CREATE, 0o755, dir_fd=directory)
+    try:
+        return stat.S_IMODE(os.fstat(probe).st_mode) == 0o755
+    finally:
+        os.close(probe)
+        os.unlink(name, dir_fd=directory)
