@@ -16,7 +16,7 @@ from ..errors import InterpreterMismatch, InterpreterNotFound, InvalidPath, Unsa
 from ..system.ownership import require_trusted
 from ..system.processes import USUAL_DIRECTORIES
 from .contents import broken_modules
-from .interpreter import Interpreter, probe
+from .interpreter import Interpreter, is_in_virtualenv, probe
 from .manifest import Head
 
 
@@ -82,6 +82,8 @@ def _candidates(environment: PythonSpec) -> Iterator[str]:
 def _is_safe(directory: str) -> bool:
     """Whether a program may be run from a directory that an archive refers to."""
     if not (directory.startswith("/") and os.path.isdir(directory)):
+        return False
+    if is_in_virtualenv(directory):
         return False
     try:
         require_trusted(directory)

@@ -1,7 +1,8 @@
 """Probing a Python: it is run, and reports its version, ABI and places itself.
 
 A path is no evidence of the program behind it. What a virtualenv has in the place of its Python
-may be anything, as it may come from an archive: root runs it as another user, where one can.
+may be anything, as it may come from an archive: root runs it as another user, and does not run it
+where none can.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from .manifest import PLACE, RECORD
 
 PROGRAM_NAME = re.compile(r"(?:python|pypy)[\d.]*t?\Z")
 """What the executables of a Python are called."""
+
 _PROBE_SECONDS = 30
 _NOBODY = 65534
 
@@ -166,14 +168,14 @@ def _runs_base_alone(path: str, base: str | None) -> bool:
     places = [python, *filter(None, [home])]
     return not (
         any(f"{os.path.realpath(place)}/".startswith(f"{inside}/") for place in places)
-        or any(_is_in_virtualenv(place) for place in places)
+        or any(is_in_virtualenv(place) for place in places)
         or (base is not None and os.path.realpath(python) not in _pythons(base))
         or os.path.lexists(os.path.join(path, "bin", "pyvenv.cfg"))
         or _homes(path) - {home}
     )
 
 
-def _is_in_virtualenv(path: str) -> bool:
+def is_in_virtualenv(path: str) -> bool:
     """Whether a file belongs to a virtualenv or release, and so maybe to an archive."""
     above = os.path.realpath(path)
     while above != "/":

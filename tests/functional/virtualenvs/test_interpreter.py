@@ -227,7 +227,7 @@ def closed(place: Path) -> Path:
     tree = place / "build"
     subprocess.run([BASE, "-m", "venv", "--without-pip", tree], check=True)
     (tree / "bin" / "python").unlink()
-    a_program(tree, place / "told")
+    a_program(tree, place / "ran")
     packed(place, tree)
     return place / "srv" / "app"
 
@@ -243,7 +243,7 @@ def refused(function: Callable[[], object], place: Path) -> None:
         r"user \(chmod o\+x\), or deploy it with user=root if root should run it",
         words,
     )
-    assert (place / "told").read_text() == ""
+    assert (place / "ran").read_text() == ""
 
 
 @pytest.mark.parametrize("owner", [None, (4321, 4321)])
@@ -257,20 +257,20 @@ def test_a_root_that_only_root_may_enter(
     closed.parent.chmod(0o711)
     publish(str(place / "1.tar"), release, python=BASE, owner=owner)
     users = {"4321"} if owner else {"65534"}
-    assert set((place / "told").read_text().split()) == users
+    assert set((place / "ran").read_text().split()) == users
     # Closed again, nothing of it is run later either.
-    (place / "told").write_text("")
+    (place / "ran").write_text("")
     closed.parent.chmod(0o700)
     (problem,) = [one for one in check(release).problems if one.kind == "access"]
     assert "root runs nothing from an archive" in problem.reason
     (closed / "1" / "pyvenv.cfg").write_text("home = /nonexistent/bin\n")
     refused(lambda: reinitialize(release, BASE), place)
-    assert (place / "told").read_text() == ""
+    assert (place / "ran").read_text() == ""
 
 
 def test_root_runs_it_where_root_was_asked_for(place: Path, closed: Path) -> None:
     publish(str(place / "1.tar"), str(closed / "1"), python=BASE, owner=(0, 0))
-    assert set((place / "told").read_text().split()) == {"0"}
+    assert set((place / "ran").read_text().split()) == {"0"}
 
 
 def test_a_real_virtualenv_where_only_root_may_enter(place: Path) -> None:
@@ -285,12 +285,12 @@ def test_a_real_virtualenv_where_only_root_may_enter(place: Path) -> None:
 @pytest.mark.parametrize("how", ["link", "home"])
 def test_a_program_of_another_release(place: Path, how: str) -> None:
     """It came from an archive as well: root does not run it for the base Python."""
-    told, release = place / "told", place / "srv" / "1"
+    ran, release = place / "ran", place / "srv" / "1"
     (place / "srv").mkdir()
     publish(build(place), str(release), python=BASE)
     program = release / "evil" / VERSION
     program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nid -u >> {told}\nexec {BASE} "$@"\n')
+    program.write_text(f'#!/bin/sh\nid -u >> {ran}\nexec {BASE} "$@"\n')
     program.chmod(0o755)
     tree = place / "build"
     subprocess.run([BASE, "-m", "venv", "--without-pip", tree], check=True)
@@ -304,7 +304,7 @@ def test_a_program_of_another_release(place: Path, how: str) -> None:
     python = BASE if how == "link" else None
     with suppress(RelocateError):
         publish(packed(place, tree), str(place / "srv" / "2"), python=python)
-    assert "0" not in told.read_text().split()
+    assert "0" not in ran.read_text().split()
 
 
 def test_a_virtualenv_of_root_s_own_where_only_root_may_enter(place: Path) -> None:

@@ -28,13 +28,11 @@ from salt.exceptions import CommandExecutionError
 NAMES = ("1", "2", "3")
 UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\Z")
 FUNCTIONS = {
-    *("activate", "active", "build", "check", "history", "info", "mark", "migrate", "pack", "pin"),
-    *("mark_bad", "mark_healthy", "unmark_bad"),
-    "prove",
-    "prune",
-    *("reinitialize", "releases", "remove", "rollback", "run", "unmark", "unpack", "unpin"),
-    "update_path",
+    *("activate", "active", "build", "check", "history", "info", "mark_bad", "mark_healthy"),
+    *("migrate", "pack", "pin", "prune", "reinitialize", "releases", "remove", "rollback", "run"),
+    *("unmark_bad", "unpack", "unpin", "update_path"),
 }
+ALIASES = {"mark": "mark_bad", "unmark": "unmark_bad", "prove": "mark_healthy"}
 
 
 @pytest.fixture(scope="module")
@@ -555,6 +553,15 @@ def test_every_function_is_tried_with_a_relative_path() -> None:
     assert set(RELATIVE) == FUNCTIONS - {"build"}
 
 
+def test_the_names_that_some_had_before(two: Site) -> None:
+    for old, new in ALIASES.items():
+        documented = two.minion.functions["sys.doc"](f"virtualenv_tools.{old}")
+        assert f"virtualenv_tools.{new} /srv" in documented[f"virtualenv_tools.{old}"]
+    assert two("mark", two.path("1"), "leaks") == f"{two.path('1')} is marked bad."
+    assert two("unmark", two.path("1")) == f"{two.path('1')} is not marked bad any more."
+    assert two("prove", two.path("2")) is True
+
+
 @pytest.mark.parametrize("function", RELATIVE)
 def test_a_bad_path(site: Site, function: str) -> None:
     before = site.world()
@@ -735,7 +742,7 @@ def test_no_job_is_no_job(site: Site, caplog: pytest.LogCaptureFixture) -> None:
 
 def test_every_function_has_an_example(minion: Masterless) -> None:
     documented = minion.functions["sys.doc"]("virtualenv_tools")
-    assert {name.partition(".")[2] for name in documented} == FUNCTIONS
+    assert {name.partition(".")[2] for name in documented} == FUNCTIONS | set(ALIASES)
     source = (minion.root / "_modules" / "virtualenv_tools.py").read_text()
     public = {
         node.name: node
