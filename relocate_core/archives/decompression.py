@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Callable, Protocol, cast
 
-from . import zstd
-from .tar import BLOCK, DAMAGED, Refused
+from . import tar, zstd
+from .tar import BLOCK, DAMAGED, TOO_LARGE, Refused
 
 _PACKED = 128 << 10
 _PIECE = 1 << 20
@@ -91,8 +91,11 @@ class Stream:
         most: bytes that it may unpack to, and
         ratio: times its own size that it may.
 
+    Attributes:
+        size: bytes of the file.
+
     Raises:
-        Refused: the digests name an algorithm that is unknown.
+        Refused: the digests are of an unknown algorithm.
     """
 
     def __init__(self, file: int, digests: Mapping[str, str], most: int, ratio: int) -> None:
@@ -100,6 +103,7 @@ class Stream:
         self._most = most
         self._ratio = ratio
         self._packed = 0
+        self.size = os.fstat(file).st_size
         self._wanted = {name.lower(): value.lower() for name, value in digests.items()}
         self._hashes = {name: _new_hash(name) for name in {"sha256", *self._wanted}}
         self._chunk = b""
@@ -193,9 +197,12 @@ class Stream:
             for piece in self._unpacked():
                 total += len(piece)
                 if total > self._most:
-                    raise Refused(f"it unpacks to more than {self._most:,} bytes")
+                    raise Refused(f"it unpacks to more than {self._most:,} bytes", advice=TOO_LARGE)
                 if total > _RATIO_FROM and total > self._packed * self._ratio:
-                    raise Refused(f"it unpacks to more than {self._ratio} times its size")
+                    raise Refused(
+                        f"it unpacks to more than {self._ratio} times its size",
+                        advice=TOO_LARGE,
+                    )
                 if piece:
                     self._put(piece)
                 if self._stopped.is_set():
@@ -233,7 +240,7 @@ class Stream:
             if head.startswith(magic):
                 yield from self._decompressed(head, magic, new)
                 return
-        if head[257:262] != b"ustar":
+        if not tar.begins(head):
             what = "it is empty" if not head else "it is no tar, plain or packed with gzip, bzip2, "
             raise Refused(what if not head else what + "xz or zstd", advice=DAMAGED)
         while head:
