@@ -219,7 +219,7 @@ class Writer:
         else:
             file = files.open_file(self.descriptor, base)
             try:
-                same = self._is_content(file, member)
+                same = _is_content(file, member, self.stream)
                 os.utime(file, ns=(member.mtime, member.mtime))
             finally:
                 os.close(file)
@@ -227,20 +227,6 @@ class Writer:
             raise Refused(
                 "is in it twice, and not the same both times", name, advice="pack it again with one"
             )
-
-    def _is_content(self, file: int, member: Member) -> bool:
-        """Whether an open file is what a member, which is taken, would make of it."""
-        status = os.fstat(file)
-        same = (
-            member.extents is None
-            and status.st_size == member.size
-            and stat.S_IMODE(status.st_mode) == _file_mode(member.mode)
-        )
-        at = 0
-        for piece in self.stream.pieces(member.stored):
-            same = same and os.pread(file, len(piece), at) == piece
-            at += len(piece)
-        return same
 
     # --- at the end -----------------------------------------------------------------------------
 
@@ -253,7 +239,7 @@ class Writer:
         for name, target in self.hard_links:
             self._make_hard_link(name, target)
         top = self.names.top()
-        self._require_inside(top)
+        self.links = linking.inside(self.links, top, self._prefixes)
         if top or not self.bundle:
             self._require_no_manifest(top)
         for name, target in self.links.items():
@@ -293,22 +279,6 @@ class Writer:
         if mtime is not None:
             os.utime(descriptor, ns=(mtime, mtime))
 
-    def _require_inside(self, top: str) -> None:
-        """Refuse symlinks that leave the virtualenv; make those to its old place relative."""
-        base = f"{top}/" if top else ""
-        links = {name[len(base) :]: target for name, target in self.links.items()}
-        absolute = any(
-            target.startswith("/") and not linking.is_base(name, target)
-            for name, target in links.items()
-        )
-        prefixes = self._prefixes(top) if absolute else ()
-        work = linking.Work()
-        for name, target in links.items():
-            fault = linking.fault(name, links, prefixes, work)
-            if fault is not None:
-                raise Refused(fault, base + name, advice=WITHOUT)
-            self.links[base + name] = linking.relative(name, target, prefixes)
-
     def _prefixes(self, top: str) -> tuple[str, ...]:
         """Where the virtualenv was before, by its files: absolute symlinks may point there."""
         with suppress(RelocateError):
@@ -319,6 +289,21 @@ class Writer:
 
 def _file_mode(mode: int) -> int:
     return mode & 0o755 | 0o400
+
+
+def _is_content(file: int, member: Member, stream: Stream) -> bool:
+    """Whether an open file is what a member, which is taken, would make of it."""
+    status = os.fstat(file)
+    same = (
+        member.extents is None
+        and status.st_size == member.size
+        and stat.S_IMODE(status.st_mode) == _file_mode(member.mode)
+    )
+    at = 0
+    for piece in stream.pieces(member.stored):
+        same = same and os.pread(file, len(piece), at) == piece
+        at += len(piece)
+    return same
 
 
 def _path_of(directory: int) -> str:
