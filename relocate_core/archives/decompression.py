@@ -1,8 +1,8 @@
 """The bytes of an archive, decompressed and hashed by a thread while another one writes them.
 
-The formats are told by their first bytes, never by the file's name. What is decompressed is held in
+The format is known by the first bytes, never by the file's name. What is decompressed is held in
 pieces of fixed size, so an archive that unpacks to a thousand times its size costs no more memory
-than any other; how much of it is taken is up to the limits of `unpacking`.
+than any other; how much of it is taken is up to the caller's limits.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from __future__ import annotations
 import hashlib
 import os
 import queue
-import shutil
-import subprocess
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Callable, Protocol, cast
 
-from .tar import BLOCK, DAMAGED, Refused
+from . import tar, zstd
+from .tar import BLOCK, DAMAGED, TOO_LARGE, Refused
 
 _PACKED = 128 << 10
 _PIECE = 1 << 20
@@ -28,7 +27,7 @@ _RATIO_FROM = 32 << 20
 
 
 class Decompressor(Protocol):
-    """What `bz2`, `lzma` and `compression.zstd` have, and `_Gzip` is given."""
+    """What `bz2` and `lzma` have, and `_Gzip` is given."""
 
     eof: bool
     needs_input: bool
@@ -81,7 +80,6 @@ _MAGIC: tuple[tuple[bytes, Callable[[], Decompressor]], ...] = (
     (b"BZh", _bzip2),
     (b"\xfd7zXZ\0", _xz),
 )
-_ZSTD = b"\x28\xb5\x2f\xfd"
 
 
 class Stream:
@@ -93,8 +91,11 @@ class Stream:
         most: bytes that it may unpack to, and
         ratio: times its own size that it may.
 
+    Attributes:
+        size: bytes of the file.
+
     Raises:
-        Refused: the digests name an algorithm that is unknown.
+        Refused: the digests are of an unknown algorithm.
     """
 
     def __init__(self, file: int, digests: Mapping[str, str], most: int, ratio: int) -> None:
@@ -102,6 +103,7 @@ class Stream:
         self._most = most
         self._ratio = ratio
         self._packed = 0
+        self.size = os.fstat(file).st_size
         self._wanted = {name.lower(): value.lower() for name, value in digests.items()}
         self._hashes = {name: _new_hash(name) for name in {"sha256", *self._wanted}}
         self._chunk = b""
@@ -195,9 +197,12 @@ class Stream:
             for piece in self._unpacked():
                 total += len(piece)
                 if total > self._most:
-                    raise Refused(f"it unpacks to more than {self._most:,} bytes")
+                    raise Refused(f"it unpacks to more than {self._most:,} bytes", advice=TOO_LARGE)
                 if total > _RATIO_FROM and total > self._packed * self._ratio:
-                    raise Refused(f"it unpacks to more than {self._ratio} times its size")
+                    raise Refused(
+                        f"it unpacks to more than {self._ratio} times its size",
+                        advice=TOO_LARGE,
+                    )
                 if piece:
                     self._put(piece)
                 if self._stopped.is_set():
@@ -228,14 +233,14 @@ class Stream:
 
     def _unpacked(self) -> Iterator[bytes]:
         head = self._read()
-        if head.startswith(_ZSTD):
-            yield from self._zstd(head)
+        if zstd.begins(head):
+            yield from zstd.unpacked(head, self._read)
             return
         for magic, new in _MAGIC:
             if head.startswith(magic):
                 yield from self._decompressed(head, magic, new)
                 return
-        if head[257:262] != b"ustar":
+        if not tar.begins(head):
             what = "it is empty" if not head else "it is no tar, plain or packed with gzip, bzip2, "
             raise Refused(what if not head else what + "xz or zstd", advice=DAMAGED)
         while head:
@@ -265,83 +270,6 @@ class Stream:
                     if data.strip(b"\0"):
                         raise Refused("something follows the end of its compressed part")
                     data = self._read()
-
-    # --- zstd, which Python has from 3.14 on ----------------------------------------------------
-
-    def _zstd(self, head: bytes) -> Iterator[bytes]:
-        try:
-            from compression import zstd  # type: ignore[import-not-found, unused-ignore]
-        except ImportError:
-            pass
-        else:
-            yield from self._decompressed(head, _ZSTD, zstd.ZstdDecompressor)
-            return
-        try:
-            import zstandard  # type: ignore[import-not-found, unused-ignore]
-        except ImportError:
-            pass
-        else:
-            unpack = zstandard.ZstdDecompressor(max_window_size=_MEMORY // 2)
-            with unpack.stream_reader(_Rest(head, self._read), read_across_frames=True) as reader:
-                while piece := reader.read(_PIECE):
-                    yield piece
-            return
-        program = shutil.which("zstd")
-        if program is None:
-            raise Refused(
-                "it is packed with zstd, which nothing on this machine can read",
-                advice="install the program zstd or Python's package zstandard, or pack with gzip",
-            )
-        yield from self._by_program(program, head)
-
-    def _by_program(self, program: str, head: bytes) -> Iterator[bytes]:
-        """Let a program decompress what another thread reads and hashes."""
-        process = subprocess.Popen(
-            [program, "-dc", f"-M{_MEMORY >> 21}MB"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            close_fds=True,
-        )
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stderr is not None
-        feeder = threading.Thread(target=self._feed, args=(process.stdin, head), daemon=True)
-        feeder.start()
-        try:
-            while piece := process.stdout.read(_PIECE):
-                yield piece
-            said = process.stderr.read().decode(errors="replace").strip()
-            if process.wait():
-                raise Refused(
-                    f"it cannot be decompressed ({said or 'zstd failed'})", advice=DAMAGED
-                )
-        finally:
-            process.kill()
-            feeder.join()
-            for pipe in (process.stdout, process.stderr):
-                pipe.close()
-            process.wait()
-
-    def _feed(self, pipe: Any, data: bytes) -> None:
-        with suppress(OSError):
-            while data and not self._stopped.is_set():
-                pipe.write(data)
-                data = self._read()
-        with suppress(OSError):
-            pipe.close()
-
-
-class _Rest:
-    """A beginning and what a function reads after it, as something to read from."""
-
-    def __init__(self, head: bytes, read: Callable[[int], bytes]) -> None:
-        self._head = head
-        self._more = read
-
-    def read(self, size: int = _PACKED) -> bytes:
-        head, self._head = self._head[:size], self._head[size:]
-        return head or self._more(size)
 
 
 def _new_hash(name: str) -> Any:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ..archives.tar import printable
+from ..archives.tar import WITHOUT, Refused, printable
 
 # As many symlinks as the kernel follows for one path (path_resolution(7)).
 _MOST_HOPS = 40
@@ -116,3 +116,30 @@ def relative(path: str, target: str, prefixes: tuple[str, ...]) -> str:
         return target
     inside = below(target, prefixes)
     return target if inside is None else "../" * path.count("/") + (inside.lstrip("/") or ".")
+
+
+def inside(
+    links: Mapping[str, str], top: str, prefixes: Callable[[str], tuple[str, ...]]
+) -> dict[str, str]:
+    """The symlinks of an archive as they should be made: those to its old place are relative.
+
+    Args:
+        links: all symlinks and their targets.
+        top: the virtualenv's directory among them.
+        prefixes: finds out at which absolute paths the virtualenv in `top` was.
+
+    Raises:
+        Refused: one leaves the virtualenv.
+    """
+    base = f"{top}/" if top else ""
+    own = {path[len(base) :]: target for path, target in links.items() if path.startswith(base)}
+    absolute = (path for path, target in own.items() if target.startswith("/"))
+    known = prefixes(top) if any(not is_base(path, own[path]) for path in absolute) else ()
+    work = Work()
+    made: dict[str, str] = {}
+    for path, target in own.items():
+        reason = fault(path, own, known, work)
+        if reason is not None:
+            raise Refused(reason, base + path, advice=WITHOUT)
+        made[base + path] = relative(path, target, known)
+    return made

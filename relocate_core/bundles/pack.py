@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from ..archives.compression import FORMS, Packed, form_of, require
-from ..archives.tar import BLOCK, CONTROL, FILE, Refused
+from ..archives.tar import BLOCK, CONTROL, FILE, LATEST, Refused
 from ..artefacts.bytecode import MODES
 from ..errors import BadArchive, Busy, CannotTravel, InvalidPath, TreeError
 from ..progress import Report, Tell, silent
@@ -361,7 +361,7 @@ def _time(newest: int) -> int:
     """
     given = os.environ.get("SOURCE_DATE_EPOCH", "")
     if not given:
-        return max(newest, manifest.SOURCE_TIME)
+        return min(max(newest, manifest.SOURCE_TIME), LATEST)
     if not (given.isascii() and given.isdigit() and len(given) < 12):
         raise InvalidPath(f"SOURCE_DATE_EPOCH must be a number of seconds since 1970: {given!r}")
     return int(given)

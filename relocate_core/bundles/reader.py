@@ -206,7 +206,7 @@ class Bundle:
         raise Refused("is in its manifest, and not in the archive", row.path, advice=DAMAGED)
 
     def _compare(self, member: Member, row: Row, time: int) -> None:
-        same = member.kind == row.kind and member.target == row.target
+        same = member.kind == row.kind and member.target == row.target and member.extents is None
         if row.kind == FILE:
             same = same and member.size == row.size
         if row.kind in (FILE, DIRECTORY):

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from ..archives.tar import CONTROL, DIRECTORY, FILE, LINK, printable
+from ..archives.tar import CONTROL, DIRECTORY, FILE, LINK, Refused, printable, require_target
 from ..artefacts import bytecode, encoded
 from ..errors import CannotTravel
 from ..relocation.scan import holds_packages, needles
@@ -23,6 +23,7 @@ from ..virtualenvs.interpreter import probe
 from ..virtualenvs.layout import inspect, recorded_prefixes
 from ..virtualenvs.manifest import PLACE, RECORD, directory_mode, file_mode
 from . import links as linking
+from .names import LONGEST_PATH, Names, fold, require_config, require_depth
 
 BYTECODE = "bytecode"
 # What a directory for bytecode looks like that is not there yet.
@@ -206,7 +207,13 @@ class Tree:
                     f"cannot pack {self.name}: {file} refers to {line}, which is outside of it; "
                     "install that without --editable, or exclude the file"
                 )
+        if not ("pyvenv.cfg" in packed or "bin/activate" in packed):
+            raise CannotTravel(
+                f"cannot pack {self.name} without pyvenv.cfg and bin/activate: nobody would take "
+                "it for a virtualenv; exclude less"
+            )
         links = {entry.path: self.target(entry.path) for entry in entries if entry.kind == LINK}
+        self._require_unpackable(entries, links)
         work = linking.Work()
         for path, target in links.items():
             fault = linking.fault(path, links, (), work)
@@ -221,11 +228,36 @@ class Tree:
                 )
         if self.environment.system_site_packages:
             self.warn("pyvenv.cfg", "it sees the base Python's packages, which are not packed")
-        if not ("pyvenv.cfg" in packed or "bin/activate" in packed):
+
+    def _require_unpackable(self, entries: list[Entry], links: dict[str, str]) -> None:
+        """Refuse what unpacking would refuse; warn of names that not every file system takes."""
+        longest = LONGEST_PATH - len(os.fsencode(os.path.abspath(self.name)))
+        names = Names(len(entries), longest, folds=False)
+        folded: dict[str, str] = {}
+        try:
+            for path, kind, *_ in entries:
+                base = path.rpartition("/")[2]
+                if kind == DIRECTORY:
+                    require_depth(path, path)
+                elif base == "pyvenv.cfg":
+                    size = os.stat(path, dir_fd=self.root, follow_symlinks=False).st_size
+                    require_config(path, size)
+                names.claim(path, base, FILE if kind == BYTECODE else kind)
+                twin = folded.setdefault(fold(path), path)
+                if twin != path:
+                    reason = "only in case or in the form of its accents"
+                    self.warn(
+                        path,
+                        f"it differs from {printable(twin)} {reason}: it cannot be deployed to a "
+                        "file system that takes both for the same name",
+                    )
+            for path, target in links.items():
+                require_target(target, path)
+            names.top()
+        except Refused as refusal:
             raise CannotTravel(
-                f"cannot pack {self.name} without pyvenv.cfg and bin/activate: nobody would take "
-                "it for a virtualenv; exclude less"
-            )
+                f"cannot pack {self.name}: {refusal}; change that, or exclude it"
+            ) from refusal
 
     def target(self, path: str) -> str:
         """What a symlink points to: relative where that is in the virtualenv."""

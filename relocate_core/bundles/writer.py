@@ -11,9 +11,9 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 
-from ..archives import tar
+from ..archives import sparse, tar
 from ..archives.decompression import Stream
-from ..archives.tar import DIRECTORY, FILE, LINK, Member, Refused
+from ..archives.tar import DIRECTORY, FILE, HARD_LINK, LINK, WITHOUT, Member, Refused
 from ..errors import RelocateError
 from ..system import files
 from ..virtualenvs import manifest
@@ -21,7 +21,7 @@ from ..virtualenvs.layout import inspect
 from ..virtualenvs.manifest import Row
 from . import links as linking
 from .limits import Limits, Space
-from .names import Names
+from .names import LONGEST_PATH, Names, folds_names, require_config, require_depth
 from .reuse import Previous
 
 Give = Callable[[int, str], bool]
@@ -31,10 +31,8 @@ Progress = Callable[[int, int], None]
 """Called with the number of files and of bytes so far."""
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-# The deepest real trees have some twenty levels.
-_DEEPEST = 100
-_LONGEST_PATH = 4000  # of the kernel's 4096, with room for names that are put beside a file
-_LONGEST_CONFIG = 1 << 20
+# No virtualenv is so small that its holes are suspicious before this much of them.
+_HOLES_FROM = 32 << 20
 
 
 class Writer:
@@ -68,12 +66,12 @@ class Writer:
         self.limits = limits
         self.owner = owner
         self.progress = progress
-        self.count = self.size = 0
+        self.count = self.size = self.holes = 0
         self.bundle = False
         self.exact = _keeps_modes(directory)
         self.space = Space(directory)
-        longest = _LONGEST_PATH - len(os.fsencode(_path_of(directory)))
-        self.names = Names(limits.files, longest)
+        longest = LONGEST_PATH - len(os.fsencode(_path_of(directory)))
+        self.names = Names(limits.files, longest, folds_names(directory))
         self.directories: dict[str, tuple[int, int] | None] = {"": None}
         self.links: dict[str, str] = {}
         self.hard_links: list[tuple[str, str]] = []
@@ -103,10 +101,11 @@ class Writer:
         parent, _, base = name.rpartition("/")
         if parent != self.parent:
             self._enter(parent, name)
-        self.names.claim(name, base, kind)
-        if kind == FILE:
+        if not self.names.claim(name, base, kind):
+            self._require_same(base, member)
+        elif kind == FILE:
             if give is not None and give(self.descriptor, base):
-                self.stream.skip(member.size)
+                self.stream.skip(member.stored)
             else:
                 self._write(base, member, sha256)
         elif kind == LINK:
@@ -120,7 +119,8 @@ class Writer:
         parent, _, base = row.path.rpartition("/")
         if parent != self.parent:
             self._enter(parent, row.path)
-        self.names.claim(row.path, base, FILE)
+        if not self.names.claim(row.path, base, FILE):
+            raise Refused("is in it twice", row.path)
         previous.give(row, self.descriptor, base, self.owner, mtime)
         self.space.used(0 if previous.link else row.size)
 
@@ -128,15 +128,24 @@ class Writer:
         self.count += 1
         self.size += size
         if self.count > self.limits.files:
-            raise Refused(f"it contains more than {self.limits.files:,} members")
+            raise Refused(
+                f"it contains more than {self.limits.files:,} members", advice=tar.TOO_LARGE
+            )
         if self.size > self.limits.size:
-            raise Refused(f"brings its files to more than {self.limits.size:,} bytes", name)
+            raise Refused(
+                f"brings its files to more than {self.limits.size:,} bytes",
+                name,
+                advice=tar.TOO_LARGE,
+            )
         if self.progress is not None and not self.count & 0xFF:
             self.progress(self.count, self.size)
 
     def _add_directory(self, name: str, member: Member) -> None:
-        if self.directories.get(name) is not None:
-            raise Refused("stands in it twice", name or ".")
+        known = self.directories.get(name)
+        if known is not None:
+            if known[0] != member.mode:
+                raise Refused("is in it twice, with two modes", name or ".", advice=WITHOUT)
+            return
         if name:
             self._make(name, name)
         self.directories[name] = (member.mode, member.mtime)
@@ -153,8 +162,7 @@ class Writer:
         if directory in self.directories:
             return
         above, _, base = directory.rpartition("/")
-        if directory.count("/") >= _DEEPEST:
-            raise Refused(f"lies more than {_DEEPEST} directories deep", name)
+        require_depth(directory, name)
         self._make(above, name)
         self.names.claim(directory, base, DIRECTORY, name)
         self.parent = above
@@ -164,16 +172,19 @@ class Writer:
 
     def _write(self, base: str, member: Member, sha256: str) -> None:
         digest = hashlib.sha256() if sha256 else None
-        if base == "pyvenv.cfg" and member.size > _LONGEST_CONFIG:
-            raise Refused("is too large for what it is", member.name)
-        mode = member.mode & 0o755 | 0o400
+        require_config(member.name, member.size)
+        mode = _file_mode(member.mode)
         file = os.open(base, _CREATE, mode, dir_fd=self.descriptor)
         try:
-            for piece in self.stream.pieces(member.size):
-                files.write_all(file, piece)
-                if digest is not None:
-                    digest.update(piece)
-                self.space.used(len(piece))
+            for offset, length in self._extents(member):
+                os.lseek(file, offset, os.SEEK_SET)
+                for piece in self.stream.pieces(length):
+                    files.write_all(file, piece)
+                    if digest is not None:
+                        digest.update(piece)
+                    self.space.used(len(piece))
+            if member.extents is not None:
+                os.ftruncate(file, member.size)
             if digest is not None and digest.hexdigest() != sha256:
                 raise Refused("is not what its manifest says", member.name, advice=tar.DAMAGED)
             if self.owner is not None:
@@ -183,6 +194,39 @@ class Writer:
             os.utime(file, ns=(member.mtime, member.mtime))
         finally:
             os.close(file)
+
+    def _extents(self, member: Member) -> sparse.Extents:
+        """Where the data of a file belongs; refuses holes that no such archive has."""
+        if member.extents is None:
+            return ((0, member.size),)
+        self.holes += member.size - member.stored
+        ratio = self.limits.ratio
+        if self.holes > max(_HOLES_FROM, self.stream.size * ratio):
+            raise Refused(
+                f"is a sparse file, and makes more than {ratio} times the archive's size of it",
+                member.name,
+                advice=tar.TOO_LARGE,
+            )
+        return member.extents
+
+    def _require_same(self, base: str, member: Member) -> None:
+        """Refuse a second member of the same name that is not the first one over again."""
+        name = member.name
+        if member.kind == LINK:
+            same = self.links[name] == member.target
+        elif member.kind == HARD_LINK:
+            same = (name, member.target) in self.hard_links
+        else:
+            file = files.open_file(self.descriptor, base)
+            try:
+                same = _is_content(file, member, self.stream)
+                os.utime(file, ns=(member.mtime, member.mtime))
+            finally:
+                os.close(file)
+        if not same:
+            raise Refused(
+                "is in it twice, and not the same both times", name, advice="pack it again with one"
+            )
 
     # --- at the end -----------------------------------------------------------------------------
 
@@ -195,7 +239,7 @@ class Writer:
         for name, target in self.hard_links:
             self._make_hard_link(name, target)
         top = self.names.top()
-        self._require_inside(top)
+        self.links = linking.inside(self.links, top, self._prefixes)
         if top or not self.bundle:
             self._require_no_manifest(top)
         for name, target in self.links.items():
@@ -235,28 +279,31 @@ class Writer:
         if mtime is not None:
             os.utime(descriptor, ns=(mtime, mtime))
 
-    def _require_inside(self, top: str) -> None:
-        """Refuse symlinks that leave the virtualenv; make those to its old place relative."""
-        base = f"{top}/" if top else ""
-        links = {name[len(base) :]: target for name, target in self.links.items()}
-        absolute = any(
-            target.startswith("/") and not linking.is_base(name, target)
-            for name, target in links.items()
-        )
-        prefixes = self._prefixes(top) if absolute else ()
-        work = linking.Work()
-        for name, target in links.items():
-            fault = linking.fault(name, links, prefixes, work)
-            if fault is not None:
-                raise Refused(fault, base + name)
-            self.links[base + name] = linking.relative(name, target, prefixes)
-
     def _prefixes(self, top: str) -> tuple[str, ...]:
         """Where the virtualenv was before, by its files: absolute symlinks may point there."""
         with suppress(RelocateError):
             found = inspect(os.path.join(_path_of(self.root), top)).old_prefixes
             return tuple(prefix for prefix in found if os.path.normpath(prefix) == prefix != "/")
         return ()
+
+
+def _file_mode(mode: int) -> int:
+    return mode & 0o755 | 0o400
+
+
+def _is_content(file: int, member: Member, stream: Stream) -> bool:
+    """Whether an open file is what a member, which is taken, would make of it."""
+    status = os.fstat(file)
+    same = (
+        member.extents is None
+        and status.st_size == member.size
+        and stat.S_IMODE(status.st_mode) == _file_mode(member.mode)
+    )
+    at = 0
+    for piece in stream.pieces(member.stored):
+        same = same and os.pread(file, len(piece), at) == piece
+        at += len(piece)
+    return same
 
 
 def _path_of(directory: int) -> str:

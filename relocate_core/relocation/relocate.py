@@ -35,6 +35,7 @@ from .packaged import Packaged
 from .records import Records
 from .rewriter import Rewriter
 from .scan import Findings, Scanner
+from .untouched import is_untouched
 from .walk import Walk
 
 Progress = Callable[[int, int], None]
@@ -131,7 +132,7 @@ def relocate(
                 if not dry_run and has_leftovers(path):
                     files.clear_leftovers(root)
                 return _nothing_to_do(environment, new)
-            head = _manifest(root, environment, as_packed)
+            head = _manifest(root, as_packed)
             if head is None:
                 recorded: Iterable[str] = recorded_prefixes(root, environment.site_packages)
             else:
@@ -145,12 +146,8 @@ def relocate(
         os.close(root)
 
 
-def _manifest(root: int, environment: Virtualenv, as_packed: bool) -> Head | None:
-    """The head of the manifest of an unpacked bundle; None where it may not be true any more.
-
-    Whatever is installed or removed changes the directory of programs or that of packages, whose
-    times are those of the bundle as long as nobody but a transaction has worked on them.
-    """
+def _manifest(root: int, as_packed: bool) -> Head | None:
+    """The head of the manifest of an unpacked bundle; None where it may not be true any more."""
     try:
         known = manifest_reader.of_tree(root)
     except Refused:
@@ -159,16 +156,9 @@ def _manifest(root: int, environment: Virtualenv, as_packed: bool) -> Head | Non
         return None
     with known:
         head = known.head
-        untouched = as_packed or not any(
-            _mtime(root, directory) != head.time
-            for directory in ("bin", *environment.site_packages)
-        )
+        untouched = as_packed or is_untouched(root, known)
         there = all(_exists(root, path) for path in head.references)
         return head if untouched and there else None
-
-
-def _mtime(root: int, path: str) -> int:
-    return int(os.stat(path, dir_fd=root).st_mtime)
 
 
 def _exists(root: int, path: str) -> bool:

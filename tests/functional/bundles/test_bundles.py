@@ -1083,13 +1083,13 @@ def line_outside(tree: Path, sites: Path) -> str:
 def absolute_link(tree: Path, sites: Path) -> str:
     """A link to somewhere else on this machine."""
     (tree / "etc" / "paths.pth").symlink_to("/etc/hosts")
-    return "etc/paths.pth points to /etc/hosts, out of the virtualenv; remove the link"
+    return "etc/paths.pth points to /etc/hosts, out of the virtualenv; remove the symlink"
 
 
 def relative_link(tree: Path, sites: Path) -> str:
     """A link to beside the virtualenv."""
     (tree / "etc" / "paths.pth").symlink_to("../../beside")
-    return r"etc/paths.pth points to \.\./\.\./beside, out of the virtualenv; remove the link"
+    return r"etc/paths.pth points to \.\./\.\./beside, out of the virtualenv; remove the symlink"
 
 
 def link_by_a_link(tree: Path, sites: Path) -> str:
