@@ -1,4 +1,4 @@
-"""Real virtualenvs of every kind, moved and relocated: nothing refers to the old path, all works."""
+"""Real virtualenvs of every kind, moved and relocated: no old path is left, and all works."""
 
 from __future__ import annotations
 
