@@ -6,7 +6,7 @@
 #   tests/matrix/run.sh                  bookworm, trixie and sid
 #   tests/matrix/run.sh sid              one of them
 #
-# Needs root, debootstrap, and about 1.5 GB of disk for one suite at a time. The mirror, the proxies
+# Needs root, debootstrap, and up to 3 GB of disk for one suite at a time. The mirror, the proxies
 # and the package index are those of this machine: apt's and pip's configuration is read at run time.
 # What is missing is skipped by name. All mounts are in a namespace of their own, and so are all
 # processes: both end with this script.
@@ -18,7 +18,7 @@
 set -euo pipefail
 
 CHECKOUT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
-ROOM_KB=3000000
+ROOM_KB=4000000
 MAKE_SECONDS=1200
 DEMO_SECONDS=2400
 TEST_SECONDS=1800
