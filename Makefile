@@ -1,4 +1,5 @@
-# Needs only make, a Python of 3.9 to 3.15 with its venv module, and a package index.
+# Needs only make, a Python of 3.9 to 3.15 with its venv module, and a package index; for Python 3.14
+# and later also a C compiler, as long as not all packages that Salt needs have wheels for it.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -20,6 +21,10 @@ COMPILES := import os, shutil, sysconfig as s; \
 	ready = shutil.which((s.get_config_var("CC") or "cc").split()[0]) \
 	and os.path.exists(s.get_path("include") + "/Python.h"); \
 	print("" if ready else "--only-binary=timelib")
+
+NO_COMPILER := setup: some packages that Salt needs have no wheels for the newest Pythons (immutables \
+	has none for 3.14), and there is no C compiler, or no Python.h: install both (on Debian: gcc \
+	and python3-dev), or choose an older Python, for example PYTHON=python3.13
 
 .PHONY: help demo test test-all matrix lint format docs bench clean
 
@@ -70,7 +75,9 @@ $(READY): pyproject.toml setup.py | python
 	@rm -rf $(VENV)
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python $(PIP_INSTALL) --upgrade pip
-	@$(BIN)/python $(PIP_INSTALL) $$($(BIN)/python -c '$(COMPILES)') -e '.[test,lint]'
+	@only=$$($(BIN)/python -c '$(COMPILES)'); \
+	$(BIN)/python $(PIP_INSTALL) $$only -e '.[test,lint]' || { \
+	[ -z "$$only" ] || echo '$(NO_COMPILER)' >&2; exit 1; }
 	@touch $@
 
 .PHONY: python
