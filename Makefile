@@ -12,6 +12,8 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3
 	$$python -c 'import ensurepip, sys, venv; sys.exit(not (3, 9) <= sys.version_info < (3, 16))' \
 	2>/dev/null && echo $$python && break; done)
 VENV ?= .venv
+# Each test file is run by one of them, beside the others.
+WORKERS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check
@@ -26,7 +28,7 @@ NO_COMPILER := setup: some packages that Salt needs have no wheels for the newes
 	has none for 3.14), and there is no C compiler, or no Python.h: install both (on Debian: gcc \
 	and python3-dev), or choose an older Python, for example PYTHON=python3.13
 
-.PHONY: help demo test test-all matrix lint format docs bench clean
+.PHONY: help demo unit test test-all matrix lint format docs bench clean
 
 help: ## show this list
 	@echo 'Usage: make TARGET'
@@ -35,13 +37,17 @@ help: ## show this list
 demo: $(READY) ## build, pack, unpack, relocate and serve a real Django release with Salt
 	@PATH="$(abspath $(BIN)):$$PATH" demo/run.sh
 
-test: lint ## the checks, then all tests but the slow ones
-	@echo 'test: pytest, without the slow ones'
-	@$(BIN)/pytest -m 'not slow'
+unit: $(READY) ## the tests of the pure parts, in a minute
+	@echo 'unit: pytest tests/unit, by $(WORKERS) workers'
+	@$(BIN)/pytest -q -m 'not slow' -n $(WORKERS) --dist worksteal tests/unit
 
-test-all: lint ## the checks, then all tests
-	@echo 'test-all: pytest'
-	@$(BIN)/pytest
+test: lint ## the checks, then all tests but the slow ones
+	@echo 'test: pytest, without the slow ones, by $(WORKERS) workers'
+	@$(BIN)/pytest -q -m 'not slow' -n $(WORKERS) --dist loadfile
+
+test-all: lint ## the checks, then all tests, and more examples for each property
+	@echo 'test-all: pytest, by $(WORKERS) workers'
+	@RELOCATE_TEST_THOROUGH=1 $(BIN)/pytest -q -n $(WORKERS) --dist loadfile
 
 matrix: ## the demo and the unit tests in fresh Debian roots, on every Python there (SUITES=sid: one)
 	@tests/matrix/run.sh $(SUITES)

@@ -21,6 +21,7 @@ from relocate_core.archives import compression
 from relocate_core.archives.compression import Packed, form_of, require
 from relocate_core.archives.decompression import Stream
 from relocate_core.errors import InvalidPath, TreeError
+from tests.support.fuzz import examples
 
 BLOCK = compression._BLOCK
 
@@ -191,7 +192,7 @@ def test_a_full_disk_is_told(form: str) -> None:
     assert len(os.listdir("/proc/self/task")) <= threads
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(30), deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.binary(max_size=300), max_size=30), st.integers(1, 5), st.integers(1, 9))
 def test_whatever_goes_in_comes_out(pieces: list[bytes], cores: int, level: int) -> None:
     block, compression._BLOCK = compression._BLOCK, 100

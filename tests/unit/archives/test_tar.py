@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from relocate_core.archives import tar
 from tests.support.archives import END, base256, directory, gnu_long, header, member, pax, set_field
+from tests.support.fuzz import examples
 
 FORMATS = {
     "ustar": tarfile.USTAR_FORMAT,
@@ -107,7 +108,7 @@ def infos(draw: Any, form: str) -> tuple[tarfile.TarInfo, bytes]:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(data=st.data())
 def test_it_reads_what_tarfile_writes(form: str, data: st.DataObject) -> None:
     wanted = data.draw(st.lists(infos(form), max_size=6))
@@ -203,7 +204,7 @@ def test_a_name_that_is_none_is_refused(name: str) -> None:
 
 
 @given(st.binary(max_size=12))
-@settings(max_examples=500)
+@settings(max_examples=examples(500))
 def test_a_number_is_octal_or_refused(field: bytes) -> None:
     data = header("a", b"5", mtime=field) + END
     try:
@@ -224,7 +225,7 @@ def test_a_number_may_be_binary(number: int) -> None:
 
 
 @given(st.integers(0, 511), st.integers(0, 7))
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 def test_a_flipped_bit_in_a_header_is_never_missed(place: int, bit: int) -> None:
     block = bytearray(header("some/name", size=5, mode=0o644))
     block[place] ^= 1 << bit
@@ -239,7 +240,7 @@ def test_a_flipped_bit_in_a_header_is_never_missed(place: int, bit: int) -> None
 
 
 @given(st.binary(max_size=2000))
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 def test_bytes_are_members_or_refused(data: bytes) -> None:
     for source in (data, data + END, member("a") + data + END, pax(data) + member("a") + END):
         require_members_or_refusal(source)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from relocate_core.artefacts import binaries
 from relocate_core.artefacts.kinds import Rewritten, rewrite
 from relocate_core.artefacts.prefix import Prefixes
+from tests.support.fuzz import examples
 
 OLD = b"/srv/application"
 SHORTER, SAME, LONGER = b"/opt/x", b"/opt/application", b"/srv/some/other/application"
@@ -386,7 +387,7 @@ texts = st.lists(
 ).map(b"".join)
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=examples(400))
 @given(texts, st.sampled_from([SHORTER, SAME, LONGER, b"/x", "/grün".encode()]))
 def test_nothing_but_prefixes_changes_and_the_way_back_gives_every_byte(
     text: bytes, new: bytes
@@ -442,7 +443,7 @@ def test_an_offset_that_no_file_has() -> None:
     assert len(rewrite("lib/x.so", bytes(data), Prefixes((OLD,), SHORTER)).data) == len(data)
 
 
-@settings(deadline=None, max_examples=300, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=examples(300), suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_a_damaged_library_never_raises(draws: st.DataObject) -> None:
     data = bytearray(library())

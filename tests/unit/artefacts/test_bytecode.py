@@ -23,6 +23,7 @@ from relocate_core.artefacts.bytecode import Source, Unreadable, follow_source
 from relocate_core.artefacts.kinds import rewrite
 from relocate_core.artefacts.prefix import Prefixes
 from tests.support import environments
+from tests.support.fuzz import examples
 
 VERSIONS = ("2.7", *environments.VERSIONS, "pypy3.9")
 
@@ -351,7 +352,7 @@ def test_the_quick_path_is_not_fooled_by_constants(version: str, tmp_path: Path)
     assert ours == theirs
 
 
-@settings(deadline=None, max_examples=200, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=examples(200), suppress_health_check=list(HealthCheck))
 @given(
     st.lists(st.sampled_from([A, "/lib/mod.py", "/mod.py", " ", "z\x13", "Z\x13", ":", "x", "\n"]))
 )
@@ -473,7 +474,7 @@ def test_a_damaged_file_never_raises(version: str) -> None:
     data = small(version)
     prefixes = Prefixes((A.encode(),), b"/opt/longer")
 
-    @settings(deadline=None, max_examples=200)
+    @settings(deadline=None, max_examples=examples(200))
     @given(
         st.lists(
             st.tuples(st.integers(0, len(data) - 1), st.binary(max_size=5), st.integers(0, 5)),

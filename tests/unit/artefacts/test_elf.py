@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from relocate_core.artefacts.elf import Needs, needs
+from tests.support.fuzz import examples
 
 # secure_getenv is of glibc 2.17.
 CODE = b"""
@@ -164,7 +165,7 @@ def test_no_end_of_the_file_makes_it_fail() -> None:
         assert of(data[:size]) in (None, whole)
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(400), deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_no_change_of_a_file_makes_it_fail(data: st.DataObject) -> None:
     base = data.draw(st.sampled_from([tiny(b"libc.so.6\0", b"GLIBC_2.9"), library()]))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from relocate_core.artefacts import encoded
 from relocate_core.artefacts.kinds import Rewritten, rewrite
 from relocate_core.artefacts.prefix import PLAIN, Prefixes, url_path
+from tests.support.fuzz import examples
 
 OLD, NEW = b"/srv/app", b"/opt/other"
 MOVE = Prefixes((OLD,), NEW)
@@ -325,7 +326,7 @@ def texts(draw: st.DrawFn, *, of: tuple[bytes, ...]) -> bytes:
     return b"".join(pieces)
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=examples(400))
 @given(st.data())
 def test_a_second_run_changes_nothing_in_any_text(data: st.DataObject) -> None:
     new = data.draw(paths)
@@ -338,7 +339,7 @@ def test_a_second_run_changes_nothing_in_any_text(data: st.DataObject) -> None:
     assert move.replace(once) == once
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=examples(400))
 @given(st.data())
 def test_a_second_run_changes_nothing_with_two_old_prefixes(data: st.DataObject) -> None:
     one, new = data.draw(paths), data.draw(paths)
@@ -350,7 +351,7 @@ def test_a_second_run_changes_nothing_with_two_old_prefixes(data: st.DataObject)
     assert move.replace(once) == once
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=examples(400))
 @given(paths, paths, st.lists(st.sampled_from(sorted(REFERENCES.values())), min_size=1, max_size=6))
 def test_references_go_there_and_back(old: bytes, new: bytes, templates: list[bytes]) -> None:
     assume(old != new)
@@ -364,7 +365,7 @@ def test_references_go_there_and_back(old: bytes, new: bytes, templates: list[by
     assert Prefixes((new,), old).replace(moved) == text
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=examples(400))
 @given(noise, noise, paths)
 def test_nothing_but_the_prefix_changes(before: bytes, behind: bytes, new: bytes) -> None:
     assume(OLD not in before + behind)
@@ -373,7 +374,7 @@ def test_nothing_but_the_prefix_changes(before: bytes, behind: bytes, new: bytes
     assert Prefixes((OLD,), new).replace(text) in (text, before + new + behind)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 @given(st.binary(max_size=40), st.booleans())
 def test_a_url_is_read_back_as_the_path(tail: bytes, compact: bool) -> None:
     path = b"/srv/" + tail

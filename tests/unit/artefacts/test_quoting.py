@@ -30,11 +30,15 @@ from relocate_core.artefacts.quoting import (
     Unquotable,
     replace,
 )
+from tests.support.fuzz import examples
 from tests.support.paths import CLASSICS, nasty
 
 OLD = b"/srv/app"
 fuzz = settings(
-    deadline=None, max_examples=40, suppress_health_check=list(HealthCheck), print_blob=False
+    deadline=None,
+    max_examples=examples(40),
+    suppress_health_check=list(HealthCheck),
+    print_blob=False,
 )
 
 
@@ -147,7 +151,7 @@ def test_a_shell_reads_any_path(shell: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("language", [SH, CSH, FISH, POWERSHELL, NU, BATCH, PYTHON, JSON])
 def test_every_byte_is_read_once(language: Language) -> None:
-    @settings(deadline=None, max_examples=300)
+    @settings(deadline=None, max_examples=examples(300))
     @given(st.lists(st.sampled_from([*map(bytes, zip(range(256))), b"r#'", b'"""', b"\\u00"])))
     def check(pieces: list[bytes]) -> None:
         text = b"".join(pieces)
@@ -212,7 +216,7 @@ def test_python_reads_the_classics(path: bytes, language: Language) -> None:
 
 @pytest.mark.parametrize("language", [PYTHON, PYTHON_ASCII], ids=["utf-8", "ascii"])
 def test_python_reads_any_path(language: Language) -> None:
-    @settings(deadline=None, max_examples=150)
+    @settings(deadline=None, max_examples=examples(150))
     @given(nasty)
     def check(path: bytes) -> None:
         check_python(path, language)
@@ -227,7 +231,7 @@ def test_python_reads_bytes(path: bytes, literal: bytes) -> None:
     assert ast.literal_eval(moved[4:].decode("ascii")) == path + b"/x"
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(nasty, st.sampled_from([b"r'/srv/app'", b'r"""/srv/app"""', b"rb'/srv/app/x'"]))
 def test_a_raw_string_holds_the_path_or_is_reported(path: bytes, literal: bytes) -> None:
     try:
@@ -266,7 +270,7 @@ def test_json_reads_the_classics(path: bytes, ascii_only: bool) -> None:
     check_json(path, ascii_only=ascii_only)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(nasty, st.booleans())
 def test_json_reads_any_path(path: bytes, ascii_only: bool) -> None:
     check_json(path, ascii_only=ascii_only)
@@ -275,7 +279,7 @@ def test_json_reads_any_path(path: bytes, ascii_only: bool) -> None:
 # --- shells that are not on a usual machine: their documented rules -------------------------------
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(nasty)
 @example(b"/srv/it's")
 def test_powershell_doubles_quotes_and_escapes_with_backquotes(path: bytes) -> None:
@@ -287,7 +291,7 @@ def test_powershell_doubles_quotes_and_escapes_with_backquotes(path: bytes) -> N
     assert re.sub(rb"`(.)", rb"\1", body) == path
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(nasty)
 @example(b"/srv/100%")
 def test_batch_doubles_the_per_cent_sign(path: bytes) -> None:
@@ -295,7 +299,7 @@ def test_batch_doubles_the_per_cent_sign(path: bytes) -> None:
     assert moved == (b'@for %%i in ("' + path.replace(b"%", b"%%") + b'") do @set "X=%%~fi"\r\n')
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(nasty)
 @example(b"/srv/it's")
 @example(b"/srv/'#")

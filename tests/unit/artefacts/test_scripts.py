@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from relocate_core.artefacts.kinds import Rewritten, rewrite
 from relocate_core.artefacts.prefix import Prefixes
 from relocate_core.artefacts.scripts import SHEBANG_LIMIT, interpreter_of
+from tests.support.fuzz import examples
 from tests.support.paths import CLASSICS, nasty
 
 OLD = b"/srv/app"
@@ -138,7 +139,7 @@ def test_the_script_runs_wherever_it_goes(tmp_path: Path, path: bytes, body: byt
     assert interpreter_of(moved) == new + b"/bin/python"
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=examples(40), suppress_health_check=list(HealthCheck))
 @given(nasty, st.sampled_from([BODY, PIP_BODY, UV_BODY]), st.booleans())
 def test_any_path_runs(tmp_path: Path, path: bytes, body: bytes, long: bool) -> None:
     path += b"/" + b"deep" * 30 if long else b""
@@ -163,7 +164,7 @@ safe = st.text("ab1._-+@ üé%~", min_size=1, max_size=150).map(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 @given(safe, safe, st.sampled_from(["", " -E"]))
 def test_a_script_of_pip_becomes_what_pip_would_write(a: bytes, b: bytes, arguments: str) -> None:
     assume(a != b and a not in b and b not in a and b"/srv/" not in (a, b))
@@ -180,7 +181,7 @@ def uv_shebang(interpreter: bytes) -> bytes:
     return b"#!" + interpreter + b"\n"
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 @given(safe, safe, st.booleans())
 def test_a_script_of_uv_becomes_what_uv_would_write(a: bytes, b: bytes, quote: bool) -> None:
     a += b"/it's" if quote else b""
@@ -386,7 +387,7 @@ ODD = [
 ]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 @given(st.lists(st.sampled_from(ODD)))
 def test_no_script_is_too_odd(pieces: list[bytes]) -> None:
     data = b"#!" + b"".join(pieces)

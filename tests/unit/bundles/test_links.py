@@ -15,6 +15,7 @@ from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
 from relocate_core.bundles.links import fault, is_base
+from tests.support.fuzz import examples
 
 NAMES = ("a", "b", "c", "bin", "python3")
 # Targets of links; the upper ones are replaced by absolute paths of the place they are tried in.
@@ -142,7 +143,7 @@ def place() -> Iterator[Place]:
         shutil.rmtree(directory)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.lists(entries, min_size=1, max_size=12))
 @example([Entry(("a", "b", "c"), ("..", "..")), Entry(("b",), ("a", "b", "c", ".."))])
 @example([Entry(("a",), ("b",)), Entry(("b",), ("a",))])
@@ -167,7 +168,7 @@ def test_the_verdict_is_the_kernels(wanted: list[Entry]) -> None:
                 assert said is not None, told
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.lists(entries, min_size=1, max_size=12))
 def test_what_is_missing_does_not_lead_out_once_it_is_there(wanted: list[Entry]) -> None:
     """A program that makes the directory a dangling link names must not open a way out by it."""

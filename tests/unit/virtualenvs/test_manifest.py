@@ -22,6 +22,7 @@ from relocate_core.archives.tar import DIRECTORY, FILE, LINK, Refused
 from relocate_core.virtualenvs import manifest, manifest_reader
 from relocate_core.virtualenvs.manifest import Base, Head, Row
 from relocate_core.virtualenvs.manifest_reader import Manifest
+from tests.support.fuzz import examples
 from tests.unit.archives.test_tar import components
 
 SHA = hashlib.sha256(b"x").hexdigest()
@@ -51,8 +52,8 @@ ROWS = (
 SECONDS = 20
 """What reading one manifest never takes, however hostile and on however busy a machine."""
 
-some = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-more = settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+some = settings(max_examples=examples(60), deadline=None, suppress_health_check=list(HealthCheck))
+more = settings(max_examples=examples(200), deadline=None, suppress_health_check=list(HealthCheck))
 
 
 # -- what there may be -----------------------------------------------------------------------------
@@ -581,6 +582,7 @@ BOUNDED = """
 import os, resource, sys
 from relocate_core.virtualenvs.manifest_reader import Manifest
 from relocate_core.archives.tar import Refused
+from tests.support.fuzz import examples
 resource.setrlimit(resource.RLIMIT_AS, (400 << 20,) * 2)
 try:
     known = Manifest(os.open(sys.argv[1], os.O_RDONLY))
