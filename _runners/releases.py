@@ -915,7 +915,7 @@ class _Rollout:
         name, why = next(iter(self.failed.items()))
         reason = f"the roll-out has failed on {name}: {_first(why)}"
         path = f"{wanted.root}/{wanted.release}"
-        _call(wanted, minions, "mark", path=path, reason=reason)
+        _call(wanted, minions, "mark_bad", path=path, reason=reason)
         by_release: dict[str, list[str]] = {}
         for one, release in previous.items():
             by_release.setdefault(release, []).append(one)

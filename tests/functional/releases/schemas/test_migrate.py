@@ -797,7 +797,7 @@ def test_the_state(site: Migrated, minion: Any) -> None:
         "schema": {"old": "shop 0002_price", "new": "shop 0001_initial"},
         "undone": ["shop.0002_price"],
     }
-    assert back["comment"] == f"The schema was taken down to what {site.path('A')} ran with."
+    assert back["comment"] == f"The schema was migrated down to what {site.path('A')} ran with."
 
 
 def test_the_state_of_a_release_that_is_not_there_yet(site: Migrated, minion: Any) -> None:
@@ -857,7 +857,7 @@ def test_healthy_takes_the_schema_down(two: Migrated, minion: Any) -> None:
     """And says so; the bad release does not bring it up again."""
     answer = minion.single("healthy", f"{two.root}/current", checks="exit 1", **QUICK)
     assert (answer["result"], two.current()) == (False, "A")
-    assert "It is marked bad, the schema was taken down, and " in answer["comment"]
+    assert "It is marked bad, the schema was migrated down, and " in answer["comment"]
     assert answer["changes"]["schema"] == {"old": "shop 0002_price", "new": "shop 0001_initial"}
     assert two.columns("shop_item") == {"id"}
     answer = minion.single("migrated", two.path("B"), settings="project.settings", env=two.env)
