@@ -83,7 +83,9 @@ def replace(data: bytes, prefixes: Prefixes) -> tuple[bytes, str]:
             known = spelling.before + re.escape(new) + spelling.after + b"|"
             pattern = (known if old in prefixes.new else b"") + b"(" + begin + spelling.after + b")"
             unknown = re.search(begin + rb"(?=[%\\*$])(?!" + spelling.after + b")", data)
-            if spelling.spell is _escaped and not PLAIN.match(prefixes.new):
+            # In a package, and where it is a single word, it is rather a URL or its pattern.
+            unsure = prefixes.is_doubtful(old) or old.count(b"/") == 1
+            if unsure or (spelling.spell is _escaped and not PLAIN.match(prefixes.new)):
                 unknown = unknown or re.search(pattern, data)
             else:
                 data = b"".join(_replaced(re.compile(pattern), data, new))

@@ -114,6 +114,10 @@ class Prefixes:
         """The same for what is a path for sure, even in a file that is as its package was built."""
         return self if self._exists is None else Prefixes(*self.arguments)
 
+    def is_doubtful(self, path: bytes) -> bool:
+        """Whether a mention of an old prefix may be a package's own text."""
+        return self._exists is not None and _COMMON.match(path) is not None
+
     def in_package(self, exists: Callable[[bytes], bool]) -> Prefixes:
         """The same for a file that is as its package was built.
 
@@ -134,7 +138,7 @@ class Prefixes:
 
     def _refers(self, match: re.Match[bytes]) -> bool:
         """Whether a reference to a common prefix goes on to something in the virtualenv."""
-        if self._exists is None or not _COMMON.match(match[1]):
+        if self._exists is None or not self.is_doubtful(match[1]):
             return True
         below = _BELOW.match(match.string, match.end())
         path = below[0].rstrip(b"./").lstrip(b"/") if below else b""

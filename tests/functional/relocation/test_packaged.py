@@ -13,6 +13,7 @@ import pytest
 
 from relocate_core.relocation.check import check
 from relocate_core.relocation.relocate import Relocation, relocate
+from relocate_core.system.transaction import Transaction
 from tests.support.environments import Environment, differences, digest
 from tests.support.steps import NEW, small
 
@@ -120,9 +121,7 @@ def test_a_failure_gives_everything_back(
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    from relocate_core.system.transaction import Staging
-
-    monkeypatch.setattr(Staging, "commit", fail)
+    monkeypatch.setattr(Transaction, "commit", fail)
     with pytest.raises(Exception, match=r"(?i)no space left"):
         relocate(venv.path, "/app")
     assert differences(before, digest(venv.path, times="files")) == {}
@@ -134,3 +133,17 @@ def test_names_that_python_passes_over(venv: Environment) -> None:
     os.symlink("/nowhere", os.path.join(venv.site_packages, "dangling.pth"))
     relocate(venv.path, venv.path)
     assert {each.kind for each in check(venv.path).problems} <= {"link", "path"}
+
+
+def test_configuration_with_other_slashes_is_found(venv: Environment) -> None:
+    """Neither file has the plain path in it."""
+    relocate(venv.path, NEW)
+    escaped, quoted = Path(venv.path, "etc/a.json"), Path(venv.path, "etc/b.conf")
+    escaped.write_text('{"tool": "' + f"{NEW}/bin/omega".replace("/", "\\/") + '"}')
+    quoted.write_text("host = http+unix://" + f"{NEW}/run.sock".replace("/", "%2F"))
+    before = digest(venv.path, times="files")
+    relocate(venv.path, "/opt/x/1")
+    assert escaped.read_text() == r'{"tool": "\/opt\/x\/1\/bin\/omega"}'
+    assert quoted.read_text() == "host = http+unix://%2Fopt%2Fx%2F1%2Frun.sock"
+    relocate(venv.path, NEW)
+    assert differences(before, digest(venv.path, times="files")) == {}

@@ -175,7 +175,7 @@ SPELLED = {
 
 
 @pytest.mark.parametrize("text", SPELLED.values(), ids=SPELLED.keys())
-@pytest.mark.parametrize("new", [b"/opt/other", b"/srv/app/v2", b"/x"])
+@pytest.mark.parametrize("new", [b"/opt/other", b"/srv/app/v2", b"/opt/x-1"])
 def test_other_slashes_are_kept(text: bytes, new: bytes) -> None:
     move = Prefixes((OLD,), new)
     result = rewrite("etc/x.conf", text, move)
@@ -207,6 +207,17 @@ def test_other_slashes_before_something_unknown_are_reported(text: bytes) -> Non
     result = rewrite("etc/x.conf", text, MOVE)
     assert result.data == text
     assert "may refer" in result.problem
+
+
+@pytest.mark.parametrize("text", [rb"/^\/app\/static/", b"?next=%2Fapp%2Fstatic"])
+def test_a_word_between_other_slashes_is_reported(text: bytes) -> None:
+    result = rewrite("lib/x.js", text, Prefixes((b"/app",), b"/opt/x"))
+    assert result.data == text
+    assert "may refer" in result.problem
+    own = Prefixes((OLD,), b"/opt/x").in_package(lambda path: True)
+    text = text.replace(rb"\/app", rb"\/srv\/app").replace(b"%2Fapp", b"%2Fsrv%2Fapp")
+    assert rewrite("lib/x.js", text, own).data == text
+    assert rewrite("lib/x.js", text, own).problem
 
 
 @pytest.mark.parametrize(
