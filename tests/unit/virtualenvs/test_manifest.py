@@ -582,7 +582,6 @@ BOUNDED = """
 import os, resource, sys
 from relocate_core.virtualenvs.manifest_reader import Manifest
 from relocate_core.archives.tar import Refused
-from tests.support.fuzz import examples
 resource.setrlimit(resource.RLIMIT_AS, (400 << 20,) * 2)
 try:
     known = Manifest(os.open(sys.argv[1], os.O_RDONLY))
