@@ -195,10 +195,13 @@ finish() {
     trap - EXIT
     trap '' INT TERM HUP
     if [[ -n $CHILD ]]; then # all that runs in its namespace ends with it
-        kill "$CHILD" 2>/dev/null || true
-        wait "$CHILD" || true
+        kill -KILL "$CHILD" 2>/dev/null || true # unshare ignores the others
+        wait "$CHILD" 2>/dev/null || true
     fi
-    rm -rf --one-file-system "$WORK/root"
+    for _ in {1..50}; do # until the last of its mounts is gone
+        rm -rf --one-file-system "$WORK/root" 2>/dev/null && break
+        sleep 0.1
+    done
     if ((RESULT == 0)) && [[ -z ${KEEP:-} ]]; then
         rm -rf "$WORK"
     else
