@@ -247,7 +247,7 @@ def _library() -> Any:
 def _zstd(file: Sink, level: int, cores: int) -> _Packer:
     """What packs with zstd here.
 
-    All of them are told of a number of workers, one at least: without any, zstd takes another way
+    All of them are given a number of workers, one at least: without any, zstd takes another way
     and gives other bytes, while their number makes no difference.
     """
     library = _library()
@@ -289,7 +289,7 @@ class _ZstdProgram:
 
     def __init__(self, file: Sink, program: str, level: int, cores: int) -> None:
         self._file = file
-        self._said = b""
+        self._errors_text = b""
         try:
             self._process = subprocess.Popen(
                 [program, "-q", "-c", f"-{level}", f"-T{cores}"],
@@ -353,10 +353,11 @@ class _ZstdProgram:
             raise self._failure(f"it ended with {ending}")
 
     def _failure(self, reason: str) -> TreeError:
-        said = self._said.decode(errors="replace").strip().splitlines()
+        errors = self._errors_text.decode(errors="replace").strip().splitlines()
+        reason = errors[0] if errors else reason
         return TreeError(
-            f"the program zstd could not compress: {said[0] if said else reason}; see to it and "
-            "run again, or name the archive .tar.gz"
+            f"the program zstd could not compress: {reason}; see to it and run "
+            "again, or name the archive .tar.gz"
         )
 
     def _ready(self) -> list[int]:
@@ -369,7 +370,7 @@ class _ZstdProgram:
         elif descriptor == self._output:
             self._file.write(data)
         else:
-            self._said = (self._said + data)[:4096]
+            self._errors_text = (self._errors_text + data)[:4096]
 
     def _forget(self, descriptor: int) -> None:
         self._poll.unregister(descriptor)

@@ -210,7 +210,7 @@ class Writer:
         return member.extents
 
     def _require_same(self, base: str, member: Member) -> None:
-        """Refuse a second member of the same name that is not the first one over again."""
+        """Refuse a second member of the same name that is not the same."""
         name = member.name
         if member.kind == LINK:
             same = self.links[name] == member.target
