@@ -5,6 +5,11 @@ from __future__ import annotations
 from contextlib import suppress
 
 import pytest
+from hypothesis import settings
+
+# A busy machine is no fault of the code.
+settings.register_profile("no-deadline", deadline=None)
+settings.load_profile("no-deadline")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -245,7 +245,7 @@ def _library() -> Any:
 def _zstd(file: Sink, level: int, cores: int) -> _Packer:
     """What packs with zstd here.
 
-    All of them are told of a number of workers, one at least: without any, zstd takes another way
+    All of them are given a number of workers, one at least: without any, zstd takes another way
     and gives other bytes, while their number makes no difference.
     """
     library = _library()

@@ -22,7 +22,7 @@ _PACKED = 128 << 10
 _PIECE = 1 << 20
 _PIECES_AHEAD = 8
 _MEMORY = 256 << 20
-# No virtualenv is so small that its ratio tells anything before this much of it.
+# The ratio of anything smaller means nothing.
 _RATIO_FROM = 32 << 20
 
 
@@ -283,11 +283,13 @@ def _new_hash(name: str) -> Any:
 
 
 def expected_size(file: int) -> int:
-    """At least how many bytes an archive unpacks to, as far as that is told before it is done."""
+    """At least how many bytes an archive unpacks to, as far as that is known before it is done."""
     size = os.fstat(file).st_size
     head = os.pread(file, 8, 0)
     if head.startswith(b"\x1f\x8b") and size > 18:
         # The last four bytes are the size modulo 2^32 (RFC 1952), of the last member only.
-        told = int.from_bytes(os.pread(file, 4, size - 4), "little")
-        return told if told >= size else max(size, told + (1 << 32) if size > 1 << 30 else size)
+        size_modulo = int.from_bytes(os.pread(file, 4, size - 4), "little")
+        if size_modulo >= size:
+            return size_modulo
+        return max(size, size_modulo + (1 << 32)) if size > 1 << 30 else size
     return size - size % BLOCK

@@ -65,7 +65,7 @@ def of_header(
 
 
 class Records:
-    """What an extended header says of a sparse file."""
+    """The records of an extended header that describe a sparse file."""
 
     def __init__(self) -> None:
         self._known: dict[str, str] = {}
@@ -118,7 +118,7 @@ class Records:
 
 
 def _from_data(stored: int, take: Callable[[int], bytes]) -> tuple[list[int], int]:
-    """The numbers that stand in front of a member's data, one a line, and how many blocks."""
+    """The numbers in front of a member's data, one a line, and how many blocks they take."""
     text, blocks = b"", 0
     numbers: list[int] = []
     wanted = 1

@@ -253,9 +253,9 @@ def _meaning(
         raise Refused(f"is {what}", name, advice=WITHOUT)
     if holes is not None and (meaning != FILE or kind == b"S"):
         raise Refused("is described as a sparse file, and is none", name)
-    told = _text(header[:100])
-    if kind == b"\0" and "/" in (name[-1:], told[-1:]):
-        if name[-1:] != told[-1:]:
+    short = _text(header[:100])
+    if kind == b"\0" and "/" in (name[-1:], short[-1:]):
+        if name[-1:] != short[-1:]:
             raise Refused("is a directory as one program reads it, and a file as another", name)
         meaning = DIRECTORY  # as tars before 1988 wrote them
     return meaning, plain_name(name, directory=meaning == DIRECTORY)
@@ -298,24 +298,24 @@ def plain_name(name: str, *, directory: bool, link: str | None = None) -> str:
 
     Args:
         name: as it stands in the archive.
-        directory: whether it may end in a slash, or name the top itself.
+        directory: whether it may end in a slash, or be the top itself.
         link: the member whose target it is.
     """
-    told = name if link is None else link
+    member = name if link is None else link
     what = "is" if link is None else f"is a hard link to {printable(name)}, which is"
     if CONTROL.search(name):
-        raise Refused("has a NUL or control character in its name", told)
+        raise Refused("has a NUL or control character in its name", member)
     if name[:1] == "/":
-        raise Refused(f"{what} an absolute path", told)
+        raise Refused(f"{what} an absolute path", member)
     plain = name[2:] if name[:2] == "./" else name
     if directory:
         plain = plain.rstrip("/")
     if plain[:1] in ("", ".", "/") or plain[-1] == "/" or "/." in plain or "//" in plain:
         parts = plain.split("/")
         if ".." in parts:
-            raise Refused(f"{what} a path with .. in it", told)
+            raise Refused(f"{what} a path with .. in it", member)
         if not directory and parts[-1] in ("", "."):
-            raise Refused(f"{what} a name without an end", told)
+            raise Refused(f"{what} a name without an end", member)
         plain = "/".join(part for part in parts if part not in ("", "."))
     if not plain and not (directory and name):
         raise Refused("a member has no name")
@@ -403,7 +403,7 @@ def _pax(
 
 
 def _larger_size(text: str, size: int, name: str) -> int:
-    """A pax `size`, which stands there when the header has no room for it, or says the same."""
+    """A pax `size`, which is there where the header has no room for it, or has the same."""
     if not (text.isascii() and text.isdigit() and len(text) < 19):
         raise Refused("has a size that is no number", name)
     if size != int(text) and (size or int(text) < 8 << 30):

@@ -68,7 +68,7 @@ def _imported(name: str) -> Any:
 
 
 class _Frames:
-    """The frames that hold data, without what stands between and behind them."""
+    """The frames that hold data, without what is between and behind them."""
 
     def __init__(self, head: bytes, read: Read) -> None:
         self._data = head
@@ -185,13 +185,13 @@ def _by_program(program: str, frames: _Frames) -> Iterator[bytes]:
     try:
         while piece := process.stdout.read(_PIECE):
             yield piece
-        said = process.stderr.read().decode(errors="replace").strip()
+        errors = process.stderr.read().decode(errors="replace").strip()
         code = process.wait()
         feeder.join()
         if feeder.failure is not None:
             raise feeder.failure
         if code:
-            raise Refused(f"it cannot be decompressed ({said or 'zstd failed'})", advice=DAMAGED)
+            raise Refused(f"it cannot be decompressed ({errors or 'zstd failed'})", advice=DAMAGED)
     finally:
         feeder.stopped = True
         process.kill()
@@ -217,7 +217,7 @@ class _Feeder(threading.Thread):
                 if self.stopped:
                     break
                 self._pipe.write(data)
-        except BrokenPipeError:  # the program has ended, and says why
+        except BrokenPipeError:  # the program has ended, and reports why
             pass
         except Exception as error:
             self.failure = error

@@ -211,8 +211,8 @@ class _Helper(Worker[_Task]):
         self._late = False
         names = [name for name in os.environ if not name.startswith("PYTHON")]
         environment = {name: os.environ[name] for name in names}
-        # A set of names among a code's constants stands in the order of their hashes; and up to
-        # 3.6 a file's name is encoded as the locale says. For the seed, -I must not be there,
+        # A set of names among a code's constants is in the order of their hashes; and up to
+        # 3.6 the locale decides how a file's name is encoded. For the seed, -I must not be there,
         # which would ignore it: the program takes the working directory from the path by itself.
         environment.update(PYTHONHASHSEED="0", PYTHONUTF8="1", LC_ALL="C.UTF-8")
         command = [python, "-s", "-S", "-B", "-W", "ignore", "-c", PROGRAM]
@@ -254,7 +254,7 @@ class _Helper(Worker[_Task]):
         self.tasks.clear()
 
     def _not_started(self) -> InterpreterNotFound:
-        found = probe(self._python)  # which says in its own words why it does not run
+        found = probe(self._python)  # which reports why it does not run
         if found.version < (3, 6):
             return InterpreterNotFound(
                 f"{self._python} is Python {found.long_version}, and compiling ahead needs 3.6 or "

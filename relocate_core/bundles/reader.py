@@ -45,7 +45,7 @@ class Bundle:
         verify: whether to hash the files' contents as well.
 
     Attributes:
-        head: what the manifest of the whole says.
+        head: the head of the manifest of the whole.
         digest: that manifest's digest.
         base: of a delta bundle, the digest of the manifest it was made from; else "".
         reused: how many files were taken from a previous release.

@@ -31,8 +31,8 @@ Progress = Callable[[int, int], None]
 """Called with the number of files and of bytes so far."""
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-# No virtualenv is so small that its holes are suspicious before this much of them.
-_HOLES_FROM = 32 << 20
+# Holes take no space, but time to read: up to this much of them is taken from any archive.
+_HOLES_FROM = 1 << 30
 
 
 class Writer:
@@ -210,7 +210,7 @@ class Writer:
         return member.extents
 
     def _require_same(self, base: str, member: Member) -> None:
-        """Refuse a second member of the same name that is not the first one over again."""
+        """Refuse a second member of the same name that is not the same."""
         name = member.name
         if member.kind == LINK:
             same = self.links[name] == member.target

@@ -26,6 +26,7 @@ from typing import Any
 
 import pytest
 
+from relocate_core.bundles import writer
 from relocate_core.bundles.limits import Limits
 from relocate_core.bundles.unpack import Unpacked, unpack
 from relocate_core.errors import BadArchive, RelocateError
@@ -120,6 +121,19 @@ def rebuilt(change: Callable[[bytes], bytes]) -> Callable[[Sandbox], bytes]:
     return lambda _: change(virtualenv())
 
 
+def sparse_member(path: str, size: int, *extents: tuple[int, int], name: str = "") -> bytes:
+    """A sparse file of that size, as GNU tar writes it with a map in a header (0.1)."""
+    stored = b"x" * sum(length for _, length in extents)
+    numbers = ",".join(str(number) for extent in extents for number in extent)
+    records = {
+        "GNU.sparse.size": str(size),
+        "GNU.sparse.numblocks": str(len(extents)),
+        "GNU.sparse.name": name or path,
+        "GNU.sparse.map": numbers,
+    }
+    return pax(records) + member(f"GNUSparseFile.1/{path}", stored)
+
+
 def with_header(number: int, field: str, value: bytes, *, repair: bool = True) -> bytes:
     """A virtualenv's archive with one field of one header replaced."""
     members = virtualenv_members()
@@ -181,14 +195,25 @@ NAMES: dict[str, Attack] = {
 }
 
 TWICE: dict[str, Attack] = {
-    "file": (behind(EVIL, EVIL), "evil.* twice"),
+    "file": (behind(EVIL, member("evil", b"y")), "evil.* twice"),
     "file-of-the-virtualenv": (behind(member("bin/activate", b"x")), "bin/activate.* twice"),
-    "directory": (behind(directory("evil/"), directory("evil/")), "evil.* twice"),
-    "top-directory": (before(directory("./"), directory(".")), "twice"),
-    "link": (behind(link("evil", "bin"), link("evil", "bin")), "evil"),
+    "mode": (behind(member("evil"), member("evil", mode=0o755)), "evil.* twice"),
+    "size": (behind(member("evil", b"x"), member("evil", b"xx")), "evil.* twice"),
+    "beginning": (behind(member("evil", b"xx"), member("evil", b"x")), "evil.* twice"),
+    "sparse": (behind(member("evil", bytes(9)), sparse_member("evil", 9)), "evil.* twice"),
+    "directory": (
+        behind(directory("evil/"), directory("evil/", mode=0o700)),
+        "evil.* twice",
+    ),
+    "top-directory": (before(directory("./"), directory(".", mode=0o700)), "twice"),
+    "link": (behind(link("evil", "bin"), link("evil", "lib")), "evil"),
+    "hard-link": (
+        behind(hard_link("evil", "pyvenv.cfg"), hard_link("evil", "bin/activate")),
+        "evil",
+    ),
     "dot": (behind(EVIL, member("./evil", b"y")), "evil.* twice"),
-    "dot-inside": (behind(member("a/evil"), member("a/./evil")), "evil.* twice"),
-    "slashes": (behind(member("a/evil"), member("a//evil")), "evil.* twice"),
+    "dot-inside": (behind(member("a/evil"), member("a/./evil", b"x")), "evil.* twice"),
+    "slashes": (behind(member("a/evil"), member("a//evil", b"x")), "evil.* twice"),
     "file-then-link": (behind(EVIL, link("evil", "bin/activate")), "evil"),
     "link-then-file": (behind(link("evil", "bin/activate"), EVIL), "evil"),
     "file-then-hard-link": (behind(EVIL, hard_link("evil", "bin/activate")), "evil"),
@@ -200,6 +225,9 @@ TWICE: dict[str, Attack] = {
         behind(member("evil/x"), hard_link("evil", "bin/activate")),
         "evil",
     ),
+}
+
+FOLDED: dict[str, Attack] = {  # to a file system that folds case or accents
     "case": (behind(EVIL, member("EVIL")), "EVIL"),
     "case-of-directories": (behind(member("evil/a"), member("Evil/b")), "Evil"),
     "case-of-a-link": (behind(member("a/evil"), link("a/Evil", "evil")), "Evil"),
@@ -208,6 +236,7 @@ TWICE: dict[str, Attack] = {
     "unicode-casefold": (behind(member("evilß"), member("evilss")), "evil"),
     "unicode-case-and-normalisation": (behind(member("evilÉ"), member("evile\u0301")), "evil"),
     "unicode-kelvin": (behind(member("evil\u212a"), member("evilk")), "evil"),
+    "link-of-another-case": (behind(link("evil", "bin"), member("EVIL/x", b"x")), "(?i)evil"),
 }
 
 BELOW: dict[str, Attack] = {  # what is no directory
@@ -238,7 +267,6 @@ BELOW: dict[str, Attack] = {  # what is no directory
         "app",
     ),
     "link-spelled-otherwise": (behind(link("./evil", "bin"), member("evil//x", b"x")), "evil"),
-    "link-of-another-case": (behind(link("evil", "bin"), member("EVIL/x", b"x")), "(?i)evil"),
     "link-and-directory": (behind(link("evil", "bin"), directory("evil/")), "evil"),
     "hard-link": (behind(hard_link("evil", "pyvenv.cfg"), member("evil/x")), "evil"),
     "interpreter": (behind(member("bin/python/evil", b"x")), "bin/python"),
@@ -260,9 +288,90 @@ KINDS: dict[str, Attack] = {
         ),
         "sparse",
     ),
-    "sparse-pax-name": (behind(pax({"GNU.sparse.name": "../evil"}), EVIL), "sparse"),
+    "sparse-pax-name": (behind(pax({"GNU.sparse.name": "../evil"}), EVIL), "evil"),
+    "sparse-pax-of-a-directory": (
+        behind(
+            pax({"GNU.sparse.map": "", "GNU.sparse.size": "0", "GNU.sparse.name": "evil"}),
+            directory("x/"),
+        ),
+        "sparse",
+    ),
+    "sparse-outside": (behind(sparse_member("evil", 9, (8, 2))), "evil.* sparse.* leaves"),
+    "sparse-backwards": (behind(sparse_member("evil", 9, (4, 1), (0, 1))), "evil.* sparse.* order"),
+    "sparse-overlap": (behind(sparse_member("evil", 9, (0, 4), (2, 4))), "evil.* sparse.* order"),
+    "sparse-bomb": (behind(sparse_member("evil", 1 << 34)), "evil.* sparse.* 200 times"),
+    "sparse-bomb-of-many": (
+        behind(*(sparse_member(f"evil{n}", 1 << 28) for n in range(20))),
+        "evil.* sparse.* 200 times",
+    ),
+    "sparse-huge": (behind(sparse_member("evil", 1 << 50)), "evil.* bytes"),
+    "sparse-hidden-name": (
+        behind(sparse_member("good", 9, name="../evil")),
+        r"\.\./evil.* \.\.",
+    ),
+    "sparse-data-left": (
+        behind(
+            pax({"GNU.sparse.map": "0,1", "GNU.sparse.size": "9", "GNU.sparse.name": "evil"}),
+            member("x", b"x" * 2000),
+        ),
+        "evil.* sparse.* length",
+    ),
+    "sparse-odd": (
+        behind(
+            pax({"GNU.sparse.map": "0,1,2", "GNU.sparse.size": "9", "GNU.sparse.name": "evil"}),
+            EVIL,
+        ),
+        "evil.* sparse.* order",
+    ),
+    "sparse-map-without-end": (
+        behind(
+            pax(
+                {
+                    "GNU.sparse.major": "1",
+                    "GNU.sparse.minor": "0",
+                    "GNU.sparse.name": "evil",
+                    "GNU.sparse.realsize": "9",
+                }
+            ),
+            member("x", b"9\n0\n1\n" + bytes(505)),
+        ),
+        "evil.* sparse",
+    ),
+    "sparse-map-endless": (
+        behind(
+            pax(
+                {
+                    "GNU.sparse.major": "1",
+                    "GNU.sparse.minor": "0",
+                    "GNU.sparse.name": "evil",
+                    "GNU.sparse.realsize": "9",
+                }
+            ),
+            member("x", b"99999999\n" + b"0\n" * 300),
+        ),
+        "evil.* sparse",
+    ),
+    "sparse-version": (
+        behind(
+            pax(
+                {
+                    "GNU.sparse.major": "2",
+                    "GNU.sparse.minor": "0",
+                    "GNU.sparse.name": "evil",
+                    "GNU.sparse.realsize": "9",
+                }
+            ),
+            EVIL,
+        ),
+        "evil.* sparse.* version",
+    ),
     "sparse-pax-global": (before(pax({"GNU.sparse.name": "../evil"}, b"g")), "sparse"),
-    "volume": (before(header("evil", b"V", magic=GNU_MAGIC)), "evil.* volume"),
+    "volume": (behind(header("evil", b"V", magic=GNU_MAGIC)), "evil.* volume"),
+    "volume-twice": (
+        before(*2 * [header("evil", b"V", magic=GNU_MAGIC)]),
+        "evil.* volume",
+    ),
+    "volume-with-data": (before(member("evil", b"x", b"V", magic=GNU_MAGIC)), "evil.* volume"),
     "multi-volume": (behind(member("evil", b"x", b"M", magic=GNU_MAGIC)), "evil.* volume"),
     "directory-dump": (behind(member("evil/", b"Yx\0\0", b"D", magic=GNU_MAGIC)), "evil"),
     "old-long-names": (behind(member("evil", b"Rename x to y\n", b"N")), "evil"),
@@ -702,6 +811,19 @@ def test_an_attack_is_refused_and_touches_nothing(sandbox: Sandbox, attack: Atta
     assert time.monotonic() - started < 30  # a hang has no end
     reason = sentence[len("cannot unpack ") + len(sandbox.root) :].partition(": ")[2]
     assert re.search(pattern, reason), sentence
+
+
+@pytest.mark.parametrize("attack", FOLDED.values(), ids=FOLDED.keys())
+def test_twins_are_refused_where_the_file_system_takes_them_for_one(
+    attack: Attack, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build, pattern = attack
+    assert run(sandbox, build(sandbox)).files, "this one tells them apart"
+    sandbox.reset()
+    monkeypatch.setattr(writer, "folds_names", lambda directory: True)
+    sentence = refusal(sandbox, build(sandbox))
+    assert re.search(pattern, sentence), sentence
+    assert "find out who" not in sentence
 
 
 @pytest.mark.parametrize("form", [form for form in COMPRESSORS if form != "tar"])

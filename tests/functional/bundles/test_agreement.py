@@ -1,0 +1,116 @@
+"""What unpacking refuses, packing refuses in the same words, before a bundle is made."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from relocate_core.bundles import writer
+from relocate_core.bundles.pack import pack
+from relocate_core.bundles.unpack import unpack
+from relocate_core.errors import BadArchive, CannotTravel
+from tests.support.environments import copy, make
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A virtualenv of this Python, without pip."""
+    return make("venv-3.11", tmp_path_factory.mktemp("small") / "made").path
+
+
+@pytest.fixture
+def tree(small: str, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(copy(small, tmp_path / "tree"))
+
+
+def configuration_by_a_link(tree: Path) -> None:
+    (tree / "pyvenv.cfg").rename(tree / "etc.cfg")
+    (tree / "pyvenv.cfg").symlink_to("etc.cfg")
+
+
+def activation_by_a_link(tree: Path) -> None:
+    (tree / "bin" / "activate").rename(tree / "bin" / "activate.sh")
+    (tree / "bin" / "activate").symlink_to("activate.sh")
+
+
+def long_target(tree: Path) -> None:
+    (tree / "long").symlink_to("./" * 600 + "bin")
+
+
+def control_in_a_target(tree: Path) -> None:
+    (tree / "odd").symlink_to("bin\x1b[2J")
+
+
+def deep(tree: Path) -> None:
+    (tree / ("d/" * 102)).mkdir(parents=True)
+
+
+def large_configuration(tree: Path) -> None:
+    (tree / "share").mkdir(exist_ok=True)
+    (tree / "share" / "pyvenv.cfg").write_bytes(bytes(2 << 20))
+
+
+SPOILT = (
+    *(configuration_by_a_link, activation_by_a_link, long_target, control_in_a_target),
+    *(deep, large_configuration),
+)
+
+
+@pytest.mark.parametrize("spoil", SPOILT, ids=lambda spoil: spoil.__name__)
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_the_same_is_refused(
+    spoil: Callable[[Path], None], dry_run: bool, tree: Path, tmp_path: Path
+) -> None:
+    spoil(tree)
+    plain = tmp_path / "plain.tar"
+    subprocess.run(["tar", "-C", tree, "-cf", plain, "."], check=True)
+    (tmp_path / "out").mkdir()
+    directory = os.open(tmp_path / "out", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with pytest.raises(BadArchive) as unpacking:
+            unpack(str(plain), directory)
+    finally:
+        os.close(directory)
+    with pytest.raises(CannotTravel) as packing:
+        pack(str(tree), str(tmp_path / "bundle.tar.gz"), dry_run=dry_run)
+    reason = str(unpacking.value).removeprefix(f"cannot unpack {plain}: ").rpartition("; ")[0]
+    assert reason.removeprefix("./") in str(packing.value)
+    assert str(packing.value).startswith(f"cannot pack {tree}: ")
+    assert not list(tmp_path.glob("*bundle*")), "nothing was made"
+
+
+def test_twins_are_packed_with_a_warning_and_deployed_where_they_can_be(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("crypto", "Crypto"):
+        (tree / name).mkdir()
+        (tree / name / "who").write_text(name)
+    if (tree / "crypto" / "who").read_text() != "crypto":
+        pytest.skip("this file system folds case")
+    bundle = str(tmp_path / "bundle.tar.gz")
+    warnings = pack(str(tree), bundle).warnings
+    assert [one["file"] for one in warnings] == ["crypto", "crypto/who"]
+    assert all("differs from Crypto" in one["reason"] for one in warnings)
+    out = tmp_path / "out"
+    out.mkdir()
+    directory = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        unpack(bundle, directory)
+        assert (out / "crypto" / "who").read_text() == "crypto"
+        assert (out / "Crypto" / "who").read_text() == "Crypto"
+        shutil.rmtree(out / "Crypto")
+        monkeypatch.setattr(writer, "folds_names", lambda directory: True)
+        for name in os.listdir(out):
+            remove = shutil.rmtree if (out / name).is_dir() else os.unlink
+            remove(out / name)  # type: ignore[operator]
+        with pytest.raises(BadArchive, match=r"crypto differs from Crypto only in case") as caught:
+            unpack(bundle, directory)
+    finally:
+        os.close(directory)
+    assert "case-sensitive" in str(caught.value)
