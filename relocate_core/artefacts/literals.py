@@ -66,12 +66,12 @@ def _pointers(data: bytes | mmap, image: Image, halves: set[int]) -> Iterator[in
     """
     absolute = [re.compile(b"(?=(.." + re.escape(_half(half)) + b"))", re.S) for half in halves]
     for segment in image.loads:
-        for start in range(0, segment.size, _PIECE):
-            at = segment.offset + start
+        end = min(segment.offset + segment.size, len(data))  # a damaged file may claim any size
+        for at in range(segment.offset, end, _PIECE):
             # A number may lie across the end of a piece.
-            piece = data[at : min(at + _PIECE + 4, segment.offset + segment.size)]
+            piece = data[at : min(at + _PIECE + 4, end)]
             if segment.executable:
-                base = segment.address + start + 4
+                base = segment.address + at - segment.offset + 4
                 for match in _RELATIVE.finditer(piece):
                     yield base + match.end() + int.from_bytes(match[1], "little", signed=True)
             elif segment.writable:

@@ -443,6 +443,16 @@ def test_an_offset_that_no_file_has() -> None:
     assert len(rewrite("lib/x.so", bytes(data), Prefixes((OLD,), SHORTER)).data) == len(data)
 
 
+def test_a_segment_of_any_size_takes_no_longer(tmp_path: Path) -> None:
+    gcc(tmp_path, INSIDE.replace(b"/srv/app", OLD), "-Os", "-shared", "-fPIC", "-o", "made")
+    data = bytearray((tmp_path / "made").read_bytes())
+    table, count = int.from_bytes(data[32:40], "little"), int.from_bytes(data[56:58], "little")
+    for number in range(count):
+        at = table + 56 * number + 32
+        data[at : at + 8] = (1 << 62).to_bytes(8, "little")
+    assert len(rewrite("lib/x.so", bytes(data), Prefixes((OLD,), SHORTER)).data) == len(data)
+
+
 @settings(deadline=None, max_examples=examples(300), suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_a_damaged_library_never_raises(draws: st.DataObject) -> None:
