@@ -344,8 +344,8 @@ def unpack(
         file, digests = archive, known
         if looked.changed and not looked.repaired:
             file, digests = _fetched(archive, source_hash, saltenv)
-        with _reporting(path) as (job, tell):
-            done = core.publish(file, path, **options, digests=digests, job=job, tell=tell)
+        with _reporting(path) as (job, notify):
+            done = core.publish(file, path, **options, digests=digests, job=job, notify=notify)
     return _printable(done.as_dict())
 
 
@@ -376,10 +376,12 @@ def activate(path: str, link: str | None = None, test: bool | None = None) -> di
 
         salt '*' virtualenv_tools.activate /srv/app/4f2a9c1
     """
-    with _core() as core, _reporting(path) as (job, tell):
+    with _core() as core, _reporting(path) as (job, notify):
         if not isinstance(link, (str, type(None))):
             raise CommandExecutionError(f"the link must be a name or a path: {link!r}")
-        switch = core.activate(_absolute(path), link, job=job, dry_run=_is_test(test), tell=tell)
+        switch = core.activate(
+            _absolute(path), link, job=job, dry_run=_is_test(test), notify=notify
+        )
     answer = switch.as_dict()
     del answer["bad"], answer["schema"]
     return _printable(answer)
@@ -444,7 +446,7 @@ def rollback(
         salt '*' virtualenv_tools.rollback /srv/app reason='prices are wrong'
         salt '*' virtualenv_tools.rollback /srv/app to=9c01b7e mark=False
     """
-    with _core() as core, _reporting(root) as (job, tell):
+    with _core() as core, _reporting(root) as (job, notify):
         switch = core.rollback(
             _absolute(root),
             None if to is None else str(to),
@@ -455,7 +457,7 @@ def rollback(
             migrate=bool(migrate),
             job=job,
             dry_run=_is_test(test),
-            tell=tell,
+            notify=notify,
         )
     answer = switch.as_dict()
     if answer["schema"] is None:
@@ -580,8 +582,8 @@ def prune(root: str, keep: int = 5, test: bool | None = None) -> dict[str, Any]:
 
         salt '*' virtualenv_tools.prune /srv/app keep=3
     """
-    with _core() as core, _reporting(root) as (job, tell):
-        done = core.prune(_absolute(root), keep, job=job, dry_run=_is_test(test), tell=tell)
+    with _core() as core, _reporting(root) as (job, notify):
+        done = core.prune(_absolute(root), keep, job=job, dry_run=_is_test(test), notify=notify)
     if done.failed:
         __context__["retcode"] = 1
     return _printable(done.as_dict())
@@ -608,8 +610,8 @@ def remove(path: str, test: bool | None = None) -> bool:
 
         salt '*' virtualenv_tools.remove /srv/app/4f2a9c1
     """
-    with _core() as core, _reporting(path) as (job, tell):
-        return bool(core.remove(_absolute(path), job=job, dry_run=_is_test(test), tell=tell))
+    with _core() as core, _reporting(path) as (job, notify):
+        return bool(core.remove(_absolute(path), job=job, dry_run=_is_test(test), notify=notify))
 
 
 def mark_bad(path: str, reason: str) -> str:
@@ -843,7 +845,7 @@ def pack(
             delta_from=/srv/salt/app/9c01b7e.tar.gz
     """
     archive = _absolute(archive, "the archive")
-    with _core() as core, _reporting(archive) as (_, tell):
+    with _core() as core, _reporting(archive) as (_, notify):
         done = core.pack(
             _absolute(path),
             archive,
@@ -854,7 +856,7 @@ def pack(
             level=level,
             build_metadata=build_metadata,
             dry_run=_is_test(test),
-            tell=tell,
+            notify=notify,
         )
         return _printable(done.as_dict())
 
@@ -997,7 +999,7 @@ def build(
         _absolute(given["project"], "the project")
     given["delta_from"] = _delta_from(given.get("delta_from"))
     archive = _absolute(archive, "the archive")
-    with _core() as core, _reporting(archive) as (job, tell):
+    with _core() as core, _reporting(archive) as (job, notify):
         done = core.build(
             archive,
             cache=cache or os.path.join(__opts__["cachedir"], __virtualname__),
@@ -1005,7 +1007,7 @@ def build(
             wait=_seconds(wait),
             dry_run=_is_test(test),
             job=job,
-            tell=tell,
+            notify=notify,
             **given,
         )
         return _printable(done.as_dict())
@@ -1136,10 +1138,10 @@ def migrate(
         "timeout": timeout,
     }
     seconds = _seconds(wait)
-    with _core() as core, _reporting(path) as (job, tell):
+    with _core() as core, _reporting(path) as (job, notify):
         recipe = core.Recipe.of(kind, **options)
         done = core.migrate(
-            _absolute(path), recipe, job=job, dry_run=_is_test(test), tell=tell, wait=seconds
+            _absolute(path), recipe, job=job, dry_run=_is_test(test), notify=notify, wait=seconds
         )
     return _printable(done.as_dict())
 
@@ -1309,7 +1311,7 @@ def _reporting(path: str) -> Iterator[tuple[str, Callable[[str, dict[str, Any]],
     job = _job()
     begun = sent = time.monotonic()
 
-    def tell(step: str, facts: dict[str, Any]) -> None:
+    def notify(step: str, facts: dict[str, Any]) -> None:
         nonlocal sent
         now = time.monotonic()
         if step in ("unpacking", "packing") and now - sent < _PROGRESS_SECONDS:
@@ -1320,7 +1322,7 @@ def _reporting(path: str) -> Iterator[tuple[str, Callable[[str, dict[str, Any]],
             sent = now
             _send(step.replace(" ", "_"), {"path": path, "job": job, **facts})
 
-    yield job, tell
+    yield job, notify
 
 
 def _send(step: str, facts: dict[str, Any]) -> None:

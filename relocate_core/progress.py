@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-Tell = Callable[[str, dict[str, Any]], None]
+Notify = Callable[[str, dict[str, Any]], None]
 """Called after each step with its name and facts about it: for logs and progress."""
 
 
 def silent(step: str, facts: dict[str, Any]) -> None:
-    """A `Tell` that tells nobody."""
+    """A `Notify` that notifies nobody."""
 
 
 class Report:

@@ -19,7 +19,7 @@ from typing import Any
 from ..bundles import reader
 from ..bundles.pack import delta_name, pack
 from ..errors import BadArchive, TreeError
-from ..progress import Report, Tell, silent
+from ..progress import Notify, Report, silent
 from .cache import locked_directory, tidy_up
 from .installation import install
 from .installers import find_installer
@@ -88,7 +88,7 @@ def build(
     dry_run: bool = False,
     wait: float = WAIT,
     job: str = "",
-    tell: Tell = silent,
+    notify: Notify = silent,
     **options: Any,
 ) -> Building:
     """Build a bundle from packages, unless it exists and nothing has changed.
@@ -102,7 +102,7 @@ def build(
         dry_run: look, and change nothing.
         wait: seconds to wait for another build in the same cache.
         job: what this is done for, for example Salt's job id.
-        tell: called after each step.
+        notify: called after each step.
         options: what to build, and how; see `Options`.
 
     Returns:
@@ -114,7 +114,7 @@ def build(
     """
     try:
         order = Order.of(archive, Options.of({"cache": cache, **options}))
-        return _Build(order, job, tell).run(force, dry_run, wait)
+        return _Build(order, job, notify).run(force, dry_run, wait)
     except OSError as error:
         where = error.filename if isinstance(error.filename, str) else cache
         raise TreeError.of(where, error, "build in") from error
@@ -123,10 +123,10 @@ def build(
 class _Build:
     """One build."""
 
-    def __init__(self, order: Order, job: str, tell: Tell) -> None:
+    def __init__(self, order: Order, job: str, notify: Notify) -> None:
         self._order = order
         self._job = job
-        self._tell = tell
+        self._notify = notify
         log = os.path.join(order.directory, "build.log")
         self._runner = Runner(f"build {order.archive}", log, order.env())
         self._runner.conceal(order.texts_with_credentials())
@@ -153,7 +153,7 @@ class _Build:
             self._runner.start(lock)
             report.log = self._runner.log
             try:
-                done = install(order, self._installer, self._runner, self._tell)
+                done = install(order, self._installer, self._runner, self._notify)
                 report.installer = str(self._installer.program)
                 report.installed, report.removed, report.kept = done.added, done.removed, done.kept
                 order.require_unchanged()
@@ -207,7 +207,7 @@ class _Build:
         options = {
             **order.packing,
             "build_metadata": {name: value for name, value in metadata.items() if value},
-            "tell": self._tell,
+            "notify": self._notify,
         }
         packed = pack(environment, order.archive, **options)
         report.sha256, report.manifest = packed.sha256, packed.manifest

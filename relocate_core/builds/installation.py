@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass
 
 from ..errors import BuildFailed
-from ..progress import Tell
+from ..progress import Notify
 from . import sources
 from .environment import Environment
 from .installers import Installer, Wanted
@@ -32,7 +32,7 @@ class Installed:
     kept: int
 
 
-def install(order: Order, installer: Installer, runner: Runner, tell: Tell) -> Installed:
+def install(order: Order, installer: Installer, runner: Runner, notify: Notify) -> Installed:
     """Install what was asked for into the environment that is kept, and remove all else.
 
     Raises:
@@ -41,9 +41,9 @@ def install(order: Order, installer: Installer, runner: Runner, tell: Tell) -> I
     installer.prepare()
     kept = Environment(order.directory, order.interpreter, order.tool, runner, order.options.cache)
     kept.prepare()
-    tell("prepared", {"environment": kept.path, "new": kept.is_new})
+    notify("prepared", {"environment": kept.path, "new": kept.is_new})
     plan = installer.plan(_wanted(order, installer, kept), kept)
-    tell("planned", {"packages": len(plan)})
+    notify("planned", {"packages": len(plan)})
     before = {} if kept.is_new else kept.contents
     same = {name for name, content in plan.items() if before.get(name) == content}
     obsolete, fresh = sorted(set(before) - same), sorted(set(plan) - same)
@@ -53,7 +53,7 @@ def install(order: Order, installer: Installer, runner: Runner, tell: Tell) -> I
         same = set()
     added = {name: _version(plan[name]) for name in sorted(set(plan) - same)}
     removed = sorted(set(before) - set(plan))
-    tell("installed", {"installed": len(added), "removed": len(removed)})
+    notify("installed", {"installed": len(added), "removed": len(removed)})
     return Installed(kept.path, added, removed, len(same))
 
 

@@ -24,7 +24,7 @@ from ..archives.compression import FORMS, Packed, form_of, require
 from ..archives.tar import BLOCK, CONTROL, FILE, LATEST, Refused
 from ..artefacts.bytecode import MODES
 from ..errors import BadArchive, Busy, CannotTravel, InvalidPath, TreeError
-from ..progress import Report, Tell, silent
+from ..progress import Notify, Report, silent
 from ..relocation.relocate import relocate
 from ..system import files
 from ..system.locks import locked
@@ -86,7 +86,7 @@ def pack(
     level: int | None = None,
     build_metadata: Mapping[str, str] | None = None,
     dry_run: bool = False,
-    tell: Tell = silent,
+    notify: Notify = silent,
 ) -> Packing:
     """Pack the virtualenv at `path` into a bundle. Nothing in it is changed.
 
@@ -102,7 +102,7 @@ def pack(
         level: of the compression; by default a good one.
         build_metadata: names and texts for the manifest, for example a commit.
         dry_run: look, and write nothing.
-        tell: called after each step.
+        notify: called after each step.
 
     Returns:
         What was packed.
@@ -129,7 +129,7 @@ def pack(
             root = files.open_root(place)
             try:
                 with locked(root, place, 30.0), closing(Tree(root, place, path, exclude)) as tree:
-                    return _pack(tree, order, tell)
+                    return _pack(tree, order, notify)
             finally:
                 os.close(root)
     except OSError as error:
@@ -278,11 +278,11 @@ class _Order(NamedTuple):
     dry_run: bool
 
 
-def _pack(tree: Tree, order: _Order, tell: Tell) -> Packing:
+def _pack(tree: Tree, order: _Order, notify: Notify) -> Packing:
     entries = list(tree.entries())
     tree.require_portable(entries)
     members = Members(tree, entries, order.mode)
-    tell("looked", {"files": len(entries)})
+    notify("looked", {"files": len(entries)})
     report = Packing(
         order.archive, dry_run=order.dry_run, warnings=tree.warnings, files=len(entries)
     )
@@ -292,7 +292,7 @@ def _pack(tree: Tree, order: _Order, tell: Tell) -> Packing:
     with Output(order.archive) as output:
         with tempfile.TemporaryFile(dir=os.path.dirname(order.archive)) as body:
             packed = Packed(body, order.form, order.level)
-            report.carried = _write_members(packed, members, order.base, time, tell)
+            report.carried = _write_members(packed, members, order.base, time, notify)
             text = _manifest(members, order, time, report)
             first = Packed(output.file, order.form, order.level)
             for name, data in ((manifest.NAME, text), (rewritten.NAME, rewritten.EMPTY)):
@@ -303,12 +303,12 @@ def _pack(tree: Tree, order: _Order, tell: Tell) -> Packing:
         report.packed_size, report.sha256 = output.commit()
     report.files, report.size = len(members.rows), members.size
     report.compiled, report.references = members.compiled, len(members.references)
-    tell("packed", {"path": order.archive, "size": report.packed_size})
+    notify("packed", {"path": order.archive, "size": report.packed_size})
     return report
 
 
 def _write_members(
-    packed: Packed, members: Members, base: _Base | None, time: int, tell: Tell
+    packed: Packed, members: Members, base: _Base | None, time: int, notify: Notify
 ) -> int:
     """Write what the base does not have, up to the end of the archive; the count of files."""
     carried = 0
@@ -317,7 +317,7 @@ def _write_members(
             carried += row.kind == FILE
             put(packed, row, row.mtime(time), pieces)
         if not len(members.rows) & 0xFF:
-            tell("packing", {"files": len(members.rows), "size": members.size})
+            notify("packing", {"files": len(members.rows), "size": members.size})
     packed.write(bytes(2 * BLOCK))
     packed.finish()
     return carried

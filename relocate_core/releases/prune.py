@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import InvalidPath, ReleaseInUse, TreeError, reason_of
-from ..progress import Report, Tell, silent
+from ..progress import Notify, Report, silent
 from ..system.processes import using
 from . import history
 from .root import WAIT, Release, Root, name_of
@@ -46,7 +46,7 @@ def prune(
     *,
     job: str = "",
     dry_run: bool = False,
-    tell: Tell = silent,
+    notify: Notify = silent,
     wait: float = WAIT,
 ) -> Pruning:
     """Remove old releases: all but the active one, the previous one, and the latest good ones.
@@ -60,7 +60,7 @@ def prune(
         keep: how many good releases stay, the active one among them.
         job: what this is done for, such as Salt's job id.
         dry_run: look, and change nothing.
-        tell: called after each release.
+        notify: called after each release.
         wait: seconds to wait for another run in the same root.
 
     Raises:
@@ -85,7 +85,7 @@ def prune(
                 continue
             if left is not None:
                 found.failed[name] = left
-            tell("pruned", {"release": name})
+            notify("pruned", {"release": name})
     return found
 
 
@@ -94,7 +94,7 @@ def remove(
     *,
     job: str = "",
     dry_run: bool = False,
-    tell: Tell = silent,
+    notify: Notify = silent,
     wait: float = WAIT,
 ) -> bool:
     """Remove one release; whether it was there.
@@ -103,7 +103,7 @@ def remove(
         path: the release.
         job: what this is done for, such as Salt's job id.
         dry_run: look, and change nothing.
-        tell: called when it is done.
+        notify: called when it is done.
         wait: seconds to wait for another run in the same root.
 
     Raises:
@@ -123,7 +123,7 @@ def remove(
             return False
         _require_unused(root, name)
         left = store.discard(name, history.REMOVED)
-        tell("removed", {"path": path})
+        notify("removed", {"path": path})
     if left is not None:
         raise TreeError(f"{path} is gone, but not all of it: {left}; see to it and remove that")
     return True

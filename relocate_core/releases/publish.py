@@ -12,7 +12,7 @@ from ..bundles.limits import Limits
 from ..bundles.reuse import Previous
 from ..bundles.unpack import Unpacked, unpack
 from ..errors import CannotRun, InvalidPath, NoBase, NotARelease, RelocateError
-from ..progress import Report, Tell, silent
+from ..progress import Notify, Report, silent
 from ..relocation.check import Verdict, check
 from ..relocation.reinitialize import Reinitialization, reinitialize
 from ..relocation.relocate import has_leftovers, relocate
@@ -107,7 +107,7 @@ def publish(
     *,
     job: str = "",
     dry_run: bool = False,
-    tell: Tell = silent,
+    notify: Notify = silent,
     wait: float = WAIT,
     **more: Any,
 ) -> Publication:
@@ -124,7 +124,7 @@ def publish(
         options: how it is deployed.
         job: what this is done for, such as Salt's job id.
         dry_run: look, and change nothing.
-        tell: called after each step.
+        notify: called after each step.
         wait: seconds to wait for another run in the same root.
         more: single options, by the names of `Options`.
 
@@ -152,11 +152,11 @@ def publish(
         return Publication(path, changed=True, dry_run=True)
     with locked(root, f"deploying {name}", wait, create=True) as store:
         if _exists(root, name, path, options.digests):  # another run did it, or it needs repair
-            return _repaired(path, options, tell)
+            return _repaired(path, options, notify)
         require_targets(links)
         with store.staged() as staging:
             staged = os.path.join(staging, name)
-            release = _Release(archive, staged, path, options, tell)
+            release = _Release(archive, staged, path, options, notify)
             with _named(staged, path):
                 done, record = release.prepare(_Bases(root, options.hard_links))
             if links:
@@ -165,12 +165,12 @@ def publish(
             os.chmod(staged, options.mode)  # whoever may not read it then may not try it either
             smoke(staged, path, options.smoke_tests, options.smoke_user or options.owner)
             if options.smoke_tests:
-                tell("tried", {"commands": len(options.smoke_tests)})
+                notify("tried", {"commands": len(options.smoke_tests)})
             source = options.source or archive
             record |= {"source": source, "published": locks.now(), "job": job}
             store.publish(staged, name, record)
             store.note(history.PUBLISHED, name, source=source)
-            tell("published", {"path": path})
+            notify("published", {"path": path})
     return done
 
 
@@ -216,13 +216,13 @@ def _existing(path: str, runs: bool, dry_run: bool = False) -> Publication:
     return done
 
 
-def _repaired(path: str, options: Options, tell: Tell) -> Publication:
+def _repaired(path: str, options: Options, notify: Notify) -> Publication:
     """Put a release onto another Python where its own is gone, as after an upgrade of the host."""
     runs = _runs(path)
     done = _existing(path, runs)
     if not runs or has_leftovers(path):
         done.python = reinitialize(path, options.python, as_root=options.as_root).python
-        tell("repaired", {"python": done.python})
+        notify("repaired", {"python": done.python})
     return done
 
 
@@ -259,15 +259,17 @@ class _Release:
         staged: the path that it is prepared at, in a directory of its own.
         path: the path that it is prepared for.
         options: how it is deployed.
-        tell: called after each step.
+        notify: called after each step.
     """
 
-    def __init__(self, archive: str, staged: str, path: str, options: Options, tell: Tell) -> None:
+    def __init__(
+        self, archive: str, staged: str, path: str, options: Options, notify: Notify
+    ) -> None:
         self.archive = archive
         self.staged = staged
         self.path = path
         self.options = options
-        self.tell = tell
+        self.notify = notify
         self._fitting: list[Interpreter] = []
 
     def prepare(self, bases: _Bases) -> tuple[Publication, dict[str, Any]]:
@@ -276,7 +278,7 @@ class _Release:
         moved = relocate(
             self.staged, self.path, unpublished=True, as_packed=unpacked.bundle is not None
         )
-        self.tell("relocated", {"files": sum(moved.rewritten.values())})
+        self.notify("relocated", {"files": sum(moved.rewritten.values())})
         swapped, verdict = self._reinitialize(unpacked)
         problems = [{"file": file, "reason": reason} for file, reason in moved.problems]
         problems += [{"file": item.file, "reason": item.reason} for item in verdict.problems]
@@ -316,7 +318,9 @@ class _Release:
                 limits=Limits.of(options.limits),
                 digests=options.digests,
                 owner=options.owner,
-                progress=lambda files, size: self.tell("unpacking", {"files": files, "size": size}),
+                progress=lambda files, size: self.notify(
+                    "unpacking", {"files": files, "size": size}
+                ),
                 accept=self._accept,
                 find=bases.find,
             )
@@ -325,7 +329,7 @@ class _Release:
         finally:
             os.close(descriptor)
         facts = {"files": unpacked.files, "size": unpacked.size, "reused": unpacked.reused or None}
-        self.tell("unpacked", facts)
+        self.notify("unpacked", facts)
         # Directly into a directory that is ours alone: its own files may belong to somebody else.
         inner = os.path.join(directory, unpacked.top) if unpacked.top else directory
         os.rename(inner, self.staged)
@@ -346,7 +350,7 @@ class _Release:
         swapped = reinitialize(
             self.staged, python, unpublished=True, as_root=as_root, compiled=compiled
         )
-        self.tell("reinitialized", {"python": swapped.python})
+        self.notify("reinitialized", {"python": swapped.python})
         verdict = check(
             self.staged,
             home=self.path,
@@ -356,7 +360,7 @@ class _Release:
             links=links,
         )
         self._require_runnable(verdict)
-        self.tell("checked", {"problems": len(verdict.problems)})
+        self.notify("checked", {"problems": len(verdict.problems)})
         return swapped, verdict
 
     def _require_runnable(self, verdict: Verdict) -> None:

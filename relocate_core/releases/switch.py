@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 from ..errors import InvalidPath, NotARelease
-from ..progress import Report, Tell, silent
+from ..progress import Notify, Report, silent
 from . import history
 from .root import CURRENT, WAIT, Root, link_name, name_of
 from .schemas import record
@@ -43,7 +43,7 @@ def activate(
     *,
     job: str = "",
     dry_run: bool = False,
-    tell: Tell = silent,
+    notify: Notify = silent,
     wait: float = WAIT,
 ) -> Switch:
     """Let `current` point to a release, in one step: there is no moment without it.
@@ -53,7 +53,7 @@ def activate(
         link: the link's path, in the same directory; by default `current` there.
         job: what this is done for, such as Salt's job id.
         dry_run: look, and change nothing.
-        tell: called when it is done.
+        notify: called when it is done.
         wait: seconds to wait for another run in the same root.
 
     Returns:
@@ -78,7 +78,7 @@ def activate(
         if found.changed or not _is_done(root, name, link):
             previous = found.previous if found.changed else None
             store.switch(history.ACTIVATING, link, name, previous=previous)
-        tell("activated", {"release": name, "previous": found.previous})
+        notify("activated", {"release": name, "previous": found.previous})
     return found
 
 
@@ -108,7 +108,7 @@ def rollback(
     migrate: bool = True,
     job: str = "",
     dry_run: bool = False,
-    tell: Tell = silent,
+    notify: Notify = silent,
     wait: float = WAIT,
 ) -> Switch:
     """Let `current` point to the previous release again, and mark the one that it leaves bad.
@@ -135,7 +135,7 @@ def rollback(
         migrate: whether to migrate the schema down to what the release ran with.
         job: what this is done for, such as Salt's job id.
         dry_run: look, and change nothing.
-        tell: called when it is done.
+        notify: called when it is done.
         wait: seconds to wait for another run in the same root.
 
     Raises:
@@ -163,12 +163,12 @@ def rollback(
         found = _plan_rollback(root, to, link, leaving, mark, reason)
         if found.changed:
             if migrate:
-                found.schema = _downgraded(store, found, tell, wait)
+                found.schema = _downgraded(store, found, notify, wait)
             else:
                 leave_as_it_is(store, found.release)
             facts = {"previous": found.previous, "bad": mark or None, "reason": reason}
             store.switch(history.ROLLING_BACK, link, found.release, **facts)
-            tell("rolled back", {"release": found.release, "previous": found.previous})
+            notify("rolled back", {"release": found.release, "previous": found.previous})
     return found
 
 
@@ -179,13 +179,13 @@ def _resumed(root: Root, link: str, begun: history.Event, dry_run: bool = False)
     return Switch(path, begun["release"], begun.get("previous"), True, bad, dry_run)
 
 
-def _downgraded(store: Store, switch: Switch, tell: Tell, wait: float) -> dict[str, str] | None:
+def _downgraded(store: Store, switch: Switch, notify: Notify, wait: float) -> dict[str, str] | None:
     """Migrate the schemas down to what a release ran with; what they were at, and are at now."""
     if not record.read(store.root):
         return None
     with store.program_lock(LOCK, wait) as lock:
         downgrades = Downgrades.plan(store.root, switch.release, switch.previous, lock)
-        downgrades.run(store, tell)
+        downgrades.run(store, notify)
     return downgrades.described()
 
 

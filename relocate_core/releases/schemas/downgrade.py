@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 
 from ...errors import CannotMigrate
-from ...progress import Tell
+from ...progress import Notify
 from .. import history
 from ..root import Root
 from ..store import Store
@@ -44,12 +44,12 @@ class Downgrade:
         recipe, now = self.schema.recipe, self.plan.status.version
         return summary(recipe, now, self.wanted), summary(recipe, self.wanted, now)
 
-    def run(self, store: Store, states: SchemaStates, to: str, tell: Tell) -> None:
+    def run(self, store: Store, states: SchemaStates, to: str, notify: Notify) -> None:
         """Migrate it down for the release `to`, and write that to the record."""
         recipe, known = self.schema.recipe, self.known
         before = known.version(self.newer) or self.plan.status.version
         if self.plan.undone:
-            tell("migrating back", {"release": to, "migrations": len(self.plan.undone)})
+            notify("migrating back", {"release": to, "migrations": len(self.plan.undone)})
             try:
                 self.schema.down(self.wanted)
             except CannotMigrate as error:
@@ -66,7 +66,7 @@ class Downgrade:
                 "after": summary(recipe, self.wanted, before),
             }
             store.note(history.MIGRATED_BACK, to, previous=self.newer, **facts)
-            tell("migrated back", {"release": to, "previous": self.newer, **facts})
+            notify("migrated back", {"release": to, "previous": self.newer, **facts})
         known.top, known.begun = to, None
         states.pop(recipe.schema, None)
         states[recipe.schema] = known
@@ -160,10 +160,10 @@ class Downgrades:
         ]
         return cls(to, states, [one for one in found if one is not None])
 
-    def run(self, store: Store, tell: Tell) -> None:
+    def run(self, store: Store, notify: Notify) -> None:
         """Migrate them down, the one that was migrated last first."""
         for one in self.downgrades:
-            one.run(store, self.states, self.to, tell)
+            one.run(store, self.states, self.to, notify)
 
     def described(self) -> dict[str, str] | None:
         """What they are at, and what they come to, in a few words; None where nothing is done."""

@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass, field
 
 from ...errors import CannotMigrate
-from ...progress import Report, Tell, silent
+from ...progress import Notify, Report, silent
 from ...system import locks
 from .. import history
 from ..root import WAIT, Root, name_of
@@ -55,7 +55,7 @@ def migrate(
     *,
     job: str = "",
     dry_run: bool = False,
-    tell: Tell = silent,
+    notify: Notify = silent,
     wait: float = WAIT,
 ) -> Migration:
     """Migrate the schema to what a release needs: up, or down where it ran with an older version.
@@ -65,7 +65,7 @@ def migrate(
         recipe: how its code reads and changes the schema.
         job: what this is done for, such as Salt's job id.
         dry_run: look, and change nothing.
-        tell: called before and after anything is changed.
+        notify: called before and after anything is changed.
         wait: seconds to wait for another run in the same root.
 
     Returns:
@@ -87,7 +87,7 @@ def migrate(
         ):
             root.require_good(name)
             planned = _Plan(root, name, recipe, lock)
-            _Run(store, planned, tell).run()
+            _Run(store, planned, notify).run()
     planned.done.dry_run = dry_run
     return planned.done
 
@@ -176,17 +176,17 @@ class _Plan:
 class _Run:
     """Carrying a plan out: down by the newer code, up by the release's own."""
 
-    def __init__(self, store: Store, plan: _Plan, tell: Tell) -> None:
+    def __init__(self, store: Store, plan: _Plan, notify: Notify) -> None:
         self.store = store
         self.plan = plan
-        self.tell = tell
+        self.notify = notify
         self.unchanged = copy.deepcopy(plan.known)
 
     def run(self) -> None:
         """Do it, and record it."""
         plan, downgrade = self.plan, self.plan.downgrade
         if downgrade is not None:
-            downgrade.run(self.store, plan.states, plan.name, self.tell)
+            downgrade.run(self.store, plan.states, plan.name, self.notify)
             plan.status = plan.schema.read()
         begun, before = plan.known.begun, plan.status.version
         up = plan.has_to_go_up()
@@ -218,7 +218,7 @@ class _Run:
 
     def _go_up(self, begun: Attempt) -> None:
         plan, old = self.plan, self.plan.status
-        self.tell("migrating", {"release": plan.name, "migrations": len(old.pending) or None})
+        self.notify("migrating", {"release": plan.name, "migrations": len(old.pending) or None})
         try:
             new = plan.schema.up()
             if new.pending:
@@ -249,7 +249,7 @@ class _Run:
             if begun is not None and event["time"] >= begun.since and same <= event.items():
                 return
         self.store.note(history.MIGRATED, plan.name, **facts)
-        self.tell("migrated", {"release": plan.name, **facts})
+        self.notify("migrated", {"release": plan.name, **facts})
 
     def _keep(self, up: bool) -> None:
         plan, known = self.plan, self.plan.known

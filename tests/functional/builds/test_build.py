@@ -790,7 +790,7 @@ def test_a_change_during_the_build_is_reported(shop: Shop, tmp_path: Path) -> No
             (directory / "src" / "shop.py").write_text("VALUE = 2\n")
 
     options = {"project": str(directory), "installer": "uv"}
-    shop.refused("have changed since this build began", tell=change, **options)
+    shop.refused("have changed since this build began", notify=change, **options)
     assert not shop.archive.exists()
     assert shop.build(**options).kept == 1
 

@@ -1800,7 +1800,7 @@ def test_not_for_this_machine(what: str, named: bool, tiny: Built, place: Path) 
             lambda one=one: publish(  # type: ignore[misc]
                 *(one, str(place / "srv" / "two")),
                 python=tiny.made.python if named else None,
-                tell=lambda event, _: told.append(event),
+                notify=lambda event, _: told.append(event),
             ),
             *(error, text),
             SimpleNamespace(root=str(place / "srv")),  # type: ignore[arg-type]

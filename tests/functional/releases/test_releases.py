@@ -116,7 +116,7 @@ def test_a_release_is_what_was_asked_for(site: Site) -> None:
     """Complete, relocated, recorded; the second time nothing is touched."""
     told: list[str] = []
     done = site.publish(
-        "A", job="job-7", source="salt://A.tar", tell=lambda step, _: told.append(step)
+        "A", job="job-7", source="salt://A.tar", notify=lambda step, _: told.append(step)
     )
     assert done.changed
     assert done.path == site.path("A")
@@ -435,7 +435,7 @@ def test_a_smoke_test_as_another_user(number: int, site: Site, tmp_path: Path) -
     ]
     modes: dict[str, set[int]] = {}
 
-    def tell(step: str, _: object) -> None:
+    def notify(step: str, _: object) -> None:
         staging = Path(site.path(f"{RECORDS}/{STAGING}"))
         seen = (stat.S_IMODE(one.stat().st_mode) for one in (staging, *staging.iterdir()))
         modes[step] = set(seen)
@@ -447,7 +447,9 @@ def test_a_smoke_test_as_another_user(number: int, site: Site, tmp_path: Path) -
         remove(site.path("S"))
         umask = os.umask(0o077)
         try:
-            assert publish(archive, site.path("S"), smoke_tests=tests, tell=tell, **options).changed
+            assert publish(
+                archive, site.path("S"), smoke_tests=tests, notify=notify, **options
+            ).changed
         finally:
             os.umask(umask)
     assert roots.tree(site.path("S")) == plain

@@ -35,7 +35,7 @@ class Model(RuleBasedStateMachine):
         self.proven: dict[str, str] = {}
         self.used: dict[str, int] = {}
 
-    def tell(self, event: str, release: str, **facts: Any) -> Event:
+    def notify(self, event: str, release: str, **facts: Any) -> Event:
         """Add an event, a second after the last one."""
         time = f"2026-01-01T{len(self.events) // 60:02d}:{len(self.events) % 60:02d}:00Z"
         self.events.append({"time": time, "event": event, "release": release, **facts})
@@ -53,7 +53,7 @@ class Model(RuleBasedStateMachine):
         if by_hand is not None and path[-1:] != [by_hand]:
             path.append(by_hand)
         extra = {"previous": path[-1]} if path else {}
-        self.tell(history.ACTIVATED, name, link=link, **extra)
+        self.notify(history.ACTIVATED, name, link=link, **extra)
         path.append(name)
         self.used[name] = len(self.events) - 1
         self.begun.pop(link, None)
@@ -68,7 +68,7 @@ class Model(RuleBasedStateMachine):
         facts: dict[str, Any] = {"link": link, "previous": path[-1]}
         facts |= {"bad": True} if bad else {}
         facts |= {"reason": reason} if reason else {}
-        self.begun[link] = self.tell(history.ROLLING_BACK, to, **facts)
+        self.begun[link] = self.notify(history.ROLLING_BACK, to, **facts)
         if bad:
             self.bad[path[-1]] = reason or "rolled back"
 
@@ -81,7 +81,7 @@ class Model(RuleBasedStateMachine):
         to = begun["release"]
         facts = {key: value for key, value in begun.items() if key not in ("time", "event")}
         kind = history.ROLLED_BACK if done else history.GAVE_UP
-        self.tell(kind, facts.pop("release"), **facts)
+        self.notify(kind, facts.pop("release"), **facts)
         if not done:
             return
         path = self.paths[link]
@@ -94,37 +94,37 @@ class Model(RuleBasedStateMachine):
 
     @rule(name=NAMES)
     def publish(self, name: str) -> None:
-        self.tell(history.PUBLISHED, name)
+        self.notify(history.PUBLISHED, name)
         self.used[name] = len(self.events) - 1
 
     @rule(name=NAMES, link=LINKS)
     def prove(self, name: str, link: str) -> None:
-        self.tell(history.HEALTHY, name, link=link)
+        self.notify(history.HEALTHY, name, link=link)
         self.proven[link] = name
 
     @rule(name=NAMES)
     def mark(self, name: str) -> None:
-        self.tell(history.MARKED_BAD, name, reason="slow")
+        self.notify(history.MARKED_BAD, name, reason="slow")
         self.bad[name] = "slow"
 
     @rule(name=NAMES)
     def unmark(self, name: str) -> None:
-        self.tell(history.UNMARKED, name)
+        self.notify(history.UNMARKED, name)
         self.bad.pop(name, None)
 
     @rule(name=NAMES)
     def pin(self, name: str) -> None:
-        self.tell(history.PINNED, name)
+        self.notify(history.PINNED, name)
         self.pinned.add(name)
 
     @rule(name=NAMES)
     def unpin(self, name: str) -> None:
-        self.tell(history.UNPINNED, name)
+        self.notify(history.UNPINNED, name)
         self.pinned.discard(name)
 
     @rule(name=NAMES, kind=st.sampled_from([history.PRUNED, history.REMOVED, "of the future"]))
     def something_else(self, name: str, kind: str) -> None:
-        self.tell(kind, name)
+        self.notify(kind, name)
 
     @invariant()
     def the_same(self) -> None:
