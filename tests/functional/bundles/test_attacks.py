@@ -33,6 +33,7 @@ from relocate_core import Root, check, pack, publish, relocate
 from relocate_core.errors import NoBase, RelocateError
 from relocate_core.releases import history
 from relocate_core.releases.root import RECORD
+from relocate_core.releases.store import locked
 from relocate_core.virtualenvs import rewritten
 from tests.support import roots
 from tests.support.archives import remove
@@ -268,7 +269,7 @@ def forget(world: World, name: str) -> None:
     """Remove a release, and let that be written down."""
     if os.path.lexists(f"{world.root}/{name}"):
         remove(f"{world.root}/{name}")
-        with Root(world.root).locked("tidying up"):
+        with locked(Root(world.root), "tidying up"):
             pass
 
 
