@@ -690,8 +690,11 @@ PLANTED = "etc/planted.txt"
 
 
 def plant(tree: str, old: str) -> None:
-    """Put a file there that names the old path, and is not in the manifest."""
+    """Add a file with the old path that is not in the manifest, and leave no evidence of it."""
+    directory = Path(tree, PLANTED).parent
+    status = directory.stat()
     Path(tree, PLANTED).write_text(f"{old}/etc\n")
+    os.utime(directory, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def is_planted(tree: str, path: str) -> bool:
