@@ -125,10 +125,11 @@ def pack(
         prefix = absolute_prefix(prefix, "the prefix")
     order = _Order(archive, form, level, bytecode, recorded, base, dry_run)
     try:
-        with _relocated(path, prefix) as place:
+        with _relocated(path, prefix) as (place, problems):
             root = files.open_root(place)
             try:
                 with locked(root, place, 30.0), closing(Tree(root, place, path, exclude)) as tree:
+                    tree.warnings += problems
                     return _pack(tree, order, notify)
             finally:
                 os.close(root)
@@ -216,13 +217,13 @@ def _base(archive: str) -> _Base:
 
 
 @contextmanager
-def _relocated(path: str, prefix: str | None) -> Iterator[str]:
-    """The tree to pack: itself, or a copy that is relocated to `prefix`.
+def _relocated(path: str, prefix: str | None) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """The tree to pack, itself or a copy that is relocated to `prefix`, and what was left in it.
 
     The copy has hard links to the files: relocation never writes into a file.
     """
     if prefix is None or inspect(path).old_prefixes == (prefix,):
-        yield path
+        yield path, []
         return
     source = os.path.realpath(path)
     above, name = os.path.split(source)
@@ -230,8 +231,8 @@ def _relocated(path: str, prefix: str | None) -> Iterator[str]:
     with _scratch(scratch):
         copy = os.path.join(scratch, "tree")
         shutil.copytree(source, copy, symlinks=True, copy_function=_link)
-        relocate(copy, prefix, unpublished=True)
-        yield copy
+        moved = relocate(copy, prefix, unpublished=True)
+        yield copy, [{"file": file, "reason": reason} for file, reason in moved.problems]
 
 
 @contextmanager

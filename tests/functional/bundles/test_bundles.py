@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -689,8 +690,11 @@ PLANTED = "etc/planted.txt"
 
 
 def plant(tree: str, old: str) -> None:
-    """Put a file there that names the old path, and is not in the manifest."""
+    """Add a file with the old path that is not in the manifest, and leave no evidence of it."""
+    directory = Path(tree, PLANTED).parent
+    status = directory.stat()
     Path(tree, PLANTED).write_text(f"{old}/etc\n")
+    os.utime(directory, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def is_planted(tree: str, path: str) -> bool:
@@ -1196,6 +1200,15 @@ def test_a_prefix_of_ones_own(tiny: Built, place: Path) -> None:
     packed(tiny.made, place / "same.tar.gz", prefix=tiny.made.old_prefix)
     assert (place / "same.tar.gz").read_bytes() == Path(tiny.archive).read_bytes()
     not_packed(tree, place / "two.tar.gz", InvalidPath, "absolute", prefix="srv/app")
+
+
+def test_what_a_prefix_of_ones_own_leaves_is_reported(tiny: Built, place: Path) -> None:
+    """A reference that cannot be edited refers to the build's path, which no server has."""
+    tree = copy(tiny.made.path, place / "beside" / "tree")
+    with gzip.open(f"{tree}/share.gz", "wb") as file:
+        file.write(f"{tiny.made.old_prefix}/lib".encode() * 20)
+    done = packed(tree, place / "one.tar.gz", prefix="/srv/app/4f2a9c1")
+    assert {"file": "share.gz", "reason": "it is compressed"} in done.warnings
 
 
 def test_patterns_that_are_left_out(tiny: Built, place: Path) -> None:

@@ -10,14 +10,17 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from relocate_core.bundles.pack import pack
 from relocate_core.bundles.unpack import Unpacked, unpack
 from relocate_core.errors import BadArchive
 from relocate_core.releases.publish import publish
+from tests.support import archives
 from tests.support.environments import make
 
 SIZE = (20 << 20) + 2
@@ -243,3 +246,26 @@ def test_a_release_from_venv_pack(small: str, tmp_path: Path) -> None:
     listed = subprocess.run(["tar", "tzf", archive], capture_output=True, text=True).stdout
     assert listed.split().count("pyvenv.cfg") == 2
     assert publish(str(archive), str(tmp_path / "srv" / "one")).changed
+
+
+def test_a_bundle_has_no_sparse_files(small: str, tmp_path: Path) -> None:
+    """Nobody would have hashed what the map makes of it."""
+    bundle = tmp_path / "bundle.tar"
+    pack(small, str(bundle))
+    data = bundle.read_bytes()
+    with tarfile.open(bundle) as archived:
+        one = next(m for m in archived if m.isfile() and m.name.endswith("activate"))
+    end = one.offset_data + one.size + -one.size % archives.BLOCK
+    content = data[one.offset_data : one.offset_data + one.size]
+    sparse = archives.pax(
+        {
+            "GNU.sparse.size": str(one.size),
+            "GNU.sparse.numblocks": "1",
+            "GNU.sparse.name": one.name,
+            "GNU.sparse.map": f"0,{one.size}",
+        }
+    ) + archives.member(one.name, content, mode=one.mode, mtime=int(one.mtime))
+    changed = tmp_path / "changed.tar"
+    changed.write_bytes(data[: one.offset] + sparse + data[end:])
+    with pytest.raises(BadArchive, match=r"activate is not what its manifest says"):
+        unpacked(changed, tmp_path / "out")
