@@ -7,14 +7,11 @@ removes or writes a file changes one of them. Nothing is read, so this costs a f
 from __future__ import annotations
 
 import os
-import stat
 
-from ..archives.tar import DIRECTORY, FILE, LINK, Refused
+from ..archives.tar import LINK, Refused
 from ..system import files
 from ..virtualenvs.manifest import PLACE, RECORD
 from ..virtualenvs.manifest_reader import Manifest
-
-_TYPES = {FILE: stat.S_IFREG, DIRECTORY: stat.S_IFDIR, LINK: stat.S_IFLNK}
 
 
 def is_untouched(root: int, known: Manifest) -> bool:
@@ -36,8 +33,6 @@ def is_untouched(root: int, known: Manifest) -> bool:
             if above != parent:
                 parent, directory = above, cursor.open(above)
             status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-            if stat.S_IFMT(status.st_mode) != _TYPES[row.kind]:
-                return False
             if row.kind != LINK and int(status.st_mtime) != row.mtime(time):
                 return False
         # An unpacked archive does not set the time of the directory that it was unpacked into.
