@@ -11,6 +11,7 @@ directory to build everything again.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import functools
 import glob
@@ -483,8 +484,16 @@ def make(
 
 
 def copy(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> str:
-    """Copy a tree as `cp -a` does: links as links, with modes, times and xattrs."""
-    return os.fspath(shutil.copytree(source, target, symlinks=True, copy_function=shutil.copy2))
+    """Copy a tree to a new path: symlinks as such, with modes, times and xattrs, each file anew.
+
+    By `cp`, which takes a third of what Python's own way takes.
+    """
+    source, target = os.path.abspath(source), os.path.abspath(target)
+    if os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    run("cp", "-a", "--no-preserve=links", "-T", "--", source, target)
+    return target
 
 
 def _host(kind: str) -> Tool | None:

@@ -212,10 +212,23 @@ def for_all(minion: Masterless) -> str:
     return "salt://app/all.tar"
 
 
-@pytest.fixture
-def two(app: App) -> App:
-    """An app whose release 2 is active, after 1."""
+@pytest.fixture(scope="module")
+def deployed(
+    minion: Masterless, served: Web, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[App, Path]:
+    """An app whose release 2 is active, after 1, and a copy of its root; deployed once."""
+    directory = tmp_path_factory.mktemp("two")
+    app = App(minion, served, str(directory / "srv" / "app"))
     app.deploy("1", "2")
+    return app, Path(environments.copy(app.root, directory / "kept"))
+
+
+@pytest.fixture
+def two(deployed: tuple[App, Path], site: Web) -> App:
+    """An app whose release 2 is active, after 1."""
+    app, kept = deployed
+    shutil.rmtree(os.path.dirname(app.root))
+    environments.copy(kept, app.root)
     return app
 
 
