@@ -76,7 +76,7 @@ class Program:
                     self._unsent.popleft()
         except BlockingIOError:
             return
-        except OSError:  # it has ended, as its output shows as well
+        except BrokenPipeError:  # it has ended, as its output shows as well
             self._unsent.clear()
             self.refuses = True
 

@@ -8,6 +8,7 @@ are, as a RECORD is: a killed run leaves nothing that is not accounted for.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ KIND = "ledger"
 POINTS, HASHES, GONE = "link:", "sha256:", "gone"
 """What a value begins with, and the one of what was removed."""
 _LONGEST = 32 << 20
+_NO_LINKS = (errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EXDEV)
 
 
 def read(root: int) -> dict[str, str]:
@@ -107,7 +109,13 @@ def _target(root: int, path: str, temporary: str) -> str:
 
 
 def keep(root: int, path: str, digest: str) -> None:
-    """Give a file's old content a second name, by its digest in hexadecimal."""
+    """Give a file's old content a second name, by its digest in hexadecimal.
+
+    A file system without hard links does without: the release then gives that file to none.
+
+    Raises:
+        OSError: the disk is full or fails.
+    """
     made = files.directory_of(root, ORIGINALS)
     with suppress(FileExistsError, FileNotFoundError), made as (directory, name):
         os.mkdir(name, 0o755, dir_fd=directory)
@@ -115,6 +123,11 @@ def keep(root: int, path: str, digest: str) -> None:
         files.directory_of(root, f"{ORIGINALS}/{digest}"),
         files.directory_of(root, path),
     )
-    with suppress(OSError), place as (directory, name), parent as (old_directory, old):
-        # A file system without hard links does without: the release then gives that file to none.
-        os.link(old, name, src_dir_fd=old_directory, dst_dir_fd=directory, follow_symlinks=False)
+    try:
+        with place as (directory, name), parent as (old_directory, old):
+            os.link(
+                old, name, src_dir_fd=old_directory, dst_dir_fd=directory, follow_symlinks=False
+            )
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOENT, *_NO_LINKS):
+            raise
