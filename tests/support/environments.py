@@ -279,6 +279,19 @@ def tool(name: str) -> Tool:
     raise BuildError(f"no {distribution} in {directory}")
 
 
+def installed(requirements: Sequence[str]) -> str:
+    """Install packages into the cache for the Python that runs the tests, once; the directory."""
+    entry = f"libraries-{_key(*requirements, sys.version)}"
+    directory = cache("tools", entry)
+    with _lock(entry):
+        if not os.path.isdir(directory):
+            part = directory + ".part"
+            shutil.rmtree(part, ignore_errors=True)
+            run(sys.executable, "-m", "pip", "install", "-q", "--target", part, *requirements)
+            os.rename(part, directory)
+    return directory
+
+
 def _has_pip(python: str) -> bool:
     return not subprocess.call(
         [python, "-c", "import pip"], env=environ(), stderr=subprocess.DEVNULL

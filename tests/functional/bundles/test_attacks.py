@@ -675,6 +675,7 @@ def test_a_flipped_bit(every: int, packed: bool, world: World, tmp_path: Path) -
     for at in [*range(0, len(data), step), *range(len(data) - 40, len(data))]:
         changed = bytearray(data)
         changed[at] ^= 1 << at % 8
+        signal.alarm(SECONDS)
         found = result(bytes(changed))
         refused += found is None
         assert found is None or _without_times(found) == same, f"bit {at % 8} of byte {at}"

@@ -74,7 +74,7 @@ def variants() -> list[Any]:
     """Each case, and after how many steps each: some of them, and all where it may take long."""
     slow = pytest.mark.slow
     some = [
-        pytest.param(name, 61 if name in LONG else 1, id=name, marks=slow if name in SELDOM else ())
+        pytest.param(name, 97 if name in LONG else 1, id=name, marks=slow if name in SELDOM else ())
         for name in CASES
     ]
     return some + [pytest.param(name, 1, id=f"{name}-every-step", marks=slow) for name in LONG]

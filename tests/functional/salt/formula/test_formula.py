@@ -124,8 +124,16 @@ def world(shop: Shop) -> Any:
 # --- all of it ------------------------------------------------------------------------------------
 
 
-@both_managers
-@pytest.mark.parametrize("sls", ["releases", "formula.releases"])
+@pytest.mark.parametrize(
+    ("shop", "sls"),
+    [
+        ("supervisor", "releases"),
+        ("systemd", "formula.releases"),
+        pytest.param("supervisor", "formula.releases", marks=pytest.mark.slow),
+        pytest.param("systemd", "releases", marks=pytest.mark.slow),
+    ],
+    indirect=["shop"],
+)
 def test_from_bare_to_running(shop: Shop, sls: str) -> None:
     before = [path.name for path in shop.root.parent.parent.rglob("*")]
     said = shop.apply(sls, test=True)
