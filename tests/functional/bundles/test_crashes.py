@@ -25,8 +25,8 @@ from typing import Any
 import pytest
 
 from relocate_core import check, pack, publish, reinitialize, relocate
-from relocate_core.bundles import compiler
 from relocate_core.errors import Busy, RelocateError
+from relocate_core.system import pipes
 from tests.support import roots
 from tests.support.archives import remove
 from tests.support.bundles import unpack_by_tar
@@ -76,7 +76,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without waiting for the disk; the pipes to the compilers are no part of it."""
-    monkeypatch.setattr(compiler, "os", SimpleNamespace(**vars(os)))
+    monkeypatch.setattr(pipes, "os", SimpleNamespace(**vars(os)))
     roots.without_waiting(monkeypatch.setattr)
 
 
