@@ -18,9 +18,10 @@ from ..artefacts import bytecode, encoded
 from ..errors import CannotTravel
 from ..relocation.scan import holds_packages, needles
 from ..system import files
-from ..virtualenvs.contents import editables, read_contents
+from ..virtualenvs.contents import read_contents
+from ..virtualenvs.evidence import recorded_prefixes
 from ..virtualenvs.interpreter import probe
-from ..virtualenvs.layout import inspect, recorded_prefixes
+from ..virtualenvs.layout import inspect
 from ..virtualenvs.manifest import PLACE, RECORD, directory_mode, file_mode
 from . import links as linking
 from .names import LONGEST_PATH, Names, fold, require_config, require_depth
@@ -78,10 +79,8 @@ class Tree:
         self.descent.close()
 
     def _find_prefixes(self) -> tuple[str, ...]:
-        environment = self.environment
-        known = list(environment.old_prefixes)
-        recorded = recorded_prefixes(self.root, environment.site_packages)
-        return tuple(dict.fromkeys((*known, *recorded)))
+        recorded = recorded_prefixes(self.root, self.environment)
+        return tuple(dict.fromkeys((*self.environment.old_prefixes, *recorded)))
 
     def entries(self) -> Iterator[Entry]:
         """Everything to pack, in the order of the manifest."""
@@ -200,8 +199,8 @@ class Tree:
             CannotTravel: something is not portable.
         """
         packed = {entry.path for entry in entries}
-        contents = read_contents(self.environment)
-        for file, line in (*contents.outside, *editables(self.environment)):
+        contents = read_contents(self.environment, prefixes=self.prefixes)
+        for file, line in contents.outside:
             if file in packed:
                 raise CannotTravel(
                     f"cannot pack {self.name}: {file} refers to {line}, which is outside of it; "

@@ -12,6 +12,7 @@ from ..errors import CannotRun, InterpreterNotFound, RelocateError, TreeError
 from ..progress import Report
 from ..virtualenvs import interpreter
 from ..virtualenvs.contents import Contents, broken_modules, read_contents
+from ..virtualenvs.evidence import all_prefixes
 from ..virtualenvs.layout import Virtualenv, inspect
 from ..virtualenvs.verify import Problem, verify
 from .relocate import relocate
@@ -79,12 +80,8 @@ def check(
         place = _Place(path, home)
         problems += _scripts(environment, place)
         problems += _links(contents, problems, place)
-        problems += _references(environment, home)
-        problems += [
-            Problem("path", file, f"it refers to {line}, which is not on this machine")
-            for file, line in contents.outside
-            if not os.path.exists(place.now(line))
-        ]
+        problems += _references(environment, home, packed=links is not None)
+        problems += _packages(contents, place)
         if deep:
             problems += verify(environment)
     except OSError as error:
@@ -164,11 +161,24 @@ def _links(contents: Contents, known: list[Problem], place: _Place) -> Iterator[
             yield Problem("link", name, f"it points to {target}, which is not on this machine")
 
 
-def _references(environment: Virtualenv, home: str | None) -> Iterator[Problem]:
+def _packages(contents: Contents, place: _Place) -> Iterator[Problem]:
+    """What packages are imported from, and is not there."""
+    for file, path in (*contents.outside, *contents.inside):
+        if not os.path.exists(place.now(path)):
+            yield Problem("path", file, f"it refers to {path}, which is not on this machine")
+
+
+def _references(environment: Virtualenv, home: str | None, packed: bool) -> Iterator[Problem]:
     """References to another place than the one where the virtualenv is, or is going to be."""
     here = home or os.path.abspath(environment.path)
     real = os.path.realpath(here)
-    strangers = [prefix for prefix in environment.old_prefixes if prefix not in (here, real)]
+    known = environment.old_prefixes if packed else all_prefixes(environment)
+    strangers = [prefix for prefix in known if prefix not in (here, real)]
+    strangers = [
+        prefix
+        for prefix in strangers
+        if prefix in environment.old_prefixes or os.path.realpath(prefix) != real
+    ]
     if not strangers:
         return
     try:
@@ -177,5 +187,7 @@ def _references(environment: Virtualenv, home: str | None) -> Iterator[Problem]:
         yield Problem("reference", "", str(error))
         return
     count = sum(found.rewritten.values())
-    names = ", ".join(strangers)
-    yield Problem("reference", "", f"{count} files refer to {names}: update the path to {here}")
+    if count or any(prefix in environment.old_prefixes for prefix in strangers):
+        names = ", ".join(strangers)
+        reason = f"{count} files refer to {names}: update the path to {here}"
+        yield Problem("reference", "", reason)
