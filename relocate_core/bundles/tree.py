@@ -18,6 +18,7 @@ from ..artefacts import bytecode, encoded
 from ..errors import CannotTravel
 from ..relocation.scan import holds_packages, needles
 from ..system import files
+from ..virtualenvs import access
 from ..virtualenvs.contents import read_contents
 from ..virtualenvs.evidence import recorded_prefixes
 from ..virtualenvs.interpreter import probe
@@ -225,8 +226,17 @@ class Tree:
                 self.warn(
                     path, f"it points to {target}, in a home directory: reinitialize it there"
                 )
+        self._warn_unreadable(entries)
         if self.environment.system_site_packages:
             self.warn("pyvenv.cfg", "it sees the base Python's packages, which are not packed")
+
+    def _warn_unreadable(self, entries: list[Entry]) -> None:
+        """Warn of files that only their owner and group can read."""
+        modes = ((one.path, one.mode, one.kind == DIRECTORY) for one in entries if one.mode)
+        closed = access.closed_to_others(self.environment, modes)
+        if closed:
+            reason = "others than the owner of a release cannot read it"
+            self.warn(closed[0], access.reason(reason, closed))
 
     def _require_unpackable(self, entries: list[Entry], links: dict[str, str]) -> None:
         """Refuse what unpacking would refuse; warn of names that not every file system takes."""
