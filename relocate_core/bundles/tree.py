@@ -18,9 +18,11 @@ from ..artefacts import bytecode, encoded
 from ..errors import CannotTravel
 from ..relocation.scan import holds_packages, needles
 from ..system import files
-from ..virtualenvs.contents import editables, read_contents
+from ..virtualenvs import access
+from ..virtualenvs.contents import read_contents
+from ..virtualenvs.evidence import recorded_prefixes
 from ..virtualenvs.interpreter import probe
-from ..virtualenvs.layout import inspect, recorded_prefixes
+from ..virtualenvs.layout import inspect
 from ..virtualenvs.manifest import PLACE, RECORD, directory_mode, file_mode
 from . import links as linking
 from .names import LONGEST_PATH, Names, fold, require_config, require_depth
@@ -78,10 +80,8 @@ class Tree:
         self.descent.close()
 
     def _find_prefixes(self) -> tuple[str, ...]:
-        environment = self.environment
-        known = list(environment.old_prefixes)
-        recorded = recorded_prefixes(self.root, environment.site_packages)
-        return tuple(dict.fromkeys((*known, *recorded)))
+        recorded = recorded_prefixes(self.root, self.environment)
+        return tuple(dict.fromkeys((*self.environment.old_prefixes, *recorded)))
 
     def entries(self) -> Iterator[Entry]:
         """Everything to pack, in the order of the manifest."""
@@ -200,8 +200,8 @@ class Tree:
             CannotTravel: something is not portable.
         """
         packed = {entry.path for entry in entries}
-        contents = read_contents(self.environment)
-        for file, line in (*contents.outside, *editables(self.environment)):
+        contents = read_contents(self.environment, prefixes=self.prefixes)
+        for file, line in contents.outside:
             if file in packed:
                 raise CannotTravel(
                     f"cannot pack {self.name}: {file} refers to {line}, which is outside of it; "
@@ -226,8 +226,17 @@ class Tree:
                 self.warn(
                     path, f"it points to {target}, in a home directory: reinitialize it there"
                 )
+        self._warn_unreadable(entries)
         if self.environment.system_site_packages:
             self.warn("pyvenv.cfg", "it sees the base Python's packages, which are not packed")
+
+    def _warn_unreadable(self, entries: list[Entry]) -> None:
+        """Warn of files that only their owner and group can read."""
+        modes = ((one.path, one.mode, one.kind == DIRECTORY) for one in entries if one.mode)
+        closed = access.closed_to_others(self.environment, modes)
+        if closed:
+            reason = "others than the owner of a release cannot read it"
+            self.warn(closed[0], access.reason(reason, closed))
 
     def _require_unpackable(self, entries: list[Entry], links: dict[str, str]) -> None:
         """Refuse what unpacking would refuse; warn of names that not every file system takes."""

@@ -358,6 +358,7 @@ class _Release:
             as_root=as_root,
             compiled=compiled,
             links=links,
+            user=self.options.smoke_user or self.options.owner,
         )
         self._require_runnable(verdict)
         self.notify("checked", {"problems": len(verdict.problems)})

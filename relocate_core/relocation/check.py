@@ -10,8 +10,9 @@ from typing import Any
 from ..artefacts import scripts
 from ..errors import CannotRun, InterpreterNotFound, RelocateError, TreeError
 from ..progress import Report
-from ..virtualenvs import interpreter
+from ..virtualenvs import access, interpreter
 from ..virtualenvs.contents import Contents, broken_modules, read_contents
+from ..virtualenvs.evidence import all_prefixes
 from ..virtualenvs.layout import Virtualenv, inspect
 from ..virtualenvs.verify import Problem, verify
 from .relocate import relocate
@@ -52,6 +53,7 @@ def check(
     as_root: bool | None = None,
     compiled: dict[str, set[str]] | None = None,
     links: Mapping[str, str] | None = None,
+    user: tuple[int, int] | None = None,
 ) -> Verdict:
     """Report whether the virtualenv at `path` can run here. Nothing is changed.
 
@@ -64,6 +66,8 @@ def check(
         as_root: whether the operator named root as the owner who should run it; see `probe_own`.
         compiled: its compiled modules, and
         links: its symlinks, where both are known; see `read_contents`.
+        user: user and group that are going to run it. By default its owner or, where that is root
+            and it is in no directory that is closed to others, anybody.
 
     Returns:
         The verdict, with every problem that was found.
@@ -79,12 +83,9 @@ def check(
         place = _Place(path, home)
         problems += _scripts(environment, place)
         problems += _links(contents, problems, place)
-        problems += _references(environment, home)
-        problems += [
-            Problem("path", file, f"it refers to {line}, which is not on this machine")
-            for file, line in contents.outside
-            if not os.path.exists(place.now(line))
-        ]
+        problems += _references(environment, home, packed=links is not None)
+        problems += _packages(contents, place)
+        problems += _access(environment, user, published=home is not None)
         if deep:
             problems += verify(environment)
     except OSError as error:
@@ -164,11 +165,40 @@ def _links(contents: Contents, known: list[Problem], place: _Place) -> Iterator[
             yield Problem("link", name, f"it points to {target}, which is not on this machine")
 
 
-def _references(environment: Virtualenv, home: str | None) -> Iterator[Problem]:
+def _packages(contents: Contents, place: _Place) -> Iterator[Problem]:
+    """What packages are imported from, and is not there."""
+    for file, path in (*contents.outside, *contents.inside):
+        if not os.path.exists(place.now(path)):
+            yield Problem("path", file, f"it refers to {path}, which is not on this machine")
+
+
+def _access(
+    environment: Virtualenv, user: tuple[int, int] | None, published: bool
+) -> Iterator[Problem]:
+    """Files that those who run it cannot read, and a file system that runs no program."""
+    if access.is_noexec(environment.path):
+        reason = "its file system is mounted noexec: no program of it can be started, and no"
+        yield Problem("mount", "", f"{reason} compiled module loaded; mount it without noexec")
+    owner = os.stat(environment.path).st_uid
+    if user is None and (owner or (not published and access.is_private(environment.path))):
+        return
+    reader = access.Reader.of(user)
+    closed = sorted(access.unreadable(environment, reader))
+    if closed:
+        yield Problem("mode", closed[0], access.reason(f"{reader} cannot read it", closed))
+
+
+def _references(environment: Virtualenv, home: str | None, packed: bool) -> Iterator[Problem]:
     """References to another place than the one where the virtualenv is, or is going to be."""
     here = home or os.path.abspath(environment.path)
     real = os.path.realpath(here)
-    strangers = [prefix for prefix in environment.old_prefixes if prefix not in (here, real)]
+    known = environment.old_prefixes if packed else all_prefixes(environment)
+    strangers = [prefix for prefix in known if prefix not in (here, real)]
+    strangers = [
+        prefix
+        for prefix in strangers
+        if prefix in environment.old_prefixes or os.path.realpath(prefix) != real
+    ]
     if not strangers:
         return
     try:
@@ -177,5 +207,7 @@ def _references(environment: Virtualenv, home: str | None) -> Iterator[Problem]:
         yield Problem("reference", "", str(error))
         return
     count = sum(found.rewritten.values())
-    names = ", ".join(strangers)
-    yield Problem("reference", "", f"{count} files refer to {names}: update the path to {here}")
+    if count or any(prefix in environment.old_prefixes for prefix in strangers):
+        names = ", ".join(strangers)
+        reason = f"{count} files refer to {names}: update the path to {here}"
+        yield Problem("reference", "", reason)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +28,8 @@ from ..system import files
 from ..system.locks import locked
 from ..system.transaction import Change, DryRun, Transaction, reserve
 from ..virtualenvs import manifest, manifest_reader, rewritten
-from ..virtualenvs.layout import Virtualenv, absolute_prefix, inspect, recorded_prefixes
+from ..virtualenvs.evidence import recorded_prefixes
+from ..virtualenvs.layout import Virtualenv, absolute_prefix, inspect
 from ..virtualenvs.manifest import Head
 from . import workers
 from .packaged import Packaged
@@ -96,8 +97,8 @@ def relocate(
 
     Args:
         path: the virtualenv's directory, as it is on this machine.
-        new_path: the absolute path that its files should refer to; "auto" is where it is (where
-            `path` is a symlink to it, the directory behind it).
+        new_path: the absolute path that its files should refer to; "auto" is where it is, with no
+            symlink on the way.
         old_path: one more path to look for, which the virtualenv itself does not record.
         dry_run: look, and change nothing.
         progress: called now and then.
@@ -127,17 +128,18 @@ def relocate(
     try:
         with locked(root, path, wait):
             environment = inspect(path)  # what another run has done meanwhile counts
-            old = [p for p in dict.fromkeys((*given, *environment.old_prefixes)) if p != new]
+            head = _manifest(root, as_packed) if as_packed else None
+            known = recorded_prefixes(root, environment) if head is None else head.prefixes
+            old = [
+                p for p in dict.fromkeys((*given, *environment.old_prefixes, *known)) if p != new
+            ]
             if not old:
                 if not dry_run and has_leftovers(path):
                     files.clear_leftovers(root)
-                return _nothing_to_do(environment, new)
-            head = _manifest(root, as_packed)
-            if head is None:
-                recorded: Iterable[str] = recorded_prefixes(root, environment.site_packages)
-            else:
-                recorded = head.prefixes if head.prefix in old else ()
-            old += [prefix for prefix in recorded if prefix != new and prefix not in old]
+                return _nothing_to_do(environment, new, known)
+            head = head or _manifest(root, as_packed)
+            if head is not None and not {*head.prefixes}.isdisjoint(old):
+                old += [p for p in head.prefixes if p != new and p not in old]
             run = _Run(root, environment, old, new, dry_run, progress, unpublished, head)
             return run.relocate()
     except OSError as error:
@@ -170,16 +172,12 @@ def _exists(root: int, path: str) -> bool:
 
 
 def _location(path: str) -> str:
-    """Where the virtualenv is: a symlink to it, like `current`, is no place to relocate to.
+    """Where the virtualenv is: a symlink on the way to it is no place to relocate to.
 
-    Programs started from there would find another release behind it after the next switch.
+    Programs started through one, like `current`, would find another release behind it after the
+    next switch.
     """
-    path = os.path.abspath(path)
-    for _ in range(40):  # as many as the kernel follows
-        if not os.path.islink(path):
-            break
-        path = os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(path)))
-    return path
+    return os.path.realpath(path)
 
 
 def has_leftovers(path: str) -> bool:
@@ -191,8 +189,8 @@ def has_leftovers(path: str) -> bool:
     )
 
 
-def _nothing_to_do(environment: Virtualenv, new: str) -> Relocation:
-    if environment.prefix is None and not environment.relocatable:
+def _nothing_to_do(environment: Virtualenv, new: str, known: Sequence[str]) -> Relocation:
+    if environment.prefix is None and not environment.relocatable and new not in known:
         raise UnknownPrefix(
             f"{environment.path} does not say where it was built: its activation scripts, "
             "pyvenv.cfg and console scripts contain no path; give it (--old-path, in Salt old_path)"

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import unquote
 
 from ..archives.tar import Refused
 from ..errors import TreeError
 from ..system import files
 from . import manifest_reader
+from .evidence import all_prefixes
 from .layout import Virtualenv, inspect
+from .origins import references
 
 # How the name of a compiled module shows the Python it is for: `.cpython-311-x86_64-linux-gnu.so`,
 # `.pypy39-pp73-x86_64-linux-gnu.so`, `.abi3.so`. Other shared libraries do not.
@@ -31,7 +31,8 @@ class Contents:
         dangling: (symlink, target) of those to nothing.
         pointing_out: (symlink, target) of absolute ones out of the tree, but the interpreter's.
         packages: how many distributions are installed.
-        outside: (file, path) of `.pth` and `.egg-link` lines that refer to a place outside.
+        outside: (file, path) of what packages are imported from that is outside, and
+        inside: of what is in the virtualenv; see `references`.
     """
 
     compiled: dict[str, set[str]] = field(default_factory=dict)
@@ -39,12 +40,14 @@ class Contents:
     pointing_out: list[tuple[str, str]] = field(default_factory=list)
     packages: int = 0
     outside: list[tuple[str, str]] = field(default_factory=list)
+    inside: list[tuple[str, str]] = field(default_factory=list)
 
 
 def read_contents(
     environment: Virtualenv,
     compiled: dict[str, set[str]] | None = None,
     links: Mapping[str, str] | None = None,
+    prefixes: tuple[str, ...] = (),
 ) -> Contents:
     """Walk the tree of a virtualenv; nothing in it is run.
 
@@ -52,6 +55,7 @@ def read_contents(
         environment: the virtualenv.
         compiled: its compiled modules, where they are known.
         links: its symlinks and their targets; with both there is no walk.
+        prefixes: more paths that it was at than `inspect` finds.
     """
     result = Contents(compiled or {})
     top = environment.path
@@ -60,8 +64,7 @@ def read_contents(
             _read_link(result, environment, os.path.join(top, name), name, target)
     else:
         _walk(result, environment)
-    for site_packages in environment.site_packages:
-        _read_metadata(result, environment, site_packages)
+    _read_packages(result, environment, prefixes)
     result.dangling.sort()
     result.pointing_out.sort()
     return result
@@ -111,40 +114,19 @@ def _read_link(
         result.pointing_out.append((name, target))
 
 
-def _read_metadata(result: Contents, environment: Virtualenv, site_packages: str) -> None:
-    directory = os.path.join(environment.path, site_packages)
-    homes = (environment.prefix or environment.path, os.path.abspath(environment.path))
-    for name in sorted(os.listdir(directory)):
-        if name.endswith((".dist-info", ".egg-info", ".egg-link")):
-            result.packages += 1
-        path = os.path.join(directory, name)
-        # As Python does: what is called so and is no file adds nothing to the path.
-        if name.endswith((".pth", ".egg-link")) and os.path.isfile(path):
-            with open(path, errors="surrogateescape") as file:
-                lines = [line.strip() for line in file]
-            for line in lines:
-                outside = not any(line == home or line.startswith(home + "/") for home in homes)
-                if line.startswith("/") and outside:
-                    result.outside.append((f"{site_packages}/{name}", line))
-
-
-def editables(environment: Virtualenv) -> Iterator[tuple[str, str]]:
-    """The file and the place of each editable install of a project outside (PEP 610)."""
-    homes = (*environment.old_prefixes, os.path.abspath(environment.path))
+def _read_packages(result: Contents, environment: Virtualenv, prefixes: tuple[str, ...]) -> None:
     for site_packages in environment.site_packages:
-        directory = os.path.join(environment.path, site_packages)
-        for name in sorted(os.listdir(directory)):
-            file = os.path.join(directory, name, "direct_url.json")
-            try:
-                with open(file, encoding="utf-8") as stream:
-                    known = json.load(stream)
-                url = str(known["url"])
-                is_editable = known["dir_info"]["editable"] is True
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
-            place = unquote(url[len("file://") :])
-            if is_editable and not any((place + "/").startswith(home + "/") for home in homes):
-                yield f"{site_packages}/{name}/direct_url.json", place
+        names = os.listdir(os.path.join(environment.path, site_packages))
+        result.packages += sum(map(_is_package, names))
+    homes = (*environment.old_prefixes, *prefixes, os.path.abspath(environment.path))
+    for file, path, needed in references(environment.path, environment.site_packages):
+        if needed:
+            outside = not any(f"{path}/".startswith(f"{home}/") for home in homes)
+            (result.outside if outside else result.inside).append((file, path))
+
+
+def _is_package(name: str) -> bool:
+    return name.endswith((".dist-info", ".egg-info", ".egg-link"))
 
 
 def broken_modules(compiled: dict[str, set[str]], suffixes: list[str]) -> list[str]:
@@ -172,12 +154,14 @@ def describe(path: str) -> dict[str, Any]:
     """
     environment = inspect(path)
     try:
-        contents = read_contents(environment)
+        prefixes = all_prefixes(environment)
+        contents = read_contents(environment, prefixes=prefixes)
     except OSError as error:
         where = error.filename if isinstance(error.filename, str) else path
         raise TreeError.of(where, error) from error
     facts = environment.as_dict()
     del facts["config"]
+    facts["old_prefixes"] = list(prefixes)
     facts["interpreter"] = os.path.realpath(os.path.join(path, "bin", "python"))
     facts["packages"] = contents.packages
     facts["compiled_modules"] = len(contents.compiled)

@@ -8,11 +8,10 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ..artefacts import bytecode, metadata, scripts
+from ..artefacts import metadata, scripts
 from ..artefacts.quoting import CSH, FISH, SH, Language
 from ..errors import InvalidPath, NotAVirtualenv, TreeError
 from ..progress import Report
-from ..system import files
 
 _LIB = re.compile(r"(python|pypy)(\d+\.\d+)(t?)\Z")
 _WORD = rb"((?:'[^']*'|\"(?:[^\"\\]|\\.)*\"|\\.|[^\s;'\"()\\])+)"
@@ -224,7 +223,7 @@ def _prefixes(path: str, config: dict[str, str], site_packages: tuple[str, ...])
     if strangers:
         listed = _listed_scripts(path, site_packages)
         for prefix, names in strangers.items():
-            if listed.intersection(names) and not _is_installation(prefix):
+            if listed.intersection(names) and not is_installation(prefix):
                 yield prefix
 
 
@@ -298,60 +297,13 @@ def _bin_name(row: bytes) -> str:
     return os.fsdecode(row.rpartition(b"/")[2])
 
 
-def _is_installation(prefix: str) -> bool:
+def is_installation(prefix: str) -> bool:
     """Whether a Python lives at `prefix` that is no virtualenv: never a prefix to be replaced."""
     if prefix in ("/usr", "/usr/local", "/opt"):
         return True
-    return os.path.isdir(os.path.join(prefix, "bin")) and not (
-        os.path.exists(os.path.join(prefix, "pyvenv.cfg"))
-        or os.path.exists(os.path.join(prefix, "bin", "activate"))
-    )
+    return os.path.isdir(os.path.join(prefix, "bin")) and not is_virtualenv(prefix)
 
 
-def recorded_prefixes(root: int, site_packages: tuple[str, ...]) -> list[str]:
-    """Prefixes that bytecode of at least two packages gives as the place of its own source.
-
-    They are the only trace of a build through a symlink: pip then leaves the other spelling in no
-    other place. A package that was shipped with its builder's bytecode does not count, hence two.
-    """
-    votes: dict[str, set[str]] = {}
-    for directory in site_packages:
-        for package, path in _sample(root, directory):
-            with files.directory_of(root, path) as (parent, name):
-                try:
-                    data, _ = files.read(parent, name)
-                except OSError:
-                    continue
-            source = bytecode.recorded_source(path, data)
-            tail = bytecode.source_of(path)
-            if source and tail:
-                votes.setdefault(source[: -len(tail) - 1], set()).add(package)
-    return [
-        prefix
-        for prefix, packages in votes.items()
-        if len(packages) > 1 and prefix.count("/") > 1 and not _is_installation(prefix)
-    ]
-
-
-def _sample(root: int, directory: str, most: int = 64) -> Iterator[tuple[str, str]]:
-    """One bytecode file of each package in a site-packages directory, up to a number."""
-    parent = files.open_directory(root, directory)
-    try:
-        names = sorted(os.listdir(parent))
-    finally:
-        os.close(parent)
-    for name in names:
-        cache = f"{directory}/{name}/__pycache__"
-        try:
-            inner = files.open_directory(root, cache)
-        except OSError:
-            continue
-        try:
-            pycs = [pyc for pyc in os.listdir(inner) if pyc.endswith(".pyc")]
-        finally:
-            os.close(inner)
-        if pycs:
-            yield name, f"{cache}/{min(pycs)}"
-            most -= 1
-            if not most:
-                return
+def is_virtualenv(path: str) -> bool:
+    """Whether a directory has what every virtualenv has one of."""
+    return any(os.path.exists(os.path.join(path, name)) for name in ("pyvenv.cfg", "bin/activate"))

@@ -13,7 +13,7 @@ import pytest
 from relocate_core import reinitialize, relocate
 from relocate_core.bundles.pack import pack
 from relocate_core.relocation.untouched import is_untouched
-from relocate_core.virtualenvs import manifest
+from relocate_core.virtualenvs import manifest_reader
 from tests.support.bundles import unpack_by_tar
 from tests.support.environments import make
 
@@ -43,7 +43,7 @@ def place(bundle: Path, tmp_path: Path) -> Path:
 def untouched(place: Path) -> bool:
     root = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        known = manifest.of_tree(root)
+        known = manifest_reader.of_tree(root)
         assert known is not None
         with known:
             return is_untouched(root, known)

@@ -170,3 +170,39 @@ def test_what_stays_behind(tmp_path: Path) -> None:
     assert [p for p in check(made.path).problems if p.kind == "path" and made.outside in p.reason]
     shutil.rmtree(made.path)
     assert stat.S_ISDIR(os.stat(tmp_path).st_mode)
+
+
+# --- editable installs of projects that are gone --------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "project"),
+    [
+        ("uv", Project("alpha", inside=False)),
+        ("uv", Project("beta", layout="mapped", inside=False)),
+        ("venv-3.12", Project("gamma", layout="flat", inside=False)),
+        ("venv-3.11", Project("delta", mode="compat", inside=False)),
+        ("virtualenv-16", Project("epsilon", mode="develop", inside=False)),
+    ],
+)
+def test_an_editable_install_from_a_place_that_is_gone(
+    kind: str, project: Project, tmp_path: Path
+) -> None:
+    made = make(kind, tmp_path / "venv", projects=(project,))
+    relocate(made.path)
+    found = [problem for problem in problems(made) if problem.kind == "path"]
+    assert found
+    assert all(f"refers to {made.outside}/{project.name}" in one.reason for one in found)
+    names = {os.path.basename(one.file) for one in found}
+    if project.layout != "src" and project.mode == "default":
+        assert {"direct_url.json"} < names
+        assert any(name.endswith("_finder.py") for name in names)
+
+
+@pytest.mark.parametrize("layout", ["src", "mapped"])
+def test_an_editable_install_from_inside(layout: str, tmp_path: Path) -> None:
+    made = make("uv", tmp_path / "venv", projects=(Project("alpha", layout=layout),))
+    relocate(made.path)
+    assert problems(made) == []
+    shutil.rmtree(f"{made.path}/src/alpha")
+    assert {problem.kind for problem in problems(made)} == {"path"}

@@ -123,6 +123,12 @@ def test_no_marker(venv: Environment) -> None:
 def test_nothing_contains_the_old_path(venv: Environment) -> None:
     shutil.rmtree(f"{venv.path}/bin")
     os.mkdir(f"{venv.path}/bin")
+    assert relocate(venv.path, NEW, dry_run=True).old_prefixes == [venv.old_prefix]
+    for cache in Path(venv.path).rglob("__pycache__"):
+        shutil.rmtree(cache)
+    for name in ("*.pth", "*.egg-link", "*/direct_url.json"):
+        for path in Path(venv.site_packages).glob(name):
+            path.unlink()
     refuses(venv.path, UnknownPrefix, "does not say where it was built.*--old-path")
     report = relocate(venv.path, NEW, venv.old_prefix)
     assert report.changed
