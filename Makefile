@@ -12,8 +12,9 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3
 	$$python -c 'import ensurepip, sys, venv; sys.exit(not (3, 9) <= sys.version_info < (3, 16))' \
 	2>/dev/null && echo $$python && break; done)
 VENV ?= .venv
-# Each test file is run by one of them, beside the others.
+# Each test file is run by one of them, beside the others; the short ones of the pure parts last.
 WORKERS ?= 2
+BY_FILE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check
@@ -43,11 +44,11 @@ unit: $(READY) ## the tests of the pure parts, in a minute
 
 test: lint ## the checks, then all tests but the slow ones
 	@echo 'test: pytest, without the slow ones, by $(WORKERS) workers'
-	@$(BIN)/pytest -q -m 'not slow' -n $(WORKERS) --dist loadfile
+	@$(BIN)/pytest -m 'not slow' $(BY_FILE)
 
 test-all: lint ## the checks, then all tests, and more examples for each property
 	@echo 'test-all: pytest, by $(WORKERS) workers'
-	@RELOCATE_TEST_THOROUGH=1 $(BIN)/pytest -q -n $(WORKERS) --dist loadfile
+	@RELOCATE_TEST_THOROUGH=1 $(BIN)/pytest $(BY_FILE)
 
 matrix: ## the demo and the unit tests in fresh Debian roots, on every Python there (SUITES=sid: one)
 	@tests/matrix/run.sh $(SUITES)
