@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +19,11 @@ from ..system.transaction import Change, Transaction, reserve
 from ..virtualenvs import rewritten
 from ..virtualenvs.contents import read_contents
 from ..virtualenvs.discovery import find_fitting, find_named, require_fit
-from ..virtualenvs.interpreter import PROGRAM_NAME, Interpreter, probe_own
+from ..virtualenvs.interpreter import PROGRAM_NAME, Interpreter, is_program, probe_own
 from ..virtualenvs.layout import Virtualenv, inspect, read_config
+
+# Any other may be something else, unless `python` is just that.
+_USUAL_NAME = re.compile(r"(?:python|pypy)[\d.]*t?\Z")
 
 
 @dataclass
@@ -163,22 +165,29 @@ class _Swap:
         """The symlinks and copies in `bin` that are the base Python."""
         base = self.interpreter.executable
         directory = os.path.join(self.environment.path, "bin")
-        for name in sorted(os.listdir(directory)):
+        python = os.path.join(directory, "python")
+        final = _final_link(python)
+        for name in sorted(filter(PROGRAM_NAME.match, os.listdir(directory))):
             path = os.path.join(directory, name)
-            if not PROGRAM_NAME.match(name):
-                continue
+            certain = _USUAL_NAME.match(name)
             if os.path.islink(path):
                 target = os.readlink(path)
-                if "/" in target and target != base and not _inside(path, target, directory):
+                if "/" not in target or _inside(path, target, directory):
+                    continue
+                if target != base and (certain or target == final):
                     self.links[f"bin/{name}"] = base
-            elif _is_program(path) and not _same_content(path, base):
+            elif (
+                is_program(path)
+                and not _same_content(path, base)
+                and (certain or (is_program(python) and _same_content(path, python)))
+            ):
                 self.copies[f"bin/{name}"] = base
 
     def _plan_links(self) -> None:
         """Other symlinks into the old base: virtualenv 16's library, PyPy's shared library."""
         if self.old_base is None or self.old_base == self.interpreter.base_prefix:
             return
-        for top in ("bin", "lib", "include"):
+        for top in ("bin", "lib", "lib64", "include"):
             for directory, directories, names in os.walk(os.path.join(self.environment.path, top)):
                 if os.path.basename(directory) == "site-packages":
                     directories.clear()
@@ -287,12 +296,6 @@ def _inside(path: str, target: str, directory: str) -> bool:
     return (
         os.path.dirname(os.path.normpath(os.path.join(os.path.dirname(path), target))) == directory
     )
-
-
-def _is_program(path: str) -> bool:
-    with open(path, "rb") as file:
-        head = file.read(4)
-    return stat.S_ISREG(os.lstat(path).st_mode) and head == b"\x7fELF"
 
 
 def _same_content(one: str, other: str) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +22,11 @@ from .interpreter_info import PROGRAM
 from .layout import read_config
 from .manifest import PLACE, RECORD
 
-PROGRAM_NAME = re.compile(r"(?:python|pypy)[\d.]*t?\Z")
+# `python3.11-dbg` (Debian), `platform-python3.6` (RHEL 8), `python3.13-nogil`, `python3.14t`, and
+# what venv adds on Python 3.14.
+PROGRAM_NAME = re.compile(
+    r"(?!.*-config\Z)(?:(?:platform-)?python|pypy|\N{MATHEMATICAL ITALIC SMALL PI}thon)[\w.-]*\Z"
+)
 """What the executables of a Python are called."""
 
 _PROBE_SECONDS = 30
@@ -43,6 +48,7 @@ class Interpreter:
         cache_tag: what its bytecode's names have in them; None where it is kept beside the source.
         magic: what its bytecode begins with; empty before Python 3.
         libc: its C library and that one's version, such as `glibc 2.36`; "" where it is no glibc.
+        free_threaded: whether it is a build without the GIL, which has packages of its own.
     """
 
     executable: str
@@ -55,6 +61,7 @@ class Interpreter:
     cache_tag: str | None = None
     magic: bytes = b""
     libc: str = ""
+    free_threaded: bool = False
 
     @property
     def short_version(self) -> str:
@@ -97,6 +104,7 @@ def probe(executable: str, user: tuple[int, int] | None = None) -> Interpreter:
             cache_tag=answer["cache_tag"],
             magic=bytes.fromhex(answer["magic"]),
             libc=answer["libc"],
+            free_threaded=answer["free_threaded"],
         )
     except (KeyError, TypeError, ValueError) as error:  # some other program
         raise InterpreterNotFound(
@@ -186,9 +194,18 @@ def is_in_virtualenv(path: str) -> bool:
 
 
 def _pythons(directory: str) -> set[str]:
-    """The programs that the Pythons in a directory are."""
-    names = filter(PROGRAM_NAME.match, os.listdir(directory))
-    return {os.path.realpath(os.path.join(directory, name)) for name in names}
+    """The programs that the Pythons in a directory are; a script of such a name is none."""
+    paths = (os.path.join(directory, n) for n in os.listdir(directory) if PROGRAM_NAME.match(n))
+    return {os.path.realpath(path) for path in paths if is_program(path)}
+
+
+def is_program(path: str) -> bool:
+    """Whether there is a compiled program."""
+    try:
+        with open(path, "rb") as file:
+            return stat.S_ISREG(os.fstat(file.fileno()).st_mode) and file.read(4) == b"\x7fELF"
+    except OSError:
+        return False
 
 
 def _homes(path: str) -> set[str]:
