@@ -17,9 +17,15 @@ from ..system import files
 from ..system.locks import locked
 from ..system.transaction import Change, Transaction, reserve
 from ..virtualenvs import rewritten
+from ..virtualenvs.carried import carried_python, probe_carried
 from ..virtualenvs.contents import read_contents
 from ..virtualenvs.discovery import find_fitting, find_named, require_fit
-from ..virtualenvs.interpreter import PROGRAM_NAME, Interpreter, is_program, probe_own
+from ..virtualenvs.interpreter import (
+    PROGRAM_NAME,
+    Interpreter,
+    is_program,
+    probe_own,
+)
 from ..virtualenvs.layout import Virtualenv, inspect, read_config
 
 # Any other may be something else, unless `python` is just that.
@@ -64,6 +70,7 @@ def reinitialize(
     wait: float = 30.0,
     unpublished: bool = False,
     as_root: bool | None = None,
+    home: str | None = None,
     compiled: dict[str, set[str]] | None = None,
 ) -> Reinitialization:
     """Put the virtualenv at `path` onto a Python of this machine.
@@ -74,11 +81,13 @@ def reinitialize(
     Args:
         path: the virtualenv's directory.
         python: an executable, a command on the PATH or a version `X.Y`; by default the Python that
-            pyvenv.cfg refers to, if it is there and fits, else the first that fits.
+            the virtualenv carries itself, or that pyvenv.cfg refers to, if it is there and fits,
+            else the first that fits.
         dry_run: look, and change nothing.
         wait: seconds to wait for another run on the same virtualenv.
         unpublished: whether nobody relies on the tree yet; see `relocate`.
         as_root: whether the operator named root as the owner who should run it; see `probe_own`.
+        home: the path that it is going to be renamed to, where it is not there yet.
         compiled: the file name endings of its compiled modules, where they are known; see
             `read_contents`.
 
@@ -95,6 +104,9 @@ def reinitialize(
             environment = inspect(path)
             if compiled is None:
                 compiled = read_contents(environment).compiled
+            own = carried_python(environment, home) if python is None else None
+            if own is not None:
+                return _on_its_own(environment, own, home, as_root, compiled)
             if python is None:
                 interpreter = find_fitting(environment, compiled)
             else:
@@ -105,6 +117,21 @@ def reinitialize(
         raise TreeError.of(path, error) from error
     finally:
         os.close(root)
+
+
+def _on_its_own(
+    environment: Virtualenv,
+    python: str,
+    home: str | None,
+    as_root: bool | None,
+    compiled: dict[str, set[str]],
+) -> Reinitialization:
+    """Nothing is done to a virtualenv that carries its Python, once that has run."""
+    found = probe_carried(environment, python, as_root)
+    require_fit(environment, found, {} if found.untried else compiled)
+    top = os.path.abspath(environment.path)
+    final = (home or top) + python[len(top) :]
+    return Reinitialization(environment.path, final, found.long_version, final)
 
 
 class _Swap:
