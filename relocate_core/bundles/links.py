@@ -8,11 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ..archives.tar import WITHOUT, Refused, printable
+from ..virtualenvs.interpreter import PROGRAM_NAME
 
 # As many symlinks as the kernel follows for one path (path_resolution(7)).
 _MOST_HOPS = 40
-_PROGRAM = re.compile(r"bin/(?:python|pypy)[\w.]*\Z")
-_PROGRAM_TARGET = re.compile(r"(?:python|pypy)[\w.]*\Z")
 # virtualenv before 20 made them, which ended with Python 3.9.
 _LIBRARY = re.compile(
     r"(?:bin/libpypy[\w.-]*|(?:lib|include)/(?:python(?:2\.7|3\.[4-9]m?)|pypy)\b.*)\Z"
@@ -29,12 +28,14 @@ def is_base(path: str, target: str) -> bool:
         path: the symlink, relative to the virtualenv.
         target: what it points to.
     """
-    if os.path.normpath(target) != target:
-        return False
-    if _PROGRAM.match(path):
-        return bool(_PROGRAM_TARGET.match(os.path.basename(target)))
+    directory, _, name = path.rpartition("/")
+    if directory == "bin" and PROGRAM_NAME.match(name):
+        return bool(PROGRAM_NAME.match(os.path.basename(target)))
     return (
-        bool(_LIBRARY.match(path)) and "/site-packages" not in path and target.endswith("/" + path)
+        os.path.normpath(target) == target
+        and bool(_LIBRARY.match(path))
+        and "/site-packages" not in path
+        and target.endswith("/" + path)
     )
 
 

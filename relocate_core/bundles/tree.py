@@ -19,6 +19,7 @@ from ..errors import CannotTravel
 from ..relocation.scan import holds_packages, needles
 from ..system import files
 from ..virtualenvs import access
+from ..virtualenvs.carried import carried_python
 from ..virtualenvs.contents import read_contents
 from ..virtualenvs.evidence import recorded_prefixes
 from ..virtualenvs.interpreter import probe
@@ -227,6 +228,13 @@ class Tree:
                     path, f"it points to {target}, in a home directory: reinitialize it there"
                 )
         self._warn_unreadable(entries)
+        if carried_python(self.environment) is not None:
+            version = f"Python {self.environment.python}"
+            self.warn(
+                "bin/python",
+                f"the virtualenv carries its own {version}, and a bundle is put onto one of the "
+                "server: install it there, or deploy a plain tar of the virtualenv",
+            )
         if self.environment.system_site_packages:
             self.warn("pyvenv.cfg", "it sees the base Python's packages, which are not packed")
 

@@ -348,7 +348,12 @@ class _Release:
             compiled = {module: set(endings) for endings, module in unpacked.bundle.compiled}
         let_through(self.staged)  # so that others can run what root does not run
         swapped = reinitialize(
-            self.staged, python, unpublished=True, as_root=as_root, compiled=compiled
+            self.staged,
+            python,
+            unpublished=True,
+            as_root=as_root,
+            home=self.path,
+            compiled=compiled,
         )
         self.notify("reinitialized", {"python": swapped.python})
         verdict = check(

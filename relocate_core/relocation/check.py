@@ -11,6 +11,7 @@ from ..artefacts import scripts
 from ..errors import CannotRun, InterpreterNotFound, RelocateError, TreeError
 from ..progress import Report
 from ..virtualenvs import access, interpreter
+from ..virtualenvs.carried import Place, carried_python, probe_carried
 from ..virtualenvs.contents import Contents, broken_modules, read_contents
 from ..virtualenvs.evidence import all_prefixes
 from ..virtualenvs.layout import Virtualenv, inspect
@@ -79,8 +80,8 @@ def check(
     environment = inspect(path)
     try:
         contents = read_contents(environment, compiled, links)
-        version, problems = _interpreter(environment, contents, base, as_root)
-        place = _Place(path, home)
+        version, problems = _interpreter(environment, contents, home, base, as_root)
+        place = Place(path, home)
         problems += _scripts(environment, place)
         problems += _links(contents, problems, place)
         problems += _references(environment, home, packed=links is not None)
@@ -94,31 +95,25 @@ def check(
     return Verdict(path, version, deep, tuple(problems))
 
 
-class _Place:
-    """Where a virtualenv is, and where its files expect it."""
-
-    def __init__(self, path: str, home: str | None) -> None:
-        self.path = os.path.abspath(path)
-        self.home = home
-
-    def now(self, path: str) -> str:
-        """Where something is now that its files refer to as `path`."""
-        if self.home is not None and (path + "/").startswith(self.home + "/"):
-            return self.path + path[len(self.home) :]
-        return path
-
-
 def _interpreter(
-    environment: Virtualenv, contents: Contents, base: str | None, as_root: bool | None
+    environment: Virtualenv,
+    contents: Contents,
+    home: str | None,
+    base: str | None,
+    as_root: bool | None,
 ) -> tuple[str | None, list[Problem]]:
     file = "bin/python"
     executable = os.path.join(os.path.abspath(environment.path), file)
-    if os.path.islink(executable) and not os.path.exists(executable):
+    own = carried_python(environment, home)
+    if own is None and os.path.islink(executable) and not os.path.exists(executable):
         target = os.path.realpath(executable)
         reason = f"it points to {target}, which is not on this machine: reinitialize"
         return None, [Problem("interpreter", file, reason)]
     try:
-        found = interpreter.probe_own(environment.path, base, as_root)
+        if own is not None:
+            found = probe_carried(environment, own, as_root)
+        else:
+            found = interpreter.probe_own(environment.path, base, as_root)
     except CannotRun as error:
         return None, [Problem("access", file, str(error))]
     except InterpreterNotFound as error:
@@ -127,15 +122,18 @@ def _interpreter(
     if found.short_version != environment.python:
         reason = f"it is Python {found.short_version}, the virtualenv is for {environment.python}"
         problems.append(Problem("interpreter", file, f"{reason}: reinitialize"))
+    if found.untried:
+        top = os.path.abspath(environment.path)
+        problems.append(Problem("untried", file, found.untried.replace(top, home or top)))
     broken = broken_modules(contents.compiled, found.suffixes)
-    if broken:
+    if broken and not found.untried:
         more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
         reason = f"it cannot load {', '.join(broken[:3])}{more}: built for another ABI"
         problems.append(Problem("interpreter", file, reason))
     return found.long_version, problems
 
 
-def _scripts(environment: Virtualenv, place: _Place) -> Iterator[Problem]:
+def _scripts(environment: Virtualenv, place: Place) -> Iterator[Problem]:
     directory = os.path.join(environment.path, "bin")
     for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
         if not entry.is_file(follow_symlinks=False):
@@ -146,7 +144,7 @@ def _scripts(environment: Virtualenv, place: _Place) -> Iterator[Problem]:
         if wanted is None or not wanted.startswith(b"/"):
             continue
         line = head.partition(b"\n")[0]
-        if not os.access(place.now(os.fsdecode(wanted)), os.X_OK):
+        if not os.access(place.resolved(os.fsdecode(wanted)), os.X_OK):
             reason = f"its interpreter {os.fsdecode(wanted)} is not there"
             yield Problem("script", f"bin/{entry.name}", reason)
         elif len(line) >= scripts.SHEBANG_LIMIT or (
@@ -156,16 +154,16 @@ def _scripts(environment: Virtualenv, place: _Place) -> Iterator[Problem]:
             yield Problem("script", f"bin/{entry.name}", f"{reason}: relocate")
 
 
-def _links(contents: Contents, known: list[Problem], place: _Place) -> Iterator[Problem]:
+def _links(contents: Contents, known: list[Problem], place: Place) -> Iterator[Problem]:
     """Dangling symlinks, except those that only follow from a missing interpreter."""
     missing = any(problem.kind == "interpreter" for problem in known)
     for name, target in contents.dangling:
-        waits = place.now(target) != target and os.path.exists(place.now(target))
+        waits = os.path.exists(place.resolved(os.path.join(place.path, name)))
         if not (waits or (missing and name.startswith("bin/"))):
             yield Problem("link", name, f"it points to {target}, which is not on this machine")
 
 
-def _packages(contents: Contents, place: _Place) -> Iterator[Problem]:
+def _packages(contents: Contents, place: Place) -> Iterator[Problem]:
     """What packages are imported from, and is not there."""
     for file, path in (*contents.outside, *contents.inside):
         if not os.path.exists(place.now(path)):

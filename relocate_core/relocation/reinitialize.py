@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,10 +17,19 @@ from ..system import files
 from ..system.locks import locked
 from ..system.transaction import Change, Transaction, reserve
 from ..virtualenvs import rewritten
+from ..virtualenvs.carried import carried_python, probe_carried
 from ..virtualenvs.contents import read_contents
 from ..virtualenvs.discovery import find_fitting, find_named, require_fit
-from ..virtualenvs.interpreter import PROGRAM_NAME, Interpreter, probe_own
+from ..virtualenvs.interpreter import (
+    PROGRAM_NAME,
+    Interpreter,
+    is_program,
+    probe_own,
+)
 from ..virtualenvs.layout import Virtualenv, inspect, read_config
+
+# Any other may be something else, unless `python` is just that.
+_USUAL_NAME = re.compile(r"(?:python|pypy)[\d.]*t?\Z")
 
 
 @dataclass
@@ -62,6 +70,7 @@ def reinitialize(
     wait: float = 30.0,
     unpublished: bool = False,
     as_root: bool | None = None,
+    home: str | None = None,
     compiled: dict[str, set[str]] | None = None,
 ) -> Reinitialization:
     """Put the virtualenv at `path` onto a Python of this machine.
@@ -72,11 +81,13 @@ def reinitialize(
     Args:
         path: the virtualenv's directory.
         python: an executable, a command on the PATH or a version `X.Y`; by default the Python that
-            pyvenv.cfg refers to, if it is there and fits, else the first that fits.
+            the virtualenv carries itself, or that pyvenv.cfg refers to, if it is there and fits,
+            else the first that fits.
         dry_run: look, and change nothing.
         wait: seconds to wait for another run on the same virtualenv.
         unpublished: whether nobody relies on the tree yet; see `relocate`.
         as_root: whether the operator named root as the owner who should run it; see `probe_own`.
+        home: the path that it is going to be renamed to, where it is not there yet.
         compiled: the file name endings of its compiled modules, where they are known; see
             `read_contents`.
 
@@ -93,6 +104,9 @@ def reinitialize(
             environment = inspect(path)
             if compiled is None:
                 compiled = read_contents(environment).compiled
+            own = carried_python(environment, home) if python is None else None
+            if own is not None:
+                return _on_its_own(environment, own, home, as_root, compiled)
             if python is None:
                 interpreter = find_fitting(environment, compiled)
             else:
@@ -103,6 +117,21 @@ def reinitialize(
         raise TreeError.of(path, error) from error
     finally:
         os.close(root)
+
+
+def _on_its_own(
+    environment: Virtualenv,
+    python: str,
+    home: str | None,
+    as_root: bool | None,
+    compiled: dict[str, set[str]],
+) -> Reinitialization:
+    """Nothing is done to a virtualenv that carries its Python, once that has run."""
+    found = probe_carried(environment, python, as_root)
+    require_fit(environment, found, {} if found.untried else compiled)
+    top = os.path.abspath(environment.path)
+    final = (home or top) + python[len(top) :]
+    return Reinitialization(environment.path, final, found.long_version, final)
 
 
 class _Swap:
@@ -163,22 +192,29 @@ class _Swap:
         """The symlinks and copies in `bin` that are the base Python."""
         base = self.interpreter.executable
         directory = os.path.join(self.environment.path, "bin")
-        for name in sorted(os.listdir(directory)):
+        python = os.path.join(directory, "python")
+        final = _final_link(python)
+        for name in sorted(filter(PROGRAM_NAME.match, os.listdir(directory))):
             path = os.path.join(directory, name)
-            if not PROGRAM_NAME.match(name):
-                continue
+            certain = _USUAL_NAME.match(name)
             if os.path.islink(path):
                 target = os.readlink(path)
-                if "/" in target and target != base and not _inside(path, target, directory):
+                if "/" not in target or _inside(path, target, directory):
+                    continue
+                if target != base and (certain or target == final):
                     self.links[f"bin/{name}"] = base
-            elif _is_program(path) and not _same_content(path, base):
+            elif (
+                is_program(path)
+                and not _same_content(path, base)
+                and (certain or (is_program(python) and _same_content(path, python)))
+            ):
                 self.copies[f"bin/{name}"] = base
 
     def _plan_links(self) -> None:
         """Other symlinks into the old base: virtualenv 16's library, PyPy's shared library."""
         if self.old_base is None or self.old_base == self.interpreter.base_prefix:
             return
-        for top in ("bin", "lib", "include"):
+        for top in ("bin", "lib", "lib64", "include"):
             for directory, directories, names in os.walk(os.path.join(self.environment.path, top)):
                 if os.path.basename(directory) == "site-packages":
                     directories.clear()
@@ -287,12 +323,6 @@ def _inside(path: str, target: str, directory: str) -> bool:
     return (
         os.path.dirname(os.path.normpath(os.path.join(os.path.dirname(path), target))) == directory
     )
-
-
-def _is_program(path: str) -> bool:
-    with open(path, "rb") as file:
-        head = file.read(4)
-    return stat.S_ISREG(os.lstat(path).st_mode) and head == b"\x7fELF"
 
 
 def _same_content(one: str, other: str) -> bool:

@@ -31,6 +31,7 @@ from ..virtualenvs import manifest, manifest_reader, rewritten
 from ..virtualenvs.evidence import recorded_prefixes
 from ..virtualenvs.layout import Virtualenv, absolute_prefix, inspect
 from ..virtualenvs.manifest import Head
+from ..virtualenvs.nested import packages_above
 from . import workers
 from .packaged import Packaged
 from .records import Records
@@ -329,7 +330,9 @@ class _Run:
 
     def _write(self) -> None:
         """Write every other new file beside its old one; nothing is in place yet."""
-        records = Records(self.root, self.environment.site_packages, self.prefixes)
+        nested = packages_above(self.environment, self.hits)
+        places = (*self.environment.site_packages, *nested)
+        records = Records(self.root, places, self.prefixes)
         packaged = Packaged(self.root, records, self.prefixes)
         rewriter = Rewriter(self.root, packaged, self.transaction, self.report, self.bytecode)
         for path in self.walk.links:
@@ -340,6 +343,9 @@ class _Run:
         listed = None
         if self.head is not None:
             listed = [path for path in self.head.references if path.endswith("/RECORD")]
+            inner = tuple(f"{place}/" for place in nested)
+            listed += [path for path, _ in records if path.startswith(inner)] if inner else []
+            listed = list(dict.fromkeys(listed))
         for record, known in records.update(self.transaction, listed):
             if not known:
                 rewriter.count(record, metadata.KIND)

@@ -18,6 +18,7 @@ from ..artefacts import bytecode, encoded
 from ..artefacts.prefix import Prefixes
 from ..errors import TreeChanged
 from ..system import files
+from ..virtualenvs.layout import LIBRARIES
 
 # Files of up to this size are rewritten in memory as a whole, larger ones as a `kinds.LargeFile`.
 WHOLE = 8 << 20
@@ -25,6 +26,11 @@ _BUFFER = 1 << 18
 # What compressed files and UTF-16 begin with, and how much of one is inflated at the most.
 HIDDEN_FIRST = frozenset(b"P\x1fB\xfd\xff\xfe")
 _INFLATED = 256 << 20
+
+_PACKAGES = (
+    *(f"{one}/{kind}" for one in LIBRARIES for kind in ("python", "pypy")),
+    "site-packages",
+)
 
 Directory = tuple[str, list[str]]
 """A directory's path relative to the virtualenv, and the regular files in it to look at."""
@@ -197,7 +203,7 @@ def holds_packages(directory: str) -> bool:
 
     Configuration has such spellings, and it is elsewhere: nearly all files are spared the search.
     """
-    return directory.startswith(("lib/python", "lib/pypy", "lib64/python", "site-packages"))
+    return directory.startswith(_PACKAGES)
 
 
 def needles(paths: tuple[bytes, ...]) -> tuple[bytes, ...]:

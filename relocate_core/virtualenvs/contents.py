@@ -13,13 +13,13 @@ from ..errors import TreeError
 from ..system import files
 from . import manifest_reader
 from .evidence import all_prefixes
+from .interpreter import PROGRAM_NAME
 from .layout import Virtualenv, inspect
 from .origins import references
 
 # How the name of a compiled module shows the Python it is for: `.cpython-311-x86_64-linux-gnu.so`,
 # `.pypy39-pp73-x86_64-linux-gnu.so`, `.abi3.so`. Other shared libraries do not.
 _TAGGED = re.compile(r"([^.]+)(\.(?:cpython-\d|pypy\d|abi3)[^/]*\.so)\Z")
-_INTERPRETER = re.compile(r"(?:python|pypy)[\d.]*t?\Z")
 
 
 @dataclass
@@ -108,7 +108,7 @@ def _read_link(
 ) -> None:
     if not os.path.exists(path):
         result.dangling.append((name, target))
-    is_interpreter = name.startswith("bin/") and _INTERPRETER.match(name[len("bin/") :])
+    is_interpreter = name.startswith("bin/") and PROGRAM_NAME.match(name[len("bin/") :])
     inside = target == environment.prefix or target.startswith(f"{environment.prefix}/")
     if target.startswith("/") and not inside and not is_interpreter:
         result.pointing_out.append((name, target))

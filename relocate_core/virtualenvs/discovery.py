@@ -16,7 +16,7 @@ from ..errors import InterpreterMismatch, InterpreterNotFound, InvalidPath, Unsa
 from ..system.ownership import require_trusted
 from ..system.processes import USUAL_DIRECTORIES
 from .contents import broken_modules
-from .interpreter import Interpreter, is_in_virtualenv, probe
+from .interpreter import PROGRAM_NAME, Interpreter, is_in_virtualenv, is_program, probe
 from .manifest import Head
 
 
@@ -64,19 +64,27 @@ class PythonSpec(Protocol):
     def implementation(self) -> str: ...
     @property
     def home(self) -> str | None: ...
+    @property
+    def free_threaded(self) -> bool | None: ...
 
 
 def _candidates(environment: PythonSpec) -> Iterator[str]:
     """Where a Python of the right version may be, the one that the virtualenv refers to first."""
     kind = "pypy" if environment.implementation == "pypy" else "python"
-    names = (f"{kind}{environment.python}", f"{kind}{environment.python[0]}", kind)
+    version = f"{environment.python}{'t' if environment.free_threaded else ''}"
+    names = [f"{kind}{version}", f"{kind}{environment.python}", f"{kind}{version[0]}", kind]
     own = os.path.realpath(os.path.join(environment.path, "bin"))
     home = [environment.home] if environment.home and _is_safe(environment.home) else []
-    for name in names:
+    for name in dict.fromkeys(names):
         for directory in (*home, *program_directories()):
             executable = os.path.join(directory, name)
             if os.path.realpath(directory) != own and os.access(executable, os.X_OK):
                 yield executable
+    for directory in (*home, *program_directories()):  # of another name, such as python3.11-dbg
+        if os.path.isdir(directory) and os.path.realpath(directory) != own:
+            for name in sorted(filter(PROGRAM_NAME.match, os.listdir(directory))):
+                if is_program(os.path.join(directory, name)):
+                    yield os.path.join(directory, name)
 
 
 def _is_safe(directory: str) -> bool:
@@ -141,12 +149,15 @@ def require_fit(
     wrong = (
         interpreter.short_version != environment.python
         or interpreter.implementation != environment.implementation
+        or environment.free_threaded not in (None, interpreter.free_threaded)
     )
     if not wrong and not broken:
         return
     names = {"cpython": "Python", "pypy": "PyPy"}
     here = f"{names[interpreter.implementation]} {interpreter.short_version}"
+    here += "t" if interpreter.free_threaded else ""
     wanted = f"{names.get(environment.implementation, 'Python')} {environment.python}"
+    wanted += "t" if environment.free_threaded else ""
     reason = f"it is {here} and the virtualenv is for {wanted}" if wrong else "its ABI is another"
     if broken:
         shown = ", ".join(broken[:3])
@@ -173,6 +184,7 @@ class _BundleSpec:
     python: str
     implementation: str
     home: str | None
+    free_threaded: bool | None = None
 
 
 def for_bundle(head: Head, path: str, python: str | None) -> Interpreter:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +22,11 @@ from .interpreter_info import PROGRAM
 from .layout import read_config
 from .manifest import PLACE, RECORD
 
-PROGRAM_NAME = re.compile(r"(?:python|pypy)[\d.]*t?\Z")
+# `python3.11-dbg` (Debian), `platform-python3.6` (RHEL 8), `python3.13-nogil`, `python3.14t`, and
+# what venv adds on Python 3.14.
+PROGRAM_NAME = re.compile(
+    r"(?!.*-config\Z)(?:(?:platform-)?python|pypy|\N{MATHEMATICAL ITALIC SMALL PI}thon)[\w.-]*\Z"
+)
 """What the executables of a Python are called."""
 
 _PROBE_SECONDS = 30
@@ -43,6 +48,8 @@ class Interpreter:
         cache_tag: what its bytecode's names have in them; None where it is kept beside the source.
         magic: what its bytecode begins with; empty before Python 3.
         libc: its C library and that one's version, such as `glibc 2.36`; "" where it is no glibc.
+        free_threaded: whether it is a build without the GIL, which has packages of its own.
+        untried: why it could not be run, where this is what files say of it.
     """
 
     executable: str
@@ -55,6 +62,8 @@ class Interpreter:
     cache_tag: str | None = None
     magic: bytes = b""
     libc: str = ""
+    free_threaded: bool = False
+    untried: str = ""
 
     @property
     def short_version(self) -> str:
@@ -97,6 +106,7 @@ def probe(executable: str, user: tuple[int, int] | None = None) -> Interpreter:
             cache_tag=answer["cache_tag"],
             magic=bytes.fromhex(answer["magic"]),
             libc=answer["libc"],
+            free_threaded=answer["free_threaded"],
         )
     except (KeyError, TypeError, ValueError) as error:  # some other program
         raise InterpreterNotFound(
@@ -123,8 +133,30 @@ def probe_own(path: str, base: str | None = None, as_root: bool | None = None) -
     """
     path = os.path.abspath(path)
     if as_root is None:
-        as_root = not any(os.path.lexists(os.path.join(path, name)) for name in (PLACE, RECORD))
+        as_root = _is_local(path)
     return probe(os.path.join(path, "bin", "python"), _other_user(path, base, as_root))
+
+
+def user_for_carried(path: str, python: str, as_root: bool | None) -> tuple[int, int] | None:
+    """Whom to run the Python as that a virtualenv carries, see `probe_own`; None for oneself.
+
+    Args:
+        path: the virtualenv's directory.
+        python: its Python.
+        as_root: whether the operator named root as the owner who should run it.
+
+    Raises:
+        CannotRun: only root could run it, and root does not.
+    """
+    if os.geteuid() != 0:
+        return None
+    as_root = _is_local(path) if as_root is None else as_root
+    return _unprivileged(path, [path, os.path.dirname(python)], as_root)
+
+
+def _is_local(path: str) -> bool:
+    """Whether a virtualenv is neither a release nor a bundle."""
+    return not any(os.path.lexists(os.path.join(path, name)) for name in (PLACE, RECORD))
 
 
 def _other_user(path: str, base: str | None, as_root: bool) -> tuple[int, int] | None:
@@ -135,17 +167,32 @@ def _other_user(path: str, base: str | None, as_root: bool) -> tuple[int, int] |
     base_alone = _runs_base_alone(path, base)
     if not owner.st_uid and base_alone:
         return None
-    user = owner.st_uid or _NOBODY, owner.st_gid or _NOBODY
     known_home = base
     if base is None and not owner.st_uid:
         # Not of another owner, who could name a directory that is closed to them, for root to run
         # it.
         known_home = read_config(path).get("home")
     places = [path, *([known_home] if known_home else [])]
+    return _unprivileged(path, places, as_root, trusted=base is not None and base_alone)
+
+
+def _unprivileged(
+    path: str, places: list[str], as_root: bool, trusted: bool = False
+) -> tuple[int, int] | None:
+    """The owner of a virtualenv, or nobody for root's own; None for root where that may be.
+
+    Args:
+        path: the virtualenv.
+        places: the directories that the user has to enter.
+        as_root: whether root runs its own virtualenv where nobody cannot.
+        trusted: whether root runs it where the user cannot.
+    """
+    owner = os.stat(path)
+    user = owner.st_uid or _NOBODY, owner.st_gid or _NOBODY
     closed = next((place for place in places if not _may_enter(place, user)), None)
     if closed is None:
         return user
-    if (base is not None and base_alone) or (as_root and not owner.st_uid):
+    if trusted or (as_root and not owner.st_uid):
         return None
     raise CannotRun(
         f"{os.path.join(path, 'bin', 'python')} is not run: root runs nothing from an archive, and "
@@ -186,9 +233,18 @@ def is_in_virtualenv(path: str) -> bool:
 
 
 def _pythons(directory: str) -> set[str]:
-    """The programs that the Pythons in a directory are."""
-    names = filter(PROGRAM_NAME.match, os.listdir(directory))
-    return {os.path.realpath(os.path.join(directory, name)) for name in names}
+    """The programs that the Pythons in a directory are; a script of such a name is none."""
+    paths = (os.path.join(directory, n) for n in os.listdir(directory) if PROGRAM_NAME.match(n))
+    return {os.path.realpath(path) for path in paths if is_program(path)}
+
+
+def is_program(path: str) -> bool:
+    """Whether there is a compiled program."""
+    try:
+        with open(path, "rb") as file:
+            return stat.S_ISREG(os.fstat(file.fileno()).st_mode) and file.read(4) == b"\x7fELF"
+    except OSError:
+        return False
 
 
 def _homes(path: str) -> set[str]:

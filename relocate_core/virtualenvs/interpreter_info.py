@@ -35,5 +35,6 @@ print(json.dumps({
     'cache_tag': getattr(getattr(sys, 'implementation', None), 'cache_tag', None),
     'magic': magic,
     'libc': libc,
+    'free_threaded': 't' in getattr(sys, 'abiflags', ''),
 }))
 """

@@ -7,6 +7,7 @@ import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ..artefacts import metadata, scripts
 from ..artefacts.quoting import CSH, FISH, SH, Language
@@ -14,6 +15,10 @@ from ..errors import InvalidPath, NotAVirtualenv, TreeError
 from ..progress import Report
 
 _LIB = re.compile(r"(python|pypy)(\d+\.\d+)(t?)\Z")
+# Fedora, RHEL and openSUSE have compiled packages in lib64, Debian what pip installs in local.
+LIBRARIES = ("lib", "lib64", "local/lib")
+"""The directories that may have the library of a Python."""
+_PACKAGES = ("site-packages", "dist-packages")
 _WORD = rb"((?:'[^']*'|\"(?:[^\"\\]|\\.)*\"|\\.|[^\s;'\"()\\])+)"
 _ASSIGNED = re.compile(rb"VIRTUAL_ENV(?:=|[ \t]+)(?:\$\(cygpath )?" + _WORD)
 _ACTIVATION: tuple[tuple[str, Language], ...] = (
@@ -36,6 +41,7 @@ class Virtualenv(Report):
         old_prefixes: all paths that it was built at as far as its files show, most trusted first.
         python: `X.Y` of the Python it is for.
         implementation: `cpython` or `pypy`.
+        free_threaded: whether that is a build without the GIL, with packages of its own.
         builder: which tool made it: `venv`, `virtualenv` or `uv`.
         home: the directory of the base Python, as pyvenv.cfg has it; None on virtualenv before 20.
         site_packages: its site-packages directories, relative to it.
@@ -51,6 +57,7 @@ class Virtualenv(Report):
     old_prefixes: tuple[str, ...]
     python: str
     implementation: str
+    free_threaded: bool
     builder: str
     home: str | None
     site_packages: tuple[str, ...]
@@ -101,25 +108,27 @@ def inspect(path: str) -> Virtualenv:
 
 
 def _inspect(path: str) -> Virtualenv:
-    library, implementation, version = _library(path)
     config = read_config(path)
-    site_packages = tuple(_site_packages(path, library))
+    libraries = _libraries(path)
+    library = _library_in_use(libraries, config)
+    site_packages = tuple(_site_packages(path, libraries))
     has_marker = bool(config) or os.path.isfile(os.path.join(path, "bin", "activate"))
     if not has_marker:
         raise NotAVirtualenv(path, "file", os.path.join(path, "bin", "activate"))
     prefixes = tuple(_prefixes(path, config, site_packages))
-    python = config.get("version_info") or config.get("version") or version
+    python = config.get("version_info") or config.get("version") or library.version
     home = config.get("home")
     return Virtualenv(
         path=path,
         prefix=prefixes[0] if prefixes else None,
         old_prefixes=prefixes,
         python=".".join(python.split(".")[:2]),
-        implementation=config.get("implementation", implementation).lower(),
+        implementation=config.get("implementation", library.implementation).lower(),
+        free_threaded=library.free_threaded,
         builder=_builder(config),
         home=home,
         site_packages=site_packages,
-        system_site_packages=_sees_system(path, library, config),
+        system_site_packages=_sees_system(path, library.path, config),
         prompt=config.get("prompt"),
         copies=_is_copy(path),
         relocatable=config.get("relocatable") == "true",
@@ -127,21 +136,46 @@ def _inspect(path: str) -> Virtualenv:
     )
 
 
-def _library(path: str) -> tuple[str, str, str]:
+class _Library(NamedTuple):
     """The directory of the standard library or its substitute, and what its name contains."""
-    for directory in ("bin", "lib"):
-        if not _is_directory(os.path.join(path, directory)):
-            raise NotAVirtualenv(path, "directory", os.path.join(path, directory))
+
+    path: str
+    implementation: str
+    version: str
+    free_threaded: bool
+
+
+def _libraries(path: str) -> list[_Library]:
+    """Those of every Python that the virtualenv has packages for; symlinks have none of their own.
+
+    Raises:
+        NotAVirtualenv: there is none.
+    """
+    if not _is_directory(os.path.join(path, "bin")):
+        raise NotAVirtualenv(path, "directory", os.path.join(path, "bin"))
+    real = os.path.realpath(path)
+    places = [one for one in LIBRARIES if _is_directory(os.path.join(path, one))]
+    if not places:
+        raise NotAVirtualenv(path, "directory", os.path.join(path, "lib"))
     found = []
-    for name in sorted(os.listdir(os.path.join(path, "lib"))):
-        match = _LIB.match(name)
-        if match and os.path.isdir(os.path.join(path, "lib", name)):
-            found.append((f"lib/{name}", match[1], match[2]))
+    for place in places:
+        directory = os.path.join(real, place)
+        if os.path.realpath(directory) != directory:  # such as lib64, a symlink to lib
+            continue
+        for name in sorted(os.listdir(directory)):
+            match = _LIB.match(name)
+            if match and os.path.isdir(os.path.join(directory, name)):
+                kind = "pypy" if match[1] == "pypy" else "cpython"
+                found.append(_Library(f"{place}/{name}", kind, match[2], bool(match[3])))
     if not found:
         raise NotAVirtualenv(path, "directory", os.path.join(path, "lib", "python#.#"))
-    wanted = ".".join(read_config(path).get("version", "").split(".")[:2])
-    best = next((row for row in found if row[2] == wanted), found[-1])
-    return best[0], "pypy" if best[1] == "pypy" else "cpython", best[2]
+    return found
+
+
+def _library_in_use(found: list[_Library], config: dict[str, str]) -> _Library:
+    """That of the version in pyvenv.cfg, else of the latest."""
+    wanted = ".".join(config.get("version", "").split(".")[:2])
+    return next((one for one in found if one.version == wanted), found[-1])
 
 
 def _is_directory(path: str) -> bool:
@@ -152,17 +186,16 @@ def _is_directory(path: str) -> bool:
         return False
 
 
-def _site_packages(path: str, library: str) -> Iterator[str]:
+def _site_packages(path: str, libraries: list[_Library]) -> Iterator[str]:
     """The site-packages directories below every library directory; PyPy 2 has one at the top."""
-    lib = os.path.join(path, "lib")
-    names = [f"lib/{name}/site-packages" for name in sorted(os.listdir(lib)) if _LIB.match(name)]
+    names = [f"{library.path}/{name}" for library in libraries for name in _PACKAGES]
     found = [
         name
         for name in (*names, "site-packages")
         if os.path.isdir(os.path.join(path, name)) and not os.path.islink(os.path.join(path, name))
     ]
     if not found:
-        raise NotAVirtualenv(path, "directory", os.path.join(path, library, "site-packages"))
+        raise NotAVirtualenv(path, "directory", os.path.join(path, names[0]))
     yield from found
 
 

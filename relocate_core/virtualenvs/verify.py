@@ -16,6 +16,7 @@ from .distributions import listed_path, records
 from .layout import Virtualenv
 from .manifest import RECORD, Row
 from .manifest_reader import Manifest
+from .nested import packages_below
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class Problem:
     """One thing that is wrong.
 
     Attributes:
-        kind: `interpreter`, `access` (to it), `script`, `link`, `reference`, `path`, `mode`,
-            `mount`, `manifest` or `record`.
+        kind: `interpreter`, `access` (to it), `untried`, `script`, `link`, `reference`, `path`,
+            `mode`, `mount`, `manifest` or `record`.
         file: what is concerned, relative to the virtualenv.
         reason: what is wrong with it, and what to do where that is known.
     """
@@ -167,7 +168,7 @@ def _all_paths(root: int) -> Iterator[str]:
 def _unlike_records(root: int, environment: Virtualenv) -> Iterator[Problem]:
     """Files that differ from what their distribution's RECORD lists."""
     top = os.path.abspath(environment.path)
-    for record, data in records(root, environment.site_packages):
+    for record, data in records(root, (*environment.site_packages, *packages_below(environment))):
         for row, line in metadata.record_rows(data):
             path = os.path.relpath(os.path.join(top, listed_path(record, row)), top)
             if path.startswith("../"):

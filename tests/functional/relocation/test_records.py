@@ -1,4 +1,4 @@
-"""RECORD rows of bytecode: rare, as installers list bytecode without a hash, but allowed."""
+"""RECORD rows of bytecode, which are rare but allowed, and of virtualenvs inside another."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from relocate_core.bundles.pack import pack
+from relocate_core.errors import CannotTravel
+from relocate_core.releases.publish import publish
 from relocate_core.relocation.check import check
 from relocate_core.relocation.relocate import relocate
+from tests.support import checks, environments
 from tests.support.environments import Environment, differences, digest, make
 
 
@@ -72,3 +76,39 @@ def test_bytecode_that_was_changed_before_is_still_reported(hashed: Environment)
     changed.write_bytes(changed.read_bytes() + b"\0")
     relocate(hashed.path)
     assert _mismatches(hashed) == [str(changed.relative_to(hashed.path))]
+
+
+# --- virtualenvs inside ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["envs/inner", "a/b/c/d/inner"])
+@pytest.mark.parametrize("bundle", [False, True])
+def test_a_virtualenv_inside_a_virtualenv(bundle: bool, where: str, tmp_path: Path) -> None:
+    outer = tmp_path / "outer"
+    environments.uv("venv", "-q", str(outer))
+    inner = outer / where
+    inner.parent.mkdir(parents=True)
+    environments.uv("venv", "-q", str(inner))
+    for each in (outer, inner):
+        environments.uv("pip", "install", "-q", "-p", f"{each}/bin/python", "cowsay", "chardet")
+    if bundle:
+        with pytest.raises(CannotTravel, match=f"{where}/bin/python points to .*, out of"):
+            pack(str(outer), str(tmp_path / "app.tar"))
+        pack(str(outer), str(tmp_path / "app.tar"), exclude=[f"{where}/bin/python*"])
+        shutil.rmtree(outer)
+        moved = Path(publish(str(tmp_path / "app.tar"), str(tmp_path / "srv" / "one")).path)
+    else:
+        moved = Path(shutil.move(outer, tmp_path / "moved"))
+        report = relocate(str(moved))
+        assert any(file.startswith(where) and "RECORD" in file for file in report.files)
+        assert not relocate(str(moved)).changed
+    for each in (moved, moved / where):
+        assert checks.record_mismatches(str(each)) == set()
+        if not (bundle and each != moved):
+            checks.run_script(str(each), "cowsay", "-t", "x")
+    assert check(str(moved), deep=True).problems == ()
+    if not bundle:
+        source = next((moved / where).glob("lib/*/site-packages/cowsay/__init__.py"))
+        source.write_text(f"{source.read_text()}# changed\n")
+        (found,) = check(str(moved), deep=True).problems
+        assert found.file == str(source.relative_to(moved))
