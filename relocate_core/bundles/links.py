@@ -19,7 +19,7 @@ _LIBRARY = re.compile(
 
 
 def is_base(path: str, target: str) -> bool:
-    """Whether an absolute symlink points to the base Python.
+    """Whether an absolute symlink out of the virtualenv points to its base Python.
 
     That is the interpreter in `bin`; for virtualenv 16 also parts of the standard library, and for
     PyPy its shared library, which are then at the same place below the base as in the virtualenv.
@@ -69,12 +69,12 @@ def fault(
     for _ in range(_MOST_HOPS):
         target = links[link]
         if target.startswith("/"):
-            if is_base(link, target):
-                further = any(part not in ("", ".") for part in ahead)
-                return f"points further than the interpreter {printable(link)}" if further else None
             inside = below(target, prefixes)
             if inside is None:
-                return f"points to {printable(target)}, out of the virtualenv"
+                if not is_base(link, target):
+                    return f"points to {printable(target)}, out of the virtualenv"
+                further = any(part not in ("", ".") for part in ahead)
+                return f"points further than the interpreter {printable(link)}" if further else None
             at, target = [], inside
         ahead += reversed(target.split("/"))
         work.left -= len(ahead)
@@ -113,7 +113,7 @@ def relative(path: str, target: str, prefixes: tuple[str, ...]) -> str:
         target: what it points to.
         prefixes: absolute paths that the tree itself was at.
     """
-    if not target.startswith("/") or is_base(path, target):
+    if not target.startswith("/"):
         return target
     inside = below(target, prefixes)
     return target if inside is None else "../" * path.count("/") + (inside.lstrip("/") or ".")
@@ -134,8 +134,7 @@ def inside(
     """
     base = f"{top}/" if top else ""
     own = {path[len(base) :]: target for path, target in links.items() if path.startswith(base)}
-    absolute = (path for path, target in own.items() if target.startswith("/"))
-    known = prefixes(top) if any(not is_base(path, own[path]) for path in absolute) else ()
+    known = prefixes(top) if any(target.startswith("/") for target in own.values()) else ()
     work = Work()
     made: dict[str, str] = {}
     for path, target in own.items():

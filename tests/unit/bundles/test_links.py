@@ -147,6 +147,7 @@ def place() -> Iterator[Place]:
 @given(st.lists(entries, min_size=1, max_size=12))
 @example([Entry(("a", "b", "c"), ("..", "..")), Entry(("b",), ("a", "b", "c", ".."))])
 @example([Entry(("a",), ("b",)), Entry(("b",), ("a",))])
+@example([Entry(("bin", "python3"), (TREE, "bin", "python3"))])
 @example([Entry(("a",), ("a",))])
 @example([Entry(("bin", "python3"), (BASE,)), Entry(("b",), ("bin", "python3", "a"))])
 @example([Entry(("bin", "python3"), (BASE,)), Entry(("b",), ("bin", "python3", "."))])
