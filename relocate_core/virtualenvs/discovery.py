@@ -124,8 +124,9 @@ def find_fitting(environment: PythonSpec, compiled: dict[str, set[str]]) -> Inte
         except InterpreterNotFound:
             continue
         except InterpreterMismatch as error:
-            same_version = interpreter.short_version == environment.python
-            refusal = error if same_version else refusal
+            found = interpreter.implementation, interpreter.short_version
+            same = found == (environment.implementation, environment.python)
+            refusal = error if same else refusal
             continue
         return interpreter
     if refusal is not None:

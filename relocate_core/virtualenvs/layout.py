@@ -108,8 +108,8 @@ def inspect(path: str) -> Virtualenv:
 
 
 def _inspect(path: str) -> Virtualenv:
-    config = read_config(path)
     libraries = _libraries(path)
+    config = read_config(path)
     library = _library_in_use(libraries, config)
     site_packages = tuple(_site_packages(path, libraries))
     has_marker = bool(config) or os.path.isfile(os.path.join(path, "bin", "activate"))
