@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from contextlib import suppress
 
 import pytest
@@ -22,6 +23,15 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         import salt._logging
 
         salt._logging.shutdown_temp_handler()
+
+
+def pytest_collection_finish() -> None:
+    """What has been collected lasts until the end: it need not be looked through again and again.
+
+    Nor does a process that a test forks copy it by looking.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@
 A pyc has the path of its source in `co_filename` of each code object, and may hold paths in
 constants. The strings are found by walking the marshal stream - types and lengths only, nothing is
 unmarshalled - so any Python's files can be rewritten by any other, and a hostile file can do no
-more than fail to parse. Sources: CPython's Python/marshal.c of 2.7 to 3.14, PEP 552 for the header,
+more than fail to parse. Sources: CPython's Python/marshal.c of 2.7 to 3.15, PEP 552 for the header,
 Lib/importlib/_bootstrap_external.py for the magic numbers, PyPy's pypy/interpreter/pycode.py.
 """
 
@@ -46,7 +46,7 @@ _CODE_311 = "iiiii" + "xooo" + "xooo" + "ixx"
 
 # Magic numbers (the low 16 bits) from CPython's own history of them.
 _LAYOUTS = (
-    (3450, 3899, Layout(16, _CODE_311, True, 1)),  # 3.11 (3450-3495) to 3.14 (3600-3627)
+    (3450, 3899, Layout(16, _CODE_311, True, 1)),  # 3.11 (3450-3495) to 3.15 (3650-)
     (3401, 3449, Layout(16, _CODE_38, True, 2)),  # 3.8 (3401-3413), 3.9, 3.10
     (3390, 3400, Layout(16, _CODE_3, True, 2)),  # 3.7; 3.8's first alpha
     (3250, 3389, Layout(12, _CODE_3, True, 2)),  # 3.4 (3250-3310), 3.5, 3.6
@@ -61,7 +61,9 @@ _LONG_STRINGS = frozenset(b"stuaA")
 _SHORT_STRINGS = frozenset(b"zZ")
 _CONTAINERS = frozenset(b"([<>")
 _NUMBERS = frozenset(b"lfx")
-_LONG, _COMPLEX, _CODE, _SMALL_TUPLE, _DICTIONARY = b"lxc){"
+_LONG, _COMPLEX, _CODE, _SMALL_TUPLE = b"lxc)"
+_DICTIONARIES = frozenset(b"{}")
+"""A dict, and since Python 3.15 a frozendict."""
 _NULL = ord("0")
 """What ends a dictionary."""
 _SLICE = ord(":")
@@ -263,7 +265,7 @@ def _enter(data: bytes, at: int, kind: int, want: str, layout: Layout, stack: li
             raise Unreadable("a container reaches over the end of the file")
         stack += want * length
         return at + 4
-    elif kind == _DICTIONARY:
+    elif kind in _DICTIONARIES:
         stack.append("k")
     elif kind == _SLICE:
         stack += want * 3

@@ -396,6 +396,16 @@ def test_every_type_that_marshal_writes_is_walked() -> None:
         assert moved(new, "/opt/longer", A) == data
 
 
+def test_a_frozendict_of_python_3_15_is_walked() -> None:
+    """No compiler writes one into a code object yet; by marshal.c it differs in its type alone."""
+    import marshal
+
+    header = struct.pack("<H", 3660) + b"\r\n" + bytes(12)
+    before, after = ({"k": [f"{prefix}/x"]} for prefix in (A, "/opt/longer"))
+    data = header + b"}" + marshal.dumps(before, 2)[1:]
+    assert moved(data, A, "/opt/longer") == header + b"}" + marshal.dumps(after, 2)[1:]
+
+
 # --- broken and hostile files ---------------------------------------------------------------------
 
 
