@@ -22,8 +22,8 @@ _PACKED = 128 << 10
 _PIECE = 1 << 20
 _PIECES_AHEAD = 8
 _MEMORY = 256 << 20
-# The ratio of anything smaller means nothing.
-_RATIO_FROM = 32 << 20
+RATIO_FROM = 32 << 20
+"""Bytes; the ratio of anything smaller means nothing."""
 
 
 class Decompressor(Protocol):
@@ -198,7 +198,7 @@ class Stream:
                 total += len(piece)
                 if total > self._most:
                     raise Refused(f"it unpacks to more than {self._most:,} bytes", advice=TOO_LARGE)
-                if total > _RATIO_FROM and total > self._packed * self._ratio:
+                if total > RATIO_FROM and total > self._packed * self._ratio:
                     raise Refused(
                         f"it unpacks to more than {self._ratio} times its size",
                         advice=TOO_LARGE,

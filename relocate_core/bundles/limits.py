@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..archives.decompression import RATIO_FROM
+from ..archives.tar import BLOCK
 from ..errors import InvalidPath
 
 # Unpacking leaves this much of a disk to its other users.
@@ -45,6 +47,19 @@ class Limits:
                 raise InvalidPath(f"the limit {name} must be a positive number: {value!r}")
             chosen[name] = value
         return cls(**chosen)
+
+    def exceeded(self, files: int, size: int, packed_size: int) -> dict[str, int]:
+        """Which of them an archive exceeds, and the least that it needs instead.
+
+        Args:
+            files: its members.
+            size: bytes in all of its files.
+            packed_size: its own size in bytes.
+        """
+        unpacked = size + files * 2 * BLOCK  # with headers, and what fills up the blocks
+        ratio = -(-unpacked // packed_size) if unpacked > RATIO_FROM else 1
+        needed = {"files": files, "size": size, "ratio": ratio}
+        return {name: least for name, least in needed.items() if least > getattr(self, name)}
 
 
 class Full(Exception):

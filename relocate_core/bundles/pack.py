@@ -32,6 +32,7 @@ from ..virtualenvs import manifest, rewritten
 from ..virtualenvs.layout import absolute_prefix, inspect
 from ..virtualenvs.manifest import Base, Head, Row
 from . import delta, reader
+from .limits import Limits
 from .members import Members
 from .output import Output, put
 from .tree import Tree
@@ -304,6 +305,11 @@ def _pack(tree: Tree, order: _Order, notify: Notify) -> Packing:
         report.packed_size, report.sha256 = output.commit()
     report.files, report.size = len(members.rows), members.size
     report.compiled, report.references = members.compiled, len(members.references)
+    beyond = Limits().exceeded(report.files, report.size, report.packed_size)
+    if beyond:
+        limits = ", ".join(f"{name}: {least}" for name, least in beyond.items())
+        reason = f"servers refuse it as too large, unless it is deployed with limits: {{{limits}}}"
+        tree.warn(os.path.basename(order.archive), reason)
     notify("packed", {"path": order.archive, "size": report.packed_size})
     return report
 

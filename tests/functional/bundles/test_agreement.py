@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from relocate_core.bundles import writer
+from relocate_core.bundles.limits import Limits
 from relocate_core.bundles.pack import pack
 from relocate_core.bundles.unpack import unpack
 from relocate_core.errors import BadArchive, CannotTravel
@@ -114,3 +115,28 @@ def test_twins_are_packed_with_a_warning_and_deployed_where_they_can_be(
     finally:
         os.close(directory)
     assert "case-sensitive" in str(caught.value)
+
+
+@pytest.mark.parametrize("archive", ["app.tar.gz", "app.tar.zst"])
+def test_what_the_usual_limits_refuse_is_a_warning(
+    archive: str, tree: Path, tmp_path: Path
+) -> None:
+    """Who deploys it may raise them, so it is packed, and the warning has what to raise them to."""
+    with open(tree / "zeros", "wb") as file:
+        file.truncate(100 << 20)
+    small = ["pip*", "setuptools*", "_distutils_hack", "pkg_resources"]
+    packed = pack(str(tree), str(tmp_path / archive), exclude=small)
+    (warning,) = (one for one in packed.warnings if one["file"] == archive)
+    ratio = int(warning["reason"].rpartition("limits: {ratio: ")[2].rstrip("}"))
+    for given, error in ((None, BadArchive), (Limits(ratio=ratio), None)):
+        place = tmp_path / f"place-{error}"
+        place.mkdir()
+        directory = os.open(place, os.O_RDONLY)
+        try:
+            if error is None:
+                unpack(packed.archive, directory, limits=given)
+            else:
+                with pytest.raises(error, match="200 times its size"):
+                    unpack(packed.archive, directory, limits=given)
+        finally:
+            os.close(directory)

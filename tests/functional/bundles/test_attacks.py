@@ -322,9 +322,7 @@ def insert(name: str, where: int | str, data: bytes = b"evil\n", **values: Any) 
     return change
 
 
-def ledger_is(
-    data: bytes = b"{}\n", name: str = LEDGER, times: int = 1, **values: Any
-) -> Change:
+def ledger_is(data: bytes = b"{}\n", name: str = LEDGER, times: int = 1, **values: Any) -> Change:
     """Something else is in the place of the ledger."""
 
     def change(parts: Parts) -> None:
