@@ -1,7 +1,7 @@
 """Which files are a package's own text, in which a common prefix is no reference.
 
-A file is its package's own where RECORD lists it with the hash that it still has and no installer
-writes such a file; there a prefix of plain words (`/app`, `/home/user`, `/usr/src/app`) is a
+A file is its package's own where RECORD lists it with the hash that it still has, or without one as
+some tools write it, and no installer writes such a file; there a prefix of plain words (`/app`, `/home/user`, `/usr/src/app`) is a
 reference only where the path goes on to something that is installed in the virtualenv. What else
 follows such a prefix there, as in the URL `/app/static/`, is left, and the file is reported.
 Shebangs, RUNPATH, the names of sources in bytecode, all other files, and every other prefix are
@@ -39,7 +39,7 @@ class Packaged:
         self.prefixes = prefixes
         self._records = records
         self._own = prefixes.in_package(self._exists)
-        self._rows: dict[str, tuple[str, bytes]] | None = None
+        self._rows: dict[str, tuple[str, bytes] | None] | None = None
 
     def prefixes_for(self, path: str, file: int) -> Prefixes:
         """What to replace in a file.
@@ -67,10 +67,12 @@ class Packaged:
     def _is_own(self, path: str, file: int) -> bool:
         if self._rows is None:
             self._rows = dict(_rows(self._records))
-        row = self._rows.get(path)
-        if row is None:
+        if path not in self._rows:
             return False
-        algorithm, digest = row
+        recorded = self._rows[path]
+        if recorded is None:
+            return True
+        algorithm, digest = recorded
         if _digest(algorithm, _pieces(file)) == digest:
             return True
         if os.fstat(file).st_size > WHOLE:
@@ -89,12 +91,11 @@ class Packaged:
         return True
 
 
-def _rows(records: Records) -> Iterable[tuple[str, tuple[str, bytes]]]:
+def _rows(records: Records) -> Iterable[tuple[str, tuple[str, bytes] | None]]:
+    """The path of each row, and its hash."""
     for record, data in records:
         for row, line in metadata.record_rows(data):
-            known = metadata.recorded_digest(line)
-            if known is not None:
-                yield listed_path(record, row), known
+            yield listed_path(record, row), metadata.recorded_digest(line)
 
 
 def _pieces(file: int) -> Iterable[bytes]:

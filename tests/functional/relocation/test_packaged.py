@@ -31,7 +31,9 @@ def venv(made: Environment, tmp_path: Path) -> Environment:
     return Environment(**{**made.__dict__, "path": str(tmp_path / "venv")})
 
 
-def ship(venv: Environment, name: str, text: str, *, recorded: bool = True) -> Path:
+def ship(
+    venv: Environment, name: str, text: str, *, recorded: bool = True, hashed: bool = True
+) -> Path:
     """Put a module into the package `omega`, as if its wheel had it."""
     path = Path(venv.site_packages, "omega", name)
     path.write_text(text)
@@ -39,7 +41,8 @@ def ship(venv: Environment, name: str, text: str, *, recorded: bool = True) -> P
         found = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=")
         (record,) = Path(venv.site_packages).glob("omega-*.dist-info/RECORD")
         with record.open("a") as file:
-            file.write(f"omega/{name},sha256={found.decode()},{len(text)}\n")
+            row = f"sha256={found.decode()},{len(text)}" if hashed else ","
+            file.write(f"omega/{name},{row}\n")
     subprocess.run([venv.executable, "-m", "py_compile", path], check=True)
     return path
 
@@ -53,11 +56,13 @@ def imported(venv: Environment, module: str, name: str) -> str:
     return venv.run("-B", "-c", f"import omega.{module} as m; print(m.{name})").strip()
 
 
-@pytest.mark.parametrize("prefix", COMMON)
-def test_a_packages_own_text_is_left_and_reported(prefix: str, venv: Environment) -> None:
+@pytest.mark.parametrize(("prefix", "hashed"), [*((one, True) for one in COMMON), ("/app", False)])
+def test_a_packages_own_text_is_left_and_reported(
+    prefix: str, hashed: bool, venv: Environment
+) -> None:
     relocate(venv.path, prefix)
     text = f'STATIC = "{prefix}/static/"\n'
-    path = ship(venv, "urls.py", text)
+    path = ship(venv, "urls.py", text, hashed=hashed)
     before = digest(venv.path, times="files")
     report = relocate(venv.path, NEW)
     assert path.read_text() == text
