@@ -1,9 +1,10 @@
 """Which files are a package's own text, in which a common prefix is no reference.
 
 A file is its package's own where RECORD lists it with the hash that it still has, or without one as
-some tools write it, and no installer writes such a file; there a prefix of plain words (`/app`, `/home/user`, `/usr/src/app`) is a
-reference only where the path goes on to something that is installed in the virtualenv. What else
-follows such a prefix there, as in the URL `/app/static/`, is left, and the file is reported.
+some tools write it, and no installer writes such a file; there a prefix of plain words (`/app`,
+`/home/user`, `/usr/src/app`) is a reference only where the path goes on to something that is
+installed in the virtualenv. What else follows such a prefix there, as in the URL `/app/static/`, is
+left, and the file is reported.
 Shebangs, RUNPATH, the names of sources in bytecode, all other files, and every other prefix are
 rewritten wherever they are references.
 """

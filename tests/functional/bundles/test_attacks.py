@@ -958,7 +958,9 @@ TAMPERED: dict[str, tuple[str, Callable[[str], object]]] = {
 
 
 @needs_root
-@pytest.mark.parametrize("hard_links", [False, True], ids=["copied", "linked"])
+@pytest.mark.parametrize(
+    "hard_links", [pytest.param(False, marks=pytest.mark.slow), True], ids=["copied", "linked"]
+)
 @pytest.mark.parametrize("name", TAMPERED)
 def test_their_release_was_tampered_with(name: str, hard_links: bool, world: World) -> None:
     """Refused by the release's name and the file's."""
@@ -971,7 +973,11 @@ def test_their_release_was_tampered_with(name: str, hard_links: bool, world: Wor
 
 
 @needs_root
-@pytest.mark.parametrize("owner", [None, (NOBODY, NOBODY)], ids=["root", "nobody"])
+@pytest.mark.parametrize(
+    "owner",
+    [pytest.param(None, marks=pytest.mark.slow), (NOBODY, NOBODY)],
+    ids=["root", "nobody"],
+)
 @pytest.mark.parametrize("name", TAMPERED)
 def test_a_full_bundle_beside_one(name: str, owner: tuple[int, int] | None, world: World) -> None:
     """It is complete, and is deployed whatever has become of the releases beside it."""

@@ -212,15 +212,16 @@ CASES = {
     "reinitialize": _in_place(reinitialize, _from_release),
 }
 STRIDES = {
-    **dict.fromkeys(("full", "full-linked", "delta-copied", "delta-linked"), 97),
-    "update-path": 31,
-    "reinitialize": 5,
-    "pack": 5,
+    **dict.fromkeys(("full", "full-linked", "delta-copied", "delta-linked"), 180),
+    "update-path": 60,
+    "reinitialize": 9,
+    "pack": 9,
 }
+"""How many steps the quick tests leave out."""
 
 
 def points(world: World, name: str, every: int) -> tuple[list[int], object]:
-    """The steps to disturb, and what an undisturbed run comes to."""
+    """The steps to disturb, other ones each time, and what an undisturbed run comes to."""
     case = CASES[name]
     if world.root not in BASES:
         BASES[world.root] = digest(f"{world.root}/A")
@@ -232,8 +233,9 @@ def points(world: World, name: str, every: int) -> tuple[list[int], object]:
     wanted = case.result(world)
     TREES.update({"B": wanted, "B-A": wanted} if "X" in os.listdir(world.root) else {})
     assert steps.done
+    first = random.SystemRandom().randrange(every) + 1
     last = range(max(1, steps.done - 8), steps.done + 1)
-    return sorted({*range(1, steps.done + 1, every), *last}), wanted
+    return sorted({*range(first, steps.done + 1, every), *last}), wanted
 
 
 def healed(world: World, name: str, wanted: object) -> list[str]:
@@ -251,7 +253,7 @@ def variants() -> list[Any]:
     return [
         *(pytest.param(name, every, id=name) for name, every in STRIDES.items()),
         *(
-            pytest.param(name, max(1, every // 30), id=f"{name}-every", marks=slow)
+            pytest.param(name, max(1, every // 60), id=f"{name}-every", marks=slow)
             for name, every in STRIDES.items()
             if every > 1
         ),
@@ -338,7 +340,7 @@ BY_DEFAULT = (("pack", "EIO"), ("delta-copied", "full-disk"), ("delta-linked", "
         pytest.param(
             name,
             fault,
-            STRIDES[name] if (name, fault) in BY_DEFAULT else max(1, STRIDES[name] // 15),
+            STRIDES[name] if (name, fault) in BY_DEFAULT else max(1, STRIDES[name] // 30),
             id=f"{name}-{fault}",
             marks=() if (name, fault) in BY_DEFAULT else slow,
         )

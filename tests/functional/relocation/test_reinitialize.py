@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import shutil
 import subprocess
 from pathlib import Path
@@ -195,15 +196,17 @@ def test_a_failing_proof_puts_everything_back(tmp_path: Path) -> None:
     assert temporaries(made.path) == []
 
 
-@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [13, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["venv-3.11", "virtualenv-16"])
-def test_killed_after_every_step(kind: str, every: int, tmp_path: Path) -> None:
+def test_killed_after_a_step(kind: str, every: int, tmp_path: Path) -> None:
+    """Other ones each time; a fault is reported with its step."""
     made = make(kind, tmp_path / "venv")
     carry(made)
     whole = copy(made.path, tmp_path / "whole")
     reinitialize(whole, made.python)
     expected = digest(whole, times="none")
-    for step in range(1, 10_000, every):
+    first = random.SystemRandom().randrange(every) + 1
+    for step in range(first, 10_000, every):
         tree = copy(made.path, tmp_path / "tree")
         code = in_child(lambda tree=tree: reinitialize(tree, made.python), Steps(step))  # type: ignore[misc]
         reinitialize(tree, made.python)
@@ -211,7 +214,7 @@ def test_killed_after_every_step(kind: str, every: int, tmp_path: Path) -> None:
         assert differences(expected, digest(tree, times="none")) == {}, step
         shutil.rmtree(tree)
         if code == 0:
-            assert step > 5
+            assert step > 20
             return
         assert code == 9
 
