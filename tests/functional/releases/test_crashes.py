@@ -376,7 +376,11 @@ FAILING = [
     ),
     *(
         pytest.param(
-            case, fault, 4 if case in LONG else 1, id=f"{case}-{fault}-many", marks=pytest.mark.slow
+            case,
+            fault,
+            11 if case in LONG else 1,
+            id=f"{case}-{fault}-many",
+            marks=pytest.mark.slow,
         )
         for case in CASES
         for fault in FAULTS
