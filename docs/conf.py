@@ -18,7 +18,7 @@ _VERSION = re.search(r'^version = "(.+)"$', _METADATA, re.M)
 assert _VERSION
 
 project = "virtualenv-tools for Salt"
-copyright = "its authors, Apache-2.0"
+copyright = "its authors, Apache-2.0"  # noqa: A001
 version = release = _VERSION[1]
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.intersphinx"]
