@@ -19,7 +19,8 @@ LOADED_BY_SALT = {
     for kind in ("modules", "runners", "states")
     if (HERE / f"_{kind}").is_dir()
 }
-FORMULA = f"{EXTENSION}.formula"
+# To setuptools each directory with data is a package.
+FORMULA = [f"{EXTENSION}.formula{below}" for below in ("", ".releases", ".releases.files")]
 
 # setuptools keeps the files of the last build here, and would install modules that were moved.
 shutil.rmtree(HERE / "build" / "lib", ignore_errors=True)
@@ -29,11 +30,8 @@ setup(
         *find_packages(str(HERE), include=["relocate_core", "relocate_core.*"]),
         EXTENSION,
         *LOADED_BY_SALT,
-        FORMULA,
+        *FORMULA,
     ],
-    package_dir={**LOADED_BY_SALT, FORMULA: "formula"},
-    package_data={
-        "relocate_core": ["py.typed"],
-        FORMULA: ["releases/*", "releases/files/*"],
-    },
+    package_dir={**LOADED_BY_SALT, FORMULA[0]: "formula"},
+    package_data={"relocate_core": ["py.typed"], **{name: ["*"] for name in FORMULA[1:]}},
 )

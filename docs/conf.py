@@ -56,25 +56,23 @@ class _Offline(logging.Filter):
 
 # Where the files of the top directory are on the site; they link to each other by their names.
 _PAGES = {
-    "README.md": "index",
-    "ARCHITECTURE.md": "project/architecture",
-    "CHANGELOG.md": "project/changelog",
-    "CONTRIBUTING.md": "project/contributing",
-    "SECURITY.md": "project/security-policy",
+    "README.md": "../index.md",
+    "ARCHITECTURE.md": "architecture.md",
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security-policy.md",
 }
 
 
-def _top_files(app: Any, env: Any, node: Any, content: Any) -> Any:
-    """Resolve a link to a file of the top directory."""
-    from sphinx.util.nodes import make_refnode
-
-    page = _PAGES.get(node.get("reftarget", ""))
-    return page and make_refnode(app.builder, node["refdoc"], page, None, content)
+def _link_top_files(app: Any, path: Path, parent: str, content: list[str]) -> None:
+    """Point the links between the files of the top directory to their pages."""
+    for file, page in _PAGES.items():
+        content[0] = content[0].replace(f"]({file})", f"]({page})")
 
 
 def setup(app: Any) -> None:
     """Called by Sphinx."""
-    app.connect("missing-reference", _top_files)
+    app.connect("include-read", _link_top_files)
 
 
 logging.getLogger("sphinx.sphinx.ext.intersphinx").addFilter(_Offline())
