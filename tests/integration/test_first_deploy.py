@@ -34,6 +34,7 @@ PORTS = (4505, 4506, 8000)
 PROGRAMS = ("salt", "salt-call", "salt-key", "salt-master", "salt-minion", "salt-run")
 TIMES = re.compile(r" +(Started|Duration): |Total run time: ")
 VARIABLE = (
+    (r" - Started: .*", ""),
     (r"\d[\d,]* members, [\d.]+ [kM]?B", "N members"),
     (r"\d[\d,]* files taken", "N files taken"),
     (r"^( +)\d{4,}$", r"\1N"),
