@@ -47,7 +47,7 @@ test: lint ## the checks, then all tests but the slow ones
 	@echo 'test: pytest, without the slow ones, by $(WORKERS) workers'
 	@$(BIN)/pytest -m 'not slow' $(BY_FILE)
 
-test-all: lint ## the checks, then all tests, and more examples for each property
+test-all: lint $(DOCS_READY) ## the checks, then all tests, and more examples for each property
 	@echo 'test-all: pytest, by $(WORKERS) workers'
 	@RELOCATE_TEST_THOROUGH=1 $(BIN)/pytest $(BY_FILE)
 
