@@ -98,17 +98,16 @@ def shop(request: pytest.FixtureRequest, minion: Masterless, tmp_path: Path) -> 
         "root": str(made.root),
         "user": ME,
         "group": "root" if ME == "root" else None,
-        "smoke": "python -c 'import omega'",
-        "shared": ["media/"],
-        "programs": {"web": {"command": SLEEPS, "reload": "HUP"}, "worker": {"command": SLEEPS}},
-        "manager": kind,
-        "checks": f"grep -v 2 {minions.WHICH}",
-        "health": {"attempts": 1, "interval": 0},
-        "keep": 2,
+        "smoke_tests": "python -c 'import omega'",
+        "shared_dirs": ["media"],
+        "programs": {"web": {"command": SLEEPS, "reload_signal": "HUP"}, "worker": {"command": SLEEPS}},
+        "process_manager": kind,
+        "health": {"checks": f"grep -v 2 {minions.WHICH}", "attempts": 1, "interval": 0},
+        "keep_releases": 2,
     }
-    made.more = {kind: {"command": str(manager.command), "configs": str(manager.configs)}}
+    made.more = {kind: {"command": str(manager.command), "conf_dir": str(manager.configs)}}
     if kind == "supervisor":
-        made.more[kind]["logs"] = str(tmp_path)
+        made.more[kind]["log_dir"] = str(tmp_path)
     yield made
     manager.end()
 
@@ -176,7 +175,7 @@ def test_a_switch_restarts_and_a_bad_release_is_left_again(shop: Shop) -> None:
 def test_old_releases_go(shop: Shop) -> None:
     for name in ("1", "3"):
         shop.done(release=name)
-    changed = shop.done(release="2", checks="true", keep=1)
+    changed = shop.done(release="2", health={"checks": "true"}, keep_releases=1)
     assert changed[str(shop.root)] == {"removed": ["1"]}
 
 
@@ -190,7 +189,7 @@ def test_nobody_who_is_there_is_changed(shop: Shop) -> None:
 def test_what_is_shared_is_the_programs_and_nothing_above_it(shop: Shop) -> None:
     """Else the program could put a link in its place, for root to give away what that points to."""
     directory = shop.root / "shared" / "deep" / "media"
-    changes: dict[str, Any] = {"shared": ["deep/media/"], "user": "nobody", "group": None}
+    changes: dict[str, Any] = {"shared_dirs": ["deep/media"], "user": "nobody", "group": None}
     shop.done("releases.bootstrap", **changes)
     assert directory.owner() == "nobody"
     assert {path.owner() for path in directory.parents if path.is_relative_to(shop.root)} == {
@@ -216,17 +215,17 @@ def test_a_smoke_test_is_run_by_the_user_of_the_app(shop: Shop) -> None:
     said = shop.apply(test=True, **bare)
     assert said["shop is deployed"]["result"] is None
     assert {one["result"] for one in said.values()} == {True, None}
-    refused = shop.apply("releases.deploy", **bare, shared=None)["shop is deployed"]
+    refused = shop.apply("releases.deploy", **bare, shared_dirs=None)["shop is deployed"]
     assert refused["result"] is False
     assert "no user surely-nobody on this machine" in refused["comment"]
     home = pwd.getpwnam(ME).pw_dir
-    shop.done("releases.deploy", shared=None, smoke=f'test "$(id -un) $HOME" = "{ME} {home}"')
+    shop.done("releases.deploy", shared_dirs=None, smoke_tests=f'test "$(id -un) $HOME" = "{ME} {home}"')
 
 
 @pytest.mark.parametrize("python", ["9.9"])
 def test_a_python_is_installed_where_it_is_not_there(shop: Shop, python: str) -> None:
     shown = shop.minion.functions["state.show_sls"](
-        "releases.bootstrap", pillar=shop.pillar(python=python, packages=["libpq5"])
+        "releases.bootstrap", pillar=shop.pillar(python=python, os_packages=["libpq5"])
     )
     assert {"pkgs": ["libpq5"]} in shown["shop has its packages"]["pkg"]
     if shop.minion.opts["grains"]["os_family"] == "Debian":
@@ -273,13 +272,13 @@ def test_rollback(shop: Shop) -> None:
     shop.done("releases.rollback")
     assert (shop.active(), set(shop.manager.runs_on().values())) == ("1", {"1"})
     shop.minion.functions["virtualenv_tools.unmark_bad"](str(shop.root / "3"))
-    shop.more["to"] = "3"
+    shop.more["run"] = {"to": "3"}
     shop.done("releases.rollback")
     assert (shop.active(), set(shop.manager.runs_on().values())) == ("3", {"3"})
     assert shop.done("releases.rollback") == {}  # it is there
-    shop.more = {**shop.more, "to": None, "leaving": "1"}
+    shop.more = {**shop.more, "run": {"from": "1"}}
     assert shop.done("releases.rollback") == {}  # another one is active
-    shop.more["leaving"] = "3"
+    shop.more["run"] = {"from": "3"}
     answers = shop.apply("releases.rollback")  # the one before is marked bad
     assert answers["shop is rolled back"]["result"] is False
     assert minions.sentence(answers["shop is rolled back"]["comment"])
@@ -291,7 +290,7 @@ def test_reload(shop: Shop) -> None:
     app = {"programs": {"web": {"command": SLEEPS}, "worker": {"command": SLEEPS}}}
     app["programs"]["web"] = {
         "command": "bin/python -c 'import signal, time; signal.signal(1, print); time.sleep(600)'",
-        "reload": "HUP",
+        "reload_signal": "HUP",
     }
     shop.done(**app)
     shop.manager.calls()
@@ -361,7 +360,7 @@ def test_two_apps(shop: Shop) -> None:
         (refused,) = [one["comment"] for one in answers.values() if one["result"] is False]
         assert refused.startswith("Which of shop, blog? Name it: ")
     assert shop.manager.runs_on() == runs
-    shop.more["only"] = "blog"
+    shop.more["run"] = {"app": "blog"}
     shop.done("releases.clean")
     assert shop.manager.runs_on() == {"shop:web": "1", "shop:worker": "1"}
     assert (shop.root / "1").is_dir()
@@ -371,7 +370,7 @@ def test_two_apps(shop: Shop) -> None:
 def test_only_one_of_two_apps(shop: Shop, part: str) -> None:
     """Whatever is to be done; and what is wrong with the other one in the pillar does not count."""
     blog = {**shop.app, "root": str(shop.directory / "srv" / "blog")}
-    shop.more.update(apps={"blog": blog}, only="blog")
+    shop.more.update(apps={"blog": blog}, run={"app": "blog"})
     shown = shop.minion.functions["state.show_sls"](
         f"releases.{part}".rstrip("."), pillar=shop.pillar(relase="1")
     )
@@ -383,10 +382,10 @@ def test_only_one_of_two_apps(shop: Shop, part: str) -> None:
 def test_only_selects_an_app(shop: Shop) -> None:
     """A release alone, as a roll-out puts it into the pillar, makes no app."""
     for name in ("store", "blog"):
-        shop.more.update(only=name, apps={"blog": {"release": "1"}})
+        shop.more.update(run={"app": name}, apps={"blog": {"release": "1"}})
         answers = shop.apply()
         assert [(one["result"], one["comment"]) for one in answers.values()] == [
-            (False, f"releases:only: {name} is no app of this minion: there are shop")
+            (False, f"releases:run:app: {name} is no app of this minion: there are shop")
         ]
 
 
@@ -410,8 +409,8 @@ WRONG: dict[str, tuple[Any, str]] = {
     ),
     "no full one": ({"source": {"from": {}}}, f"{APP}:source:full is missing"),
     "a relative root": ({"root": "srv"}, f"{APP}:root must be an absolute path"),
-    "keep": ({"keep": "all"}, f"{APP}:keep must be a number: 'all'"),
-    "manager": ({"manager": "runit"}, f"{APP}:manager must be supervisor or systemd: 'runit'"),
+    "keep": ({"keep_releases": "all"}, f"{APP}:keep_releases must be a number: 'all'"),
+    "manager": ({"process_manager": "runit"}, f"{APP}:process_manager must be supervisor or systemd: 'runit'"),
     "programs": ({"programs": ["web"]}, f"{APP}:programs must be a dictionary: ['web']"),
     "no command": ({"programs": {"web": {}}}, f"{APP}:programs:web:command is missing"),
     "a command on the PATH": (
@@ -427,20 +426,20 @@ WRONG: dict[str, tuple[Any, str]] = {
         f"{APP}:programs:web:command must be a command: no closing quotation",
     ),
     "two lines": (
-        {"programs": {"web": {"command": "bin/a", "environment": {"A": "1\nuser=root"}}}},
-        f"{APP}:programs:web:environment:A must be one line of printable characters",
+        {"programs": {"web": {"command": "bin/a", "env": {"A": "1\nuser=root"}}}},
+        f"{APP}:programs:web:env:A must be one line of printable characters",
     ),
     "a remark": (
         {"programs": {"web": {"command": "bin/a ' ; b'"}}},
         f"{APP}:programs:web cannot contain a ; or # after a space",
     ),
     "a boolean": (
-        {"programs": {"web": {"command": "bin/a", "environment": {"DEBUG": True}}}},
-        f"{APP}:programs:web:environment:DEBUG is read as True: put it into quotes",
+        {"programs": {"web": {"command": "bin/a", "env": {"DEBUG": True}}}},
+        f"{APP}:programs:web:env:DEBUG is read as True: put it into quotes",
     ),
     "quotes": (
-        {"programs": {"web": {"command": "bin/a", "environment": {"A": "'b\" c"}}}},
-        f"{APP}:programs:web:environment cannot have both kinds of quotes in a value",
+        {"programs": {"web": {"command": "bin/a", "env": {"A": "'b\" c"}}}},
+        f"{APP}:programs:web:env cannot have both kinds of quotes in a value",
     ),
     "no kind": ({"migrations": {"settings": "a"}}, f"{APP}:migrations:kind is missing"),
     "a web server": ({"web": {"ngix": {}}}, f"unknown key {APP}:web:ngix, did you mean nginx?"),
@@ -450,16 +449,16 @@ WRONG: dict[str, tuple[Any, str]] = {
         f"{APP}:web:nginx:static:/static must be a URL such as /static/ and a directory",
     ),
     "a way out": (
-        {"web": {"apache": {"wsgi": "a", "static": {"/static/": "../x/"}}}},
+        {"web": {"apache": {"wsgi_module": "a", "static": {"/static/": "../x/"}}}},
         f"{APP}:web:apache:static:/static/ must be a URL such as /static/ and a directory",
     ),
     "a size": (
-        {"web": {"nginx": {"upstream": "http://a:1", "body": "1; }"}}},
-        f"{APP}:web:nginx:body must be a size such as 10m",
+        {"web": {"nginx": {"upstream": "http://a:1", "client_max_body_size": "1; }"}}},
+        f"{APP}:web:nginx:client_max_body_size must be a size such as 10m",
     ),
     "a host": (
-        {"web": {"apache": {"wsgi": "a", "names": "a b"}}},
-        f"{APP}:web:apache:names must be a host's name: 'a b'",
+        {"web": {"apache": {"wsgi_module": "a", "server_names": "a b"}}},
+        f"{APP}:web:apache:server_names must be a host's name: 'a b'",
     ),
     "an upstream": (
         {"web": {"nginx": {"upstream": "http://a; }"}}},
@@ -498,7 +497,7 @@ def test_a_wrong_top(shop: Shop) -> None:
         ({"releases": {"app": {}}}, "unknown key releases:app, did you mean apps?"),
         ({"releases": {"apps": []}}, "releases:apps must be a dictionary: []"),
         ({"releases": ["shop"]}, "releases must be a dictionary: ['shop']"),
-        ({"releases": {"only": "a"}}, "releases:only: a is no app of this minion: there are "),
+        ({"releases": {"run": {"app": "a"}}}, "releases:run:app: a is no app of this minion: there are "),
         ({"releases": {"apps": {"a b": {}}}}, "releases:apps:a b must be a name"),
     ):
         answers = shop.given(pillar)
@@ -538,7 +537,7 @@ def test_the_example_renders_unchanged(minion: Masterless) -> None:
 WEB = {
     "nginx": {
         "listen": [8080, "127.0.0.1:8081"],
-        "names": ["shop.example.org"],
+        "server_names": ["shop.example.org"],
         "upstream": "http://127.0.0.1:8000",
         "static": {"/static/": "static/", "/media/": "/srv/shop/shared/media/"},
     },
@@ -549,8 +548,8 @@ WEB = {
 @pytest.mark.parametrize("shop", ["systemd"], indirect=True)
 def test_units_are_right_for_systemd(shop: Shop) -> None:
     odd = "100% of $HOME \"and\" 'more' \\ é"
-    web = {"command": f"{SLEEPS} '$HOME 5%'", "socket": "127.0.0.1:1", "reload": "HUP"}
-    shop.app["programs"]["web"] = {**web, "environment": {"ODD": odd, "EMPTY": ""}}
+    web = {"command": f"{SLEEPS} '$HOME 5%'", "socket": "127.0.0.1:1", "reload_signal": "HUP"}
+    shop.app["programs"]["web"] = {**web, "env": {"ODD": odd, "EMPTY": ""}}
     shop.done("releases.enable")
     secret = shop.manager.configs / "shop-web.env"
     assert oct(secret.stat().st_mode)[-3:] == "600"
@@ -584,8 +583,8 @@ def test_the_configuration_is_right_for_nginx(shop: Shop, upstream: str) -> None
         shutil.copy(params, directory)
     loaded = directory / "loaded"
     shop.more["nginx"] = {
-        "configs": str(directory / "conf.d"),
-        "reload": f"nginx -t -c {directory}/nginx.conf && touch {loaded}",
+        "conf_dir": str(directory / "conf.d"),
+        "reload_command": f"nginx -t -c {directory}/nginx.conf && touch {loaded}",
     }
     web = {"nginx": {**WEB["nginx"], "upstream": upstream}}
     answers = shop.apply("releases.enable", web=web)
@@ -597,8 +596,8 @@ def test_the_configuration_is_right_for_nginx(shop: Shop, upstream: str) -> None
 def test_a_web_server_that_refused_its_files_loads_them_again(shop: Shop) -> None:
     loaded, broken = shop.directory / "loaded", shop.directory / "broken"
     shop.more["nginx"] = {
-        "configs": str(shop.directory / "nginx"),
-        "reload": f"if [ -e {broken} ]; then echo it is broken; exit 1; fi; echo >> {loaded}",
+        "conf_dir": str(shop.directory / "nginx"),
+        "reload_command": f"if [ -e {broken} ]; then echo it is broken; exit 1; fi; echo >> {loaded}",
     }
     broken.touch()
     said = shop.apply("releases.enable", test=True, web=WEB)["shop is loaded by nginx"]
@@ -615,8 +614,8 @@ def test_a_web_server_that_refused_its_files_loads_them_again(shop: Shop) -> Non
 
 
 def test_mod_wsgi_notices_a_switch(shop: Shop) -> None:
-    shop.more["apache"] = {"configs": str(shop.directory / "apache"), "reload": "true"}
-    web = {"apache": {"listen": "127.0.0.1:8001", "wsgi": "omega"}}
+    shop.more["apache"] = {"conf_dir": str(shop.directory / "apache"), "reload_command": "true"}
+    web = {"apache": {"listen": "127.0.0.1:8001", "wsgi_module": "omega"}}
     shop.app["programs"] = None
     shop.done(web=web)
     script = shop.root / "shop.wsgi"
