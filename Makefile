@@ -64,8 +64,9 @@ format: $(READY) ## let ruff fix and format what it can
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-docs: $(READY) ## write docs/reference again, out of the docstrings
+docs: $(READY) ## write docs/reference again, out of the docstrings, and the pillar's JSON schema
 	@$(BIN)/python docs/reference.py
+	@$(BIN)/python docs/pillar.py
 
 bench: $(READY) ## our speed and memory beside other tools and Salt's own states, on a large tree
 	@$(BIN)/python bench/relocate.py

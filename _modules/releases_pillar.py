@@ -78,7 +78,7 @@ def settings(defaults: dict[str, Any] | None = None, pillar: Any = None) -> dict
     try:
         return _settings(_pillar() if pillar is None else pillar, defaults or {})
     except CommandExecutionError as wrong:
-        return {"problem": str(wrong), "apps": {}, "builds": {}, "several": False}
+        return {"problem": str(wrong), "apps": {}, "builds": {}, "retired": [], "several": False}
 
 
 def check(defaults: dict[str, Any] | None = None) -> bool:

@@ -41,9 +41,9 @@ def checked(pillar: Any) -> dict[str, Any]:
         salt '*' releases_schema.checked '{apps: {shop: {release: "1", source: /srv/1.tar}}}'
     """
     given = _mapping(pillar, "releases")
-    run = _section(given.get("run") or {}, "releases:run", RUN)
+    run = {} if given.get("run") is None else _section(given["run"], "releases:run", RUN)
     if "app" in run:
-        apps = _mapping(given.get("apps") or {}, "releases:apps")
+        apps = {} if given.get("apps") is None else _mapping(given["apps"], "releases:apps")
         # A run for one app may override its release in the pillar; a release alone makes no app.
         known = [
             name
@@ -604,11 +604,16 @@ def _each(value: Any, where: str, each: Each) -> dict[str, Any]:
 
 def _fitting(value: Any, either: Either) -> Kind:
     """The kind that a value is meant to be of, by its type and its keys."""
-    for kind in either.kinds[:-1]:
-        if isinstance(value, Mapping):
-            if isinstance(kind, Section) and set(value) & set(kind.keys):
-                return kind
-        elif kind == "text" or isinstance(value, _TYPES.get(str(kind), ())):
+    if isinstance(value, Mapping):
+        sections = [kind for kind in either.kinds if isinstance(kind, Section)]
+
+        def likeness(section: Section) -> tuple[int, int]:
+            known = [key for key in section.keys if key in value]
+            return len([key for key in known if section.keys[key].needed]), len(known)
+
+        return max(sections, key=likeness, default=either.kinds[-1])
+    for kind in either.kinds:
+        if kind == "text" or isinstance(value, _TYPES.get(str(kind), ())):
             return kind
     return either.kinds[-1]
 

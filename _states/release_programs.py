@@ -300,7 +300,8 @@ def config_loaded(
             if loaded["result"] is False:
                 _restore(files[0], before)
                 why = loaded["comment"].rstrip(".")
-                return _with(loaded, False, f"{why}. {files[0]} is as it was before.")
+                now = "has its previous content again" if before else "was removed again"
+                return _with(loaded, False, f"{why}. {files[0]} {now}.")
             loaded["changes"] = {**written["changes"], **loaded["changes"]}
             return loaded
     if (__salt__["data.get"](_record(files)) or "") == _digest(files):

@@ -20,7 +20,6 @@ GENERATOR = CHECKOUT / "docs" / "reference.py"
 
 FENCED = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.M | re.S)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-ROW = re.compile(r"^\| `([\w./]+)` \|", re.M)
 MODULES = {
     "virtualenv_tools": "_modules/virtualenv_tools.py",
     "virtualenv_relocated": "_states/virtualenv_relocated.py",
@@ -141,7 +140,7 @@ def test_pillars_are_accepted(minion: Masterless) -> None:
         for pillar in pillars(page):
             apps = pillar["releases"].get("apps", {})
             whole += bool(apps) and all(map(is_whole, apps.values()))
-            names = pillar["releases"].get("only") or []
+            names = pillar["releases"].get("run", {}).get("app") or []
             some = {"release": "1", "source": "salt://shop/{release}.tar.gz"}
             for name in [names] if isinstance(names, str) else names:
                 apps.setdefault(name, some)  # what stands in the pillar that this is given besides
@@ -159,21 +158,3 @@ def test_pillars_are_accepted(minion: Masterless) -> None:
 def test_the_reference_is_what_the_docstrings_say() -> None:
     done = subprocess.run([sys.executable, str(GENERATOR), "--check"], capture_output=True)
     assert done.returncode == 0, f"run `make docs`: {done.stdout.decode()}{done.stderr.decode()}"
-
-
-def test_the_reference_has_every_key_of_the_pillar(minion: Masterless) -> None:
-    space = minion.functions["releases_pillar.settings"].__globals__
-    text = (CHECKOUT / "docs" / "reference" / "pillar.md").read_text()
-    named = {
-        heading: set(ROW.findall(part))
-        for heading, part in re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", text, re.M | re.S)
-    }
-    shop = "releases:apps:NAME"
-    assert named == {
-        "releases": set(space["_TOP"]) | set(space["_SERVERS"]),
-        shop: set(space["_APP"]) | set(space["_MANAGED"]),
-        f"{shop}:programs:PROGRAM": set(space["_PROGRAM"]),
-        f"{shop}:health": {"attempts", "interval", "timeout"},
-        **{f"{shop}:web:{name}": set(keys) for name, keys in space["_WEB"].items()},
-        **{f"releases:{name}": set(keys) for name, keys in space["_SERVERS"].items()},
-    }

@@ -112,10 +112,11 @@ def test_the_formula_from_a_repository(tmp_path: Path) -> None:
     git = Git(tmp_path, remotes(f"file://{repository}"))
 
     synced = git.call("saltutil.sync_all")
-    assert synced["modules"] == ["modules.releases_pillar",
+    assert synced["modules"] == [
+        "modules.releases_pillar",
         "modules.releases_schema",
         "modules.virtualenv_tools",
-   ]
+    ]
     assert synced["states"] == ["states.release_programs", "states.virtualenv_relocated"]
     assert {"utils.relocate_core.errors", "utils.relocate_core.releases.root"} <= set(
         synced["utils"]

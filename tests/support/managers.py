@@ -163,11 +163,13 @@ class Manager:
         directory: where all of it is.
 
     Attributes:
+        kind: `supervisor` or `systemd`.
         configs: where its configuration is looked for.
         command: what one talks to it with.
     """
 
     def __init__(self, kind: str, directory: Path) -> None:
+        self.kind = kind
         directory.mkdir(parents=True, exist_ok=True)
         self.configs = directory / "configs"
         self.configs.mkdir()

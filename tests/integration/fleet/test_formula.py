@@ -164,8 +164,8 @@ def test_a_minion_without_the_app_is_reported_first(fleet: Formula) -> None:
     answer = fleet.roll("2", "test=True")
     assert answer["comment"] == (
         "Nothing was rolled out: web1, web10 cannot take the release from "
-        "releases:apps:shop:release: the pillar of releases: releases:run:app: shop is no app of this "
-        "minion: there are none."
+        "releases:apps:shop:release: the pillar of releases: releases:run:app: shop is no app of "
+        "this minion: there are none."
     )
     fleet.write()
     answer, code = fleet.run("releases.roll", f"{fleet.base}/{EACH}/store", "2")

@@ -100,7 +100,10 @@ def shop(request: pytest.FixtureRequest, minion: Masterless, tmp_path: Path) -> 
         "group": "root" if ME == "root" else None,
         "smoke_tests": "python -c 'import omega'",
         "shared_dirs": ["media"],
-        "programs": {"web": {"command": SLEEPS, "reload_signal": "HUP"}, "worker": {"command": SLEEPS}},
+        "programs": {
+            "web": {"command": SLEEPS, "reload_signal": "HUP"},
+            "worker": {"command": SLEEPS},
+        },
         "process_manager": kind,
         "health": {"checks": f"grep -v 2 {minions.WHICH}", "attempts": 1, "interval": 0},
         "keep_releases": 2,
@@ -219,7 +222,59 @@ def test_a_smoke_test_is_run_by_the_user_of_the_app(shop: Shop) -> None:
     assert refused["result"] is False
     assert "no user surely-nobody on this machine" in refused["comment"]
     home = pwd.getpwnam(ME).pw_dir
-    shop.done("releases.deploy", shared_dirs=None, smoke_tests=f'test "$(id -un) $HOME" = "{ME} {home}"')
+    shop.done(
+        "releases.deploy", shared_dirs=None, smoke_tests=f'test "$(id -un) $HOME" = "{ME} {home}"'
+    )
+
+
+def test_the_directories_of_persistent_files_and_of_logs_are_made(shop: Shop) -> None:
+    changes: dict[str, Any] = {"shared_files": ["etc/local.py"]}
+    shop.done("releases.bootstrap", **changes)
+    assert (shop.root / "shared" / "etc").is_dir()
+    shop.more["supervisor"]["log_dir"] = str(shop.directory / "deep" / "log")
+    said = shop.apply("releases.enable", test=True, **changes)
+    assert said["supervisor has a directory for logs"]["result"] is None
+    shop.done("releases.enable", **changes)
+    assert (shop.directory / "deep" / "log").is_dir()
+
+
+def test_where_the_release_is_put_in(shop: Shop) -> None:
+    """In all that `managed` and `migrated` take, and not in what outlives a switch."""
+    text = "a {release} b"
+    known = shop.minion.functions.pack["__pillar__"]
+    known.clear()
+    changes = {
+        "smoke_tests": text,
+        "signature": text,
+        "shared_dirs": {"media": "/data/{release}"},
+        "migrations": {"kind": "alembic", "config": text, "env": {"A": text}},
+    }
+    pillar = shop.pillar(**changes)
+    pillar["releases"]["apps"]["shop"]["shared_dirs"] = {"media": "/data/media"}
+    pillar["releases"]["apps"]["shop"]["programs"]["web"]["env"] = {"A": text}
+    known.update(copy.deepcopy(pillar))
+    app = shop.minion.functions["releases_pillar.settings"]()["apps"]["shop"]
+    managed = {key: one for setting in app["managed"] for key, one in setting.items()}
+    assert managed["source"] == "salt://shop/1.tar.gz"
+    assert (managed["smoke"], managed["signature"]) == (["a 1 b"], ["a 1 b"])
+    migrated = {key: one for setting in app["migrations"] for key, one in setting.items()}
+    assert (migrated["config"], migrated["env"]) == ("a 1 b", {"A": "a 1 b"})
+    assert app["programs"]["web"]["env"] == {"A": f'"{text}"'}
+
+
+@pytest.mark.parametrize("shop", ["supervisor", "systemd"], indirect=True)
+def test_a_manager_that_is_to_be_installed_yet(shop: Shop) -> None:
+    """As on a bare machine, where `os_packages` brings it in the same run."""
+    shop.more[shop.manager.kind]["command"] = "surely-not-installed --some option"
+    said = shop.apply(test=True)
+    assert {one["result"] for one in said.values()} == {True, None}
+    (first, second) = said["shop runs"]["changes"]["started"]
+    assert said["shop runs"]["comment"] == (
+        f"Would be started: {first}, {second}, once surely-not-installed is installed."
+    )
+    refused = shop.apply()["shop runs"]
+    assert (refused["result"], minions.sentence(refused["comment"])) == (False, True)
+    assert "surely-not-installed" in refused["comment"]
 
 
 @pytest.mark.parametrize("python", ["9.9"])
@@ -237,7 +292,9 @@ def test_a_python_is_installed_where_it_is_not_there(shop: Shop, python: str) ->
 
 def test_every_part_alone_one_after_the_other(shop: Shop) -> None:
     for part in PARTS:
-        assert shop.done(f"releases.{part}") or part == "healthy"
+        changed = shop.done(f"releases.{part}")
+        assert ("shop runs" in changed) == (part == "enable")
+        assert changed or part in ("service", "healthy")
     assert shop.done() == {}
 
 
@@ -317,7 +374,7 @@ def test_clean(shop: Shop) -> None:
     assert os.listdir(shop.manager.configs) == []
     assert not any(Path(f"/proc/{pid}/cwd").exists() for pid in pids if pid)
     assert shop.done("releases.clean") == {}
-    shop.more["with_data"] = True
+    shop.more["run"] = {"purge_data": True}
     shop.done("releases.clean")
     assert not shop.root.exists()
 
@@ -338,6 +395,155 @@ def test_a_socket_is_held_while_its_programs_are_restarted_in_turn(shop: Shop) -
     assert shop.manager.calls() == ["restart shop-web:web0", "restart shop-web:web1"]
 
 
+# --- what is no longer in the pillar --------------------------------------------------------------
+
+RETIRED = "programs that are no longer in the pillar are stopped"
+
+
+def stopped(shop: Shop, pids: dict[str, int], *names: str) -> bool:
+    """Whether of the processes those have ended whose names have a word, and no other one."""
+    return {key for key, pid in pids.items() if not Path(f"/proc/{pid}/cwd").exists()} == {
+        key for key in pids if any(name in key for name in names)
+    }
+
+
+def processes(shop: Shop) -> dict[str, int]:
+    return {key: one["pid"] for key, one in shop.manager.known().items() if one["pid"]}
+
+
+@both_managers
+def test_a_program_that_is_removed_is_stopped(shop: Shop) -> None:
+    shop.done()
+    before, calls = processes(shop), world(shop)[1]
+    programs = {"web": shop.app["programs"]["web"]}
+    said = shop.apply(test=True, programs=programs)
+    where = "shop runs" if shop.manager.kind == "supervisor" else RETIRED
+    assert said[where]["result"] is None
+    (unit,) = said[where]["changes"]["stopped"]
+    assert "worker" in unit
+    assert world(shop)[1] == calls
+    changed = shop.done(programs=programs)
+    assert changed[where]["stopped"] == [unit]
+    assert not Path(f"/proc/{before[unit]}/cwd").exists()
+    assert not [key for key in shop.manager.runs_on() if "worker" in key]
+    assert not list(shop.manager.configs.glob("*worker*"))
+    assert shop.done(programs=programs) == {}
+
+
+@both_managers
+def test_a_socket_that_is_removed_is_closed(shop: Shop) -> None:
+    web = shop.app["programs"]["web"]
+    programs = {"web": {**web, "socket": "127.0.0.1:1"}}
+    shop.done(programs=programs)
+    before = processes(shop)
+    programs = {"web": web}
+    said = shop.apply(test=True, programs=programs)
+    assert any("stopped" in one["changes"] for one in said.values())
+    shop.done(programs=programs)
+    assert stopped(shop, before, "web")
+    assert list(shop.manager.runs_on().values()) == ["1"]
+    assert not list(shop.manager.configs.glob("*.socket"))
+    assert shop.done(programs=programs) == {}
+    shop.done(programs={"web": {**web, "socket": "127.0.0.1:1"}})
+    assert "shop:web" not in shop.manager.runs_on()
+
+
+@both_managers
+def test_an_app_that_is_removed_is_stopped(shop: Shop) -> None:
+    other = {**shop.app, "root": str(shop.directory / "srv" / "blog")}
+    shop.more["apps"] = {"blog": other}
+    shop.done()
+    foreign = shop.manager.configs / "shop.conf.bak"
+    foreign.write_text("; shop: written by Salt, by the formula releases.\n")
+    before = processes(shop)
+    only_blog = {"releases": {**shop.more, "apps": {"blog": other}}}
+
+    for pillar in (  # a run for the other app, or a pillar that has not arrived
+        {"releases": {**only_blog["releases"], "run": {"app": "blog"}}},
+        {"releases": {key: one for key, one in shop.more.items() if key != "apps"}},
+    ):
+        answers = shop.given(pillar)
+        assert not [one for one in answers.values() if one["changes"]]
+    said = shop.given(only_blog, test=True)[RETIRED]
+    assert said["result"] is None
+    assert len(said["changes"]["stopped"]) == 2
+    assert stopped(shop, before)
+    done = shop.given(only_blog)
+    assert {one["result"] for one in done.values()} == {True}
+    assert done[RETIRED]["changes"] == said["changes"]
+    assert stopped(shop, before, "shop")
+    assert (shop.active(), foreign.exists()) == ("1", True)
+    assert not (shop.manager.configs / "shop.conf").exists()
+    assert not [one for one in shop.given(only_blog).values() if one["changes"]]
+
+    foreign.unlink()
+    nothing = {"releases": {**shop.more, "apps": {}}}
+    assert shop.given(nothing)[RETIRED]["result"] is True
+    assert (shop.manager.runs_on(), os.listdir(shop.manager.configs)) == ({}, [])
+
+
+def test_another_process_manager_takes_over(shop: Shop) -> None:
+    shop.done()
+    before = processes(shop)
+    systemd = Manager("systemd", shop.directory / "systemd")
+    shop.more["systemd"] = {"command": str(systemd.command), "conf_dir": str(systemd.configs)}
+    try:
+        changed = shop.done(process_manager="systemd")
+        assert len(changed[RETIRED]["stopped"]) == 2
+        assert stopped(shop, before, "web", "worker")
+        assert set(systemd.runs_on().values()) == {"1"}
+        assert os.listdir(shop.manager.configs) == []
+        assert shop.done(process_manager="systemd") == {}
+        shop.done()
+        assert (systemd.runs_on(), os.listdir(systemd.configs)) == ({}, [])
+    finally:
+        systemd.end()
+
+
+def test_a_web_server_that_is_removed(shop: Shop) -> None:
+    loaded = shop.directory / "loaded"
+    for server in ("nginx", "apache"):
+        shop.more[server] = {
+            "conf_dir": str(shop.directory / server),
+            "reload_command": f"echo {server} >> {loaded}",
+        }
+    web = {**WEB, "apache": {"wsgi_module": "omega"}}
+    shop.done(web=web)
+    said = shop.apply(test=True)[RETIRED]
+    files = [f"{shop.directory}/nginx/shop.conf", f"{shop.directory}/apache/shop.conf"]
+    files.append(f"{shop.root}/shop.wsgi")
+    assert said["changes"]["removed"] == files
+    assert loaded.read_text() == "nginx\napache\n"
+    shop.more["nginx"]["reload_command"] = "echo it is broken; exit 1"
+    refused = shop.apply()[RETIRED]
+    assert (refused["result"], Path(files[0]).exists()) == (False, True)
+    assert refused["comment"] == (
+        "`echo it is broken; exit 1` failed: it is broken. The files are as before."
+    )
+    shop.more["nginx"]["reload_command"] = f"echo nginx >> {loaded}"
+    shop.done()
+    assert not [path for path in files if Path(path).exists()]
+    assert loaded.read_text() == "nginx\napache\n" * 2
+    assert shop.done() == {}
+
+
+@both_managers
+def test_disable_and_enable(shop: Shop) -> None:
+    shop.done()
+    before = world(shop)
+    assert {one["result"] for one in shop.apply("releases.disable", test=True).values()} == {None}
+    assert world(shop)[1] == before[1]
+    pids = processes(shop)
+    shop.done("releases.disable")
+    assert stopped(shop, pids, "web", "worker")
+    assert os.listdir(shop.manager.configs) == []
+    assert (shop.active(), (shop.root / "shared" / "media").is_dir()) == ("1", True)
+    assert shop.done("releases.disable") == {}
+    assert "shop runs" in shop.done("releases.enable")
+    assert set(shop.manager.runs_on().values()) == {"1"}
+    assert shop.done() == {}
+
+
 # --- several apps ---------------------------------------------------------------------------------
 
 
@@ -349,13 +555,13 @@ def test_two_apps(shop: Shop) -> None:
         "user": ME,
         "group": shop.app["group"],
         "programs": {"web": {"command": SLEEPS}},
-        "manager": shop.app["manager"],
+        "process_manager": shop.app["process_manager"],
     }
     shop.more["apps"] = {"blog": other}
     shop.done()
     runs = shop.manager.runs_on()
     assert runs == {"shop:web": "1", "shop:worker": "1", "blog:web": "2"}
-    for sls in ("releases.rollback", "releases.clean"):
+    for sls in ("releases.rollback", "releases.clean", "releases.disable"):
         answers = shop.apply(sls)
         (refused,) = [one["comment"] for one in answers.values() if one["result"] is False]
         assert refused.startswith("Which of shop, blog? Name it: ")
@@ -397,7 +603,10 @@ WRONG: dict[str, tuple[Any, str]] = {
     "a number": ({"release": 12345}, f"{APP}:release is read as the number 12345: put it into"),
     "a path": ({"release": "../1"}, f"{APP}:release must be a name, of letters, digits and . _ +"),
     "a typing error": ({"relase": "1"}, f"unknown key {APP}:relase, did you mean release?"),
-    "unknown": ({"zzz": "1"}, f"unknown key {APP}:zzz: there are checks, gnupghome, group"),
+    "unknown": (
+        {"zzz": "1"},
+        f"unknown key {APP}:zzz: there are file_group, file_owner, gnupghome, group",
+    ),
     "no source": ({"source": None}, f"{APP}:source is missing: set it to the archive"),
     "a hash alone": (
         {"source": None, "source_hash": "abc"},
@@ -410,7 +619,10 @@ WRONG: dict[str, tuple[Any, str]] = {
     "no full one": ({"source": {"from": {}}}, f"{APP}:source:full is missing"),
     "a relative root": ({"root": "srv"}, f"{APP}:root must be an absolute path"),
     "keep": ({"keep_releases": "all"}, f"{APP}:keep_releases must be a number: 'all'"),
-    "manager": ({"process_manager": "runit"}, f"{APP}:process_manager must be supervisor or systemd: 'runit'"),
+    "manager": (
+        {"process_manager": "runit"},
+        f"{APP}:process_manager must be supervisor or systemd: 'runit'",
+    ),
     "programs": ({"programs": ["web"]}, f"{APP}:programs must be a dictionary: ['web']"),
     "no command": ({"programs": {"web": {}}}, f"{APP}:programs:web:command is missing"),
     "a command on the PATH": (
@@ -497,7 +709,10 @@ def test_a_wrong_top(shop: Shop) -> None:
         ({"releases": {"app": {}}}, "unknown key releases:app, did you mean apps?"),
         ({"releases": {"apps": []}}, "releases:apps must be a dictionary: []"),
         ({"releases": ["shop"]}, "releases must be a dictionary: ['shop']"),
-        ({"releases": {"run": {"app": "a"}}}, "releases:run:app: a is no app of this minion: there are "),
+        (
+            {"releases": {"run": {"app": "a"}}},
+            "releases:run:app: a is no app of this minion: there are ",
+        ),
         ({"releases": {"apps": {"a b": {}}}}, "releases:apps:a b must be a name"),
     ):
         answers = shop.given(pillar)
@@ -532,6 +747,79 @@ def test_the_example_renders_unchanged(minion: Masterless) -> None:
     assert {"shop is deployed", "shop is migrated", "shop runs", "shop answers"} <= set(shown)
     assert {"name": "/srv/shop/5787e00143"} in shown["shop is deployed"]["virtualenv_relocated"]
     assert "/etc/supervisor/conf.d/shop.conf" in shown
+
+
+FAMILIES = {
+    "Debian": (
+        "/etc/supervisor/conf.d/shop.conf",
+        "/etc/nginx/conf.d/shop.conf",
+        "/etc/apache2/sites-enabled/shop.conf",
+        "apache2ctl configtest && systemctl reload-or-restart apache2",
+        "python9.9",
+    ),
+    "RedHat": (
+        "/etc/supervisord.d/shop.ini",
+        "/etc/nginx/conf.d/shop.conf",
+        "/etc/httpd/conf.d/shop.conf",
+        "apachectl configtest && systemctl reload-or-restart httpd",
+        "python9.9",
+    ),
+    "Suse": (
+        "/etc/supervisord.d/shop.conf",
+        "/etc/nginx/vhosts.d/shop.conf",
+        "/etc/apache2/vhosts.d/shop.conf",
+        "apachectl configtest && systemctl reload-or-restart apache2",
+        "python99",
+    ),
+    "Arch": (
+        "/etc/supervisor.d/shop.ini",
+        "/etc/nginx/conf.d/shop.conf",
+        "/etc/httpd/conf/vhosts/shop.conf",
+        "apachectl configtest && systemctl reload-or-restart httpd",
+        None,
+    ),
+}
+FAMILIES["Gentoo"] = (*FAMILIES["Debian"][:4], "python9.9")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_defaults_of_a_family_of_operating_systems(family: str, tmp_path: Path) -> None:
+    roots = {"base": [str(tmp_path / "root"), str(minions.CHECKOUT / "formula")]}
+    minion = Masterless(tmp_path, file_roots=roots, grains={"os_family": family})
+    app = {
+        "release": "1",
+        "source": "salt://shop/1.tar",
+        "python": "9.9",
+        "programs": {"web": {"command": "bin/a"}},
+        "web": {**WEB, "apache": {"wsgi_module": "a"}},
+    }
+    pillar = {"releases": {"apps": {"shop": app}}}
+    shown = minion.functions["state.show_sls"]("releases", pillar=pillar)
+    supervisor, nginx, apache, command, python = FAMILIES[family]
+    assert supervisor in shown
+
+    def loaded(server: str) -> dict[str, Any]:
+        states = shown[f"shop is loaded by {server}"]["release_programs"]
+        return {
+            key: one for state in states if isinstance(state, dict) for key, one in state.items()
+        }
+
+    assert loaded("nginx")["files"] == [nginx]
+    assert loaded("nginx")["command"] == "nginx -t && systemctl reload-or-restart nginx"
+    assert loaded("apache")["files"] == [apache]
+    assert loaded("apache")["command"] == command
+    assert ("shop has a Python" in shown) == (python is not None)
+    if python:
+        assert {"name": python} in shown["shop has a Python"]["pkg"]
+
+
+def test_each_process_of_supervisor_has_a_log(shop: Shop) -> None:
+    """Two that share one would corrupt it at its rotation."""
+    programs = {**shop.app["programs"], "web": {"command": SLEEPS, "socket": "127.0.0.1:1"}}
+    shop.done("releases.enable", programs=programs)
+    text = (shop.manager.configs / "shop.conf").read_text()
+    assert f"stdout_logfile={shop.directory}/shop-web-%(process_num)d.log\n" in text
+    assert f"stdout_logfile={shop.directory}/shop-worker.log\n" in text
 
 
 WEB = {
@@ -597,7 +885,9 @@ def test_a_web_server_that_refused_its_files_loads_them_again(shop: Shop) -> Non
     loaded, broken = shop.directory / "loaded", shop.directory / "broken"
     shop.more["nginx"] = {
         "conf_dir": str(shop.directory / "nginx"),
-        "reload_command": f"if [ -e {broken} ]; then echo it is broken; exit 1; fi; echo >> {loaded}",
+        "reload_command": (
+            f"if [ -e {broken} ]; then echo it is broken; exit 1; fi; echo >> {loaded}"
+        ),
     }
     broken.touch()
     said = shop.apply("releases.enable", test=True, web=WEB)["shop is loaded by nginx"]
@@ -605,12 +895,41 @@ def test_a_web_server_that_refused_its_files_loads_them_again(shop: Shop) -> Non
     for _ in range(2):
         refused = shop.apply("releases.enable", web=WEB)["shop is loaded by nginx"]
         assert (refused["result"], refused["changes"]) == (False, {})
-        assert refused["comment"].endswith("` failed: it is broken.")
+        assert refused["comment"].endswith(
+            f"` failed: it is broken. {shop.directory}/nginx/shop.conf was removed again."
+        )
+        assert not Path(shop.directory, "nginx", "shop.conf").exists()
     broken.unlink()
     assert set(shop.done("releases.enable", web=WEB)) == {"shop is loaded by nginx"}
     assert shop.done("releases.enable", web=WEB) == {}
     assert "shop is removed from nginx" in shop.done("releases.clean", web=WEB)
     assert len(loaded.read_text()) == 2
+
+
+def test_a_configuration_that_is_refused_does_not_stay(shop: Shop) -> None:
+    file = shop.directory / "nginx" / "shop.conf"
+    check = f"! grep -s refused {file} || {{ echo unknown host in line 3; exit 1; }}"
+    shop.more["nginx"] = {"conf_dir": str(shop.directory / "nginx"), "reload_command": check}
+    shop.done("releases.enable", web=WEB)
+    file.chmod(0o640)
+    before = file.read_text()
+    bad = {"nginx": {**WEB["nginx"], "server_names": ["refused.example.org"]}}
+    said = shop.apply("releases.enable", test=True, web=bad)["shop is loaded by nginx"]
+    assert said["result"] is None
+    assert "refused.example.org" in said["changes"]["diff"]
+    assert file.read_text() == before
+    for _ in range(2):
+        refused = shop.apply("releases.enable", web=bad)["shop is loaded by nginx"]
+        assert (refused["result"], refused["changes"]) == (False, {})
+        assert refused["comment"].endswith(
+            f"unknown host in line 3. {file} has its previous content again."
+        )
+        assert minions.sentence(refused["comment"])
+        assert file.read_text() == before
+        assert os.listdir(file.parent) == ["shop.conf"]
+    assert oct(file.stat().st_mode)[-3:] == "640"
+    shop.done("releases.enable", web=WEB)
+    assert shop.done("releases.enable", web=WEB) == {}
 
 
 def test_mod_wsgi_notices_a_switch(shop: Shop) -> None:

@@ -276,7 +276,11 @@ def apache(minion: Masterless) -> Iterator[Site]:
     server = directory / "apache"
     (server / "conf.d").mkdir(parents=True)
     load_modules(server, "mpm_event", "authz_core", "alias", "wsgi")
-    web = {"listen": f"127.0.0.1:{port}", "wsgi_module": "shop.wsgi", "static": {"/static/": "static/"}}
+    web = {
+        "listen": f"127.0.0.1:{port}",
+        "wsgi_module": "shop.wsgi",
+        "static": {"/static/": "static/"},
+    }
     pillar = example(port, directory / "srv" / "shop", user="www-data", group="www-data")
     pillar["releases"]["apps"]["shop"].update(programs={}, web={"apache": web})
     command = f"apache2 -f {server}/apache.conf"
