@@ -512,7 +512,7 @@ def test_a_web_server_that_is_removed(shop: Shop) -> None:
     said = shop.apply(test=True)[RETIRED]
     files = [f"{shop.directory}/nginx/shop.conf", f"{shop.directory}/apache/shop.conf"]
     files.append(f"{shop.root}/shop.wsgi")
-    assert said["changes"]["removed"] == files
+    assert sorted(said["changes"]["removed"]) == sorted(files)
     assert loaded.read_text() == "nginx\napache\n"
     shop.more["nginx"]["reload_command"] = "echo it is broken; exit 1"
     refused = shop.apply()[RETIRED]
@@ -523,7 +523,7 @@ def test_a_web_server_that_is_removed(shop: Shop) -> None:
     shop.more["nginx"]["reload_command"] = f"echo nginx >> {loaded}"
     shop.done()
     assert not [path for path in files if Path(path).exists()]
-    assert loaded.read_text() == "nginx\napache\n" * 2
+    assert sorted(loaded.read_text().split()) == ["apache", "apache", "nginx", "nginx"]
     assert shop.done() == {}
 
 
@@ -783,9 +783,11 @@ FAMILIES["Gentoo"] = (*FAMILIES["Debian"][:4], "python9.9")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_defaults_of_a_family_of_operating_systems(family: str, tmp_path: Path) -> None:
-    roots = {"base": [str(tmp_path / "root"), str(minions.CHECKOUT / "formula")]}
-    minion = Masterless(tmp_path, file_roots=roots, grains={"os_family": family})
+def test_the_defaults_of_a_family_of_operating_systems(
+    minion: Masterless, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grains = minion.functions.opts["grains"]
+    monkeypatch.setitem(grains, "os_family", family)
     app = {
         "release": "1",
         "source": "salt://shop/1.tar",
