@@ -380,11 +380,13 @@ def test_clean(shop: Shop) -> None:
 
 
 def test_a_build_machine_packs(shop: Shop) -> None:
-    bundle = str(shop.directory / "shop.tar.gz")
+    bundle = str(shop.directory / "deep" / "shop.tar.gz")
     pillar = {"releases": {"builds": {bundle: {"pip_packages": ["nothing-of-that-name"]}}}}
     said = shop.given(pillar, "releases.build", test=True)
     assert said[bundle]["result"] is None
     assert said[bundle]["comment"].startswith(f"{bundle} would be built")
+    shop.given(pillar, "releases.build")
+    assert os.listdir(shop.directory / "deep") == []
 
 
 def test_a_socket_is_held_while_its_programs_are_restarted_in_turn(shop: Shop) -> None:

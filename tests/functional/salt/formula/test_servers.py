@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -176,6 +177,50 @@ def test_without_a_socket_a_restart_has_a_gap_and_a_reload_has_none(
     after = supervised.pids()
     assert not before & after, (before, after)
     assert supervised.page()["release"] == SECOND
+
+
+def test_what_is_removed_from_the_pillar_is_stopped(supervised: Site) -> None:
+    """By the real supervisor: a program, a socket, all plain programs, and the app."""
+    programs = supervised.app["programs"]
+    sleeps = {"command": "bin/python -c 'import time; time.sleep(600)'"}
+    programs.update(worker=sleeps, other=sleeps)
+
+    def status() -> list[str]:
+        command = supervised.pillar["releases"]["supervisor"]["command"].split()
+        lines = subprocess.run([*command, "status"], capture_output=True, text=True).stdout
+        return sorted(line.split()[0] for line in lines.splitlines())
+
+    supervised.deploy(FIRST)
+    web = ["shop-web:web0", "shop-web:web1"]
+    assert status() == [*web, "shop:other", "shop:worker"]
+    logs = {path.name for path in supervised.directory.glob("shop*.log")}
+    assert logs == {"shop-web-0.log", "shop-web-1.log", "shop-other.log", "shop-worker.log"}
+    del programs["other"]
+    assert supervised.deploy(FIRST)["shop runs"]["stopped"] == ["shop:other"]
+    assert status() == [*web, "shop:worker"]
+    del programs["worker"]
+    assert supervised.deploy(FIRST)["shop runs"]["stopped"] == ["shop:worker"]
+    assert status() == web
+    address = programs["web"].pop("socket")
+    programs["web"]["command"] += f" --bind {address}"
+    assert supervised.deploy(FIRST)["shop runs"]["stopped"] == web
+    assert status() == ["shop:web"]
+    assert supervised.deploy(FIRST) == {}
+    supervised.pillar["releases"]["apps"] = {}
+    answers = supervised.apply("releases", supervised.pillar)
+    (state,) = answers.values()
+    assert (state["result"], state["changes"]["stopped"]) == (True, ["shop:web"])
+    assert status() == []
+    assert not list((supervised.directory / "conf.d").iterdir())
+
+
+def test_disable_and_enable(supervised: Site) -> None:
+    supervised.deploy(FIRST)
+    supervised.deploy(FIRST, "releases.disable")
+    with pytest.raises(OSError, match="refused"):
+        supervised.page()
+    assert "shop runs" in supervised.deploy(FIRST, "releases.enable")
+    assert supervised.page()["release"] == FIRST
 
 
 @pytest.mark.parametrize("release", [BROKEN])
