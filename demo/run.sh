@@ -248,15 +248,16 @@ releases:
       programs:
         web:
           socket: 127.0.0.1:$PORT
-          environment: {HOME: $SCRATCH/run}
-      checks:
-        - url: http://127.0.0.1:$PORT/
-          match: The shop
-      health: {attempts: 5}
+          env: {HOME: $SCRATCH/run}
+      health:
+        checks:
+          - url: http://127.0.0.1:$PORT/
+            match: The shop
+        attempts: 5
   supervisor:
     command: $SCRATCH/manager/bin/supervisorctl -c $SCRATCH/run/supervisord.conf
-    configs: $SCRATCH/run/conf.d
-    logs: $SCRATCH/log
+    conf_dir: $SCRATCH/run/conf.d
+    log_dir: $SCRATCH/log
 END
 echo "base: {'*': [releases, here]}" >pillar/top.sls
 show cat pillar/releases.sls

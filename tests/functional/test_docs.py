@@ -21,7 +21,6 @@ PAGES = [*TOP, *SITE]
 
 FENCED = re.compile(r"^( *)```([\w{}-]*)\n(.*?)^\1```$", re.M | re.S)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-ROW = re.compile(r"^\| `([\w./]+)` \|", re.M)
 MODULES = {
     "virtualenv_tools": "_modules/virtualenv_tools.py",
     "virtualenv_relocated": "_states/virtualenv_relocated.py",
