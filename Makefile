@@ -66,6 +66,7 @@ format: $(READY) ## let ruff fix and format what it can
 	@$(BIN)/ruff format
 
 docs: $(DOCS_READY) ## build the documentation as a site, into docs/_build
+	@$(BIN)/python docs/pillar.py
 	@echo 'docs: sphinx-build -W docs docs/_build'
 	@$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build
 

@@ -184,21 +184,3 @@ def test_the_reference_has_every_function(module: str) -> None:
     found = [name for name in names if not name.startswith(("_", "mod_watch"))]
     assert re.findall(r"^## (.*)$", page, re.M) == found
     assert re.findall(r"^\.\. autofunction:: (.*)$", page, re.M) == [f"{module}.{n}" for n in found]
-
-
-def test_the_reference_has_every_key_of_the_pillar(minion: Masterless) -> None:
-    space = minion.functions["releases_pillar.settings"].__globals__
-    text = (CHECKOUT / "docs" / "reference" / "pillar.md").read_text()
-    named = {
-        heading: set(ROW.findall(part))
-        for heading, part in re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", text, re.M | re.S)
-    }
-    shop = "releases:apps:NAME"
-    assert named == {
-        "releases": set(space["_TOP"]) | set(space["_SERVERS"]),
-        shop: set(space["_APP"]) | set(space["_MANAGED"]),
-        f"{shop}:programs:PROGRAM": set(space["_PROGRAM"]),
-        f"{shop}:health": {"attempts", "interval", "timeout"},
-        **{f"{shop}:web:{name}": set(keys) for name, keys in space["_WEB"].items()},
-        **{f"releases:{name}": set(keys) for name, keys in space["_SERVERS"].items()},
-    }
