@@ -220,9 +220,37 @@ def roll_out() -> None:
     picture.write("roll-out")
 
 
+def databases() -> None:
+    """One minion migrates the database of all."""
+    picture = Picture(900, 300, "One database, many servers: one minion migrates")
+    picture.box(310, 24, 280, 56, "Salt master", "releases.roll, releases.rollback")
+    picture.box(40, 124, 200, 56, "web1: the host", "/srv/shop/current", color=AMBER)
+    picture.box(350, 124, 200, 56, "web2", "/srv/shop/current")
+    picture.box(660, 124, 200, 56, "web3", "/srv/shop/current")
+    picture.box(310, 222, 280, 56, "one database", "one schema", color=BLUE)
+    picture.arrow([(330, 80), (200, 122)])
+    picture.arrow([(450, 80), (450, 122)])
+    picture.arrow([(570, 80), (700, 122)])
+    picture.arrow(
+        [(140, 180), (140, 250), (308, 250)],
+        "migrates",
+        color=AMBER,
+        at=(224, 240),
+        anchor="middle",
+    )
+    picture.text(24, 270, "up before the first switch,", color=AMBER, size=12, anchor="start")
+    picture.text(24, 286, "down after the last rollback", color=AMBER, size=12, anchor="start")
+    picture.arrow(
+        [(450, 180), (450, 220)], "waits, reads", at=(458, 206), anchor="start", dashed=True
+    )
+    picture.arrow([(760, 180), (760, 250), (592, 250)], "waits, reads", dashed=True, at=(676, 240))
+    picture.write("databases")
+
+
 if __name__ == "__main__":
     IMAGES.mkdir(exist_ok=True)
     overview()
     life()
     switch()
     roll_out()
+    databases()
