@@ -17,6 +17,7 @@ WORKERS ?= 2
 BY_FILE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DOCS_READY := $(VENV)/.docs-ready
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 
 # Salt 3008 compiles one small package, timelib; without a compiler pip should settle for Salt 3007.
@@ -46,7 +47,7 @@ test: lint ## the checks, then all tests but the slow ones
 	@echo 'test: pytest, without the slow ones, by $(WORKERS) workers'
 	@$(BIN)/pytest -m 'not slow' $(BY_FILE)
 
-test-all: lint ## the checks, then all tests, and more examples for each property
+test-all: lint $(DOCS_READY) ## the checks, then all tests, and more examples for each property
 	@echo 'test-all: pytest, by $(WORKERS) workers'
 	@RELOCATE_TEST_THOROUGH=1 $(BIN)/pytest $(BY_FILE)
 
@@ -64,8 +65,10 @@ format: $(READY) ## let ruff fix and format what it can
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-docs: $(READY) ## write docs/reference again, out of the docstrings
-	@$(BIN)/python docs/reference.py
+docs: $(DOCS_READY) ## build the documentation as a site, into docs/_build
+	@$(BIN)/python docs/pillar.py
+	@echo 'docs: sphinx-build -W docs docs/_build'
+	@$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build
 
 bench: $(READY) ## our speed and memory beside other tools and Salt's own states, on a large tree
 	@$(BIN)/python bench/relocate.py
@@ -73,8 +76,8 @@ bench: $(READY) ## our speed and memory beside other tools and Salt's own states
 	@$(BIN)/python bench/bundle.py
 
 clean: ## remove all that these targets made
-	@echo 'clean: $(VENV), .bench, caches'
-	@rm -rf $(VENV) .bench build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@echo 'clean: $(VENV), .bench, docs/_build, caches'
+	@rm -rf $(VENV) .bench build dist docs/_build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml setup.py | python
@@ -85,6 +88,11 @@ $(READY): pyproject.toml setup.py | python
 	@only=$$($(BIN)/python -c '$(COMPILES)'); \
 	$(BIN)/python $(PIP_INSTALL) $$only -e '.[test,lint]' || { \
 	[ -z "$$only" ] || echo '$(NO_COMPILER)' >&2; exit 1; }
+	@touch $@
+
+$(DOCS_READY): $(READY)
+	@echo "setup: Sphinx, into $(VENV)"
+	@$(BIN)/python $(PIP_INSTALL) -e '.[docs]'
 	@touch $@
 
 .PHONY: python

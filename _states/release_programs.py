@@ -23,6 +23,8 @@ import hashlib
 import os
 import re
 import shlex
+import shutil
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -31,7 +33,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from salt.exceptions import CommandExecutionError, SaltException
 
 if TYPE_CHECKING:
-    from salt_dunders import __opts__, __salt__
+    from salt_dunders import __opts__, __salt__, __states__
 
 __virtualname__ = "release_programs"
 
@@ -42,6 +44,15 @@ _PAUSE = 0.2
 _LASTING = 2.0
 _LEAVING = 30.0
 _GOOD = ("RUNNING", "active")
+# The first line of each file that the formula writes: whose it is.
+_MARK = re.compile(r"[;#] (\S+): written by Salt, by the formula releases\.")
+# What its files are called, by what reads them.
+_FILES = {
+    "supervisor": r"\.(conf|ini)",
+    "systemd": r"-.+\.(service|socket|env)",
+    "nginx": r"\.conf",
+    "apache": r"\.conf",
+}
 _ON_THE_WAY = ("STARTING", "STOPPING", "BACKOFF", "activating", "deactivating", "reloading")
 
 
@@ -58,6 +69,7 @@ def running(
     manager: str = "supervisor",
     command: str | None = None,
     scripts: list[str] | None = None,
+    app: str | None = None,
 ) -> dict[str, Any]:
     """
     Have programs run, on the active release and with their present configuration.
@@ -87,6 +99,10 @@ def running(
         WSGI scripts of Apache's: to be touched where the link is newer, so that mod_wsgi reloads
         them.
 
+    app
+        The name of the app. Supervisor's processes of that app that are not among ``programs`` are
+        stopped, once the configuration no longer has them.
+
     .. code-block:: yaml
 
         shop runs:
@@ -99,7 +115,9 @@ def running(
     """
     ret = _new(name)
     try:
-        return _have_running(ret, link, _manager(manager, command, programs), scripts or [], False)
+        return _have_running(
+            ret, link, _manager(manager, command, programs, app), scripts or [], False
+        )
     except SaltException as error:
         return _with(ret, False, _sentence(error))
 
@@ -111,6 +129,7 @@ def reloaded(
     manager: str = "supervisor",
     command: str | None = None,
     scripts: list[str] | None = None,
+    app: str | None = None,
 ) -> dict[str, Any]:
     """
     Have programs read their settings again: by a signal where that is enough, else by a restart.
@@ -119,7 +138,7 @@ def reloaded(
     another one it would stay there - gunicorn's master does, whatever it is sent - so it is
     restarted.
 
-    name, link, programs, manager, command, scripts
+    name, link, programs, manager, command, scripts, app
         As for :py:func:`running`.
 
     .. code-block:: yaml
@@ -133,7 +152,9 @@ def reloaded(
     """
     ret = _new(name)
     try:
-        return _have_running(ret, link, _manager(manager, command, programs), scripts or [], True)
+        return _have_running(
+            ret, link, _manager(manager, command, programs, app), scripts or [], True
+        )
     except SaltException as error:
         return _with(ret, False, _sentence(error))
 
@@ -174,14 +195,71 @@ def dead(
         return _with(ret, False, _sentence(error))
 
 
+def retired(
+    name: str,
+    files: list[str],
+    servers: dict[str, dict[str, Any]],
+    apps: list[str] | None = None,
+) -> dict[str, Any]:
+    """
+    Have stopped and removed what the formula created and is no longer in the pillar.
+
+    Such a program or app would go on running on an old release. Files of the formula are found by
+    their first line, in the directories of the process managers and the web servers; only those of
+    an app or a program that is not wanted are removed. Releases and shared data stay: they are
+    removed by ``releases.clean``, while the app is still in the pillar.
+
+    name
+        Any name.
+
+    files
+        Paths of the files that are wanted.
+
+    servers
+        Settings by process manager and web server: ``conf_dir``, and ``command`` or
+        ``reload_command``.
+
+    apps
+        Only look at files of these apps.
+
+    .. code-block:: yaml
+
+        programs that are no longer in the pillar are stopped:
+          release_programs.retired:
+            - files: [/etc/supervisor/conf.d/shop.conf]
+            - servers:
+                supervisor:
+                  conf_dir: /etc/supervisor/conf.d
+                  command: supervisorctl
+    """
+    ret = _new(name)
+    try:
+        for server, settings in servers.items():
+            found = list(_left_over(server, settings["conf_dir"], files, apps))
+            if found:
+                _retire(ret["changes"], server, settings, found)
+    except SaltException as error:
+        return _with(ret, False, _sentence(error))
+    if not ret["changes"]:
+        return _with(ret, True, "All that the formula created is in the pillar.")
+    done = "; ".join(f"{key}: {', '.join(what)}" for key, what in ret["changes"].items())
+    if __opts__["test"]:
+        return _with(ret, None, _sentence(f"would be {done}"))
+    return _with(ret, True, _sentence(done))
+
+
 def config_loaded(
-    name: str, files: list[str], command: str, left: str | None = None
+    name: str,
+    files: list[str],
+    command: str,
+    left: str | None = None,
+    config: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """
     Have a web server load its configuration.
 
-    What it has loaded is recorded on the minion, so that a server that refused its configuration,
-    or did not get it as the run was killed, loads it in the next run.
+    What it has loaded is recorded on the minion, so that a server that did not get it, as the run
+    was killed, loads it in the next run.
 
     name
         Any name.
@@ -196,16 +274,36 @@ def config_loaded(
         A directory: wait until no process has its working directory in it, for 30 seconds at most.
         Apache's reload returns before the processes that it no longer needs have ended.
 
+    config
+        Arguments of :py:func:`file.managed <salt.states.file.managed>`, which writes the first of
+        the files. Where the server refuses it, the previous file is restored: else the server would
+        not start again, for any of its sites.
+
     .. code-block:: yaml
 
         shop is loaded by nginx:
           release_programs.config_loaded:
             - command: nginx -t && systemctl reload-or-restart nginx
             - files: [/etc/nginx/conf.d/shop.conf]
-            - watch:
-              - file: /etc/nginx/conf.d/shop.conf
+            - config:
+                source: salt://shop/nginx.conf.jinja
+                template: jinja
     """
     ret = _new(name)
+    before = _saved(files[0]) if config else None
+    if config:
+        written = __states__["file.managed"](name=files[0], **config)
+        if written["result"] is False:
+            return {**written, "name": name}
+        if written["changes"]:
+            loaded = _load(ret, files, command, left)
+            if loaded["result"] is False:
+                _restore(files[0], before)
+                why = loaded["comment"].rstrip(".")
+                now = "has its previous content again" if before else "was removed again"
+                return _with(loaded, False, f"{why}. {files[0]} {now}.")
+            loaded["changes"] = {**written["changes"], **loaded["changes"]}
+            return loaded
     if (__salt__["data.get"](_record(files)) or "") == _digest(files):
         return _with(ret, True, "Nothing has changed.")
     return _load(ret, files, command, left)
@@ -228,10 +326,12 @@ def mod_watch(name: str, sfun: str | None = None, **kwargs: Any) -> dict[str, An
             - watch:
               - file: /srv/shop/shared/local_settings.py
     """
-    known = ("link", "programs", "manager", "command", "scripts")
+    known = ("link", "programs", "manager", "command", "scripts", "app")
     given = {key: value for key, value in kwargs.items() if key in known}
     if sfun == "dead":
         return dead(name, **given)
+    if sfun == "retired":
+        return retired(name, kwargs["files"], kwargs["servers"], kwargs.get("apps"))
     if sfun == "config_loaded":
         return _load(_new(name), kwargs["files"], kwargs["command"], kwargs.get("left"))
     given["programs"] = [{**one, "reload": None} for one in given.get("programs") or []]
@@ -265,7 +365,17 @@ def _have_running(
     test = __opts__["test"]
     if not os.path.isdir(active) and not test:
         raise CommandExecutionError(f"{link} points to no release: activate one")
+    if test and not manager.is_installed():
+        units = [one["unit"] for one in manager.programs]
+        ret["changes"] = {"started": units}
+        return _with(
+            ret,
+            None,
+            f"Would be started: {', '.join(units)}, once {manager.command[0]} is installed.",
+        )
     changes: dict[str, list[str]] = {}
+    for one in manager.surplus():
+        changes.setdefault("stopped", []).append(one.unit)
     if not test:
         for unit in manager.update():
             changes.setdefault("configured", []).append(unit)
@@ -307,9 +417,7 @@ def _load(ret: dict[str, Any], files: list[str], command: str, left: str | None)
     ret["changes"] = {"loaded": command}
     if __opts__["test"]:
         return _with(ret, None, f"Would be run: `{command}`.")
-    done = __salt__["cmd.run_all"](
-        command, python_shell=True, ignore_retcode=True, redirect_stderr=True
-    )
+    done = _shell(command)
     if done["retcode"]:
         ret["changes"] = {}
         return _with(ret, False, _sentence(f"`{command}` failed: {done['stdout'] or 'no answer'}"))
@@ -318,6 +426,14 @@ def _load(ret: dict[str, Any], files: list[str], command: str, left: str | None)
     while left and _is_worked_in(left) and time.monotonic() < until:
         time.sleep(_PAUSE)
     return _with(ret, True, f"Loaded by `{command}`.")
+
+
+def _shell(command: str) -> dict[str, Any]:
+    return dict(
+        __salt__["cmd.run_all"](
+            command, python_shell=True, ignore_retcode=True, redirect_stderr=True
+        )
+    )
 
 
 def _is_worked_in(directory: str) -> bool:
@@ -377,6 +493,140 @@ def _names(processes: list[_Process]) -> str:
     return ", ".join(dict.fromkeys(one.unit for one in processes))
 
 
+# --- files of the formula -------------------------------------------------------------------------
+
+
+class _Saved(NamedTuple):
+    """A file as it was."""
+
+    content: bytes
+    mode: int
+    owner: int
+    group: int
+
+
+def _saved(path: str) -> _Saved | None:
+    """A file's content and attributes; None where there is none."""
+    try:
+        with open(path, "rb") as file:
+            found = os.fstat(file.fileno())
+            return _Saved(file.read(), stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid)
+    except FileNotFoundError:
+        return None
+
+
+def _restore(path: str, saved: _Saved | None) -> None:
+    """Have a file as it was: by a rename, so that no server ever reads a part of it."""
+    if saved is None:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        return
+    beside = f"{path}.restored-by-salt"
+    with suppress(FileNotFoundError):
+        os.unlink(beside)
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(saved.content)
+        os.fchown(descriptor, saved.owner, saved.group)
+        os.fchmod(descriptor, saved.mode)
+    os.replace(beside, path)
+
+
+def _left_over(
+    server: str, directory: str, files: list[str], apps: list[str] | None
+) -> Iterator[str]:
+    """Paths of the formula's files that are not wanted: by their first line and their name."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
+            if entry.path in files or not entry.is_file(follow_symlinks=False):
+                continue
+            with open(entry.path, encoding="utf-8", errors="replace") as file:
+                match = _MARK.match(file.readline())
+            if match is None or (apps is not None and match[1] not in apps):
+                continue
+            if re.fullmatch(re.escape(match[1]) + _FILES[server], entry.name):
+                yield entry.path
+
+
+def _retire(
+    changes: dict[str, list[str]], server: str, settings: Mapping[str, Any], files: list[str]
+) -> None:
+    """Stop what files of the formula configure, and remove them."""
+    if server in ("supervisor", "systemd"):
+        manager = _manager(server, settings.get("command"), [{"unit": files[0]}])
+        if not manager.is_installed():  # nothing can run under it
+            _removed(changes, files)
+        elif isinstance(manager, _Supervisor):
+            _retire_groups(changes, manager, files)
+        else:
+            _retire_units(changes, manager, files)
+        return
+    scripts = [script for file in files for script in _scripts(file)]
+    command = str(settings["reload_command"])
+    saved = {file: _saved(file) for file in files}
+    _removed(changes, files)
+    changes.setdefault("loaded", []).append(command)
+    if not __opts__["test"]:
+        done = _shell(command)
+        if done["retcode"]:
+            _put_back(saved)
+            raise CommandExecutionError(
+                f"`{command}` failed: {done['stdout'] or 'no answer'}. The files are as before"
+            )
+    _removed(changes, scripts)
+
+
+def _retire_groups(changes: dict[str, list[str]], manager: _Supervisor, files: list[str]) -> None:
+    saved = {file: _saved(file) for file in files}
+    text = "\n".join(one.content.decode(errors="replace") for one in saved.values() if one)
+    groups = re.findall(r"^\[(?:group|program|fcgi-program):([^\]]+)\]", text, re.M)
+    _removed(changes, files)
+    try:
+        stopped = manager.retire(groups)
+    except SaltException:
+        _put_back(saved)
+        raise
+    if stopped:
+        changes.setdefault("stopped", []).extend(stopped)
+
+
+def _retire_units(changes: dict[str, list[str]], manager: _Manager, files: list[str]) -> None:
+    units = [os.path.basename(file) for file in files if not file.endswith(".env")]
+    if units:
+        changes.setdefault("stopped", []).extend(units)
+        if not __opts__["test"] and isinstance(manager, _Systemd):
+            manager.retire(sorted(units, key=lambda unit: unit.endswith(".service")))
+    _removed(changes, files)
+    if not __opts__["test"]:
+        manager.run("daemon-reload")
+
+
+def _removed(changes: dict[str, list[str]], files: list[str]) -> None:
+    """Remove files, and record it."""
+    if files:
+        changes.setdefault("removed", []).extend(files)
+    if not __opts__["test"]:
+        for file in files:
+            _restore(file, None)
+
+
+def _put_back(saved: Mapping[str, _Saved | None]) -> None:
+    for file, content in saved.items():
+        _restore(file, content)
+
+
+def _scripts(file: str) -> list[str]:
+    """The WSGI scripts of the formula that a configuration of Apache's refers to."""
+    saved = _saved(file)
+    text = saved.content.decode(errors="replace") if saved else ""
+    found = []
+    for script in re.findall(r"^\s*WSGIScriptAlias / (/\S+\.wsgi) ", text, re.M):
+        with suppress(OSError), open(script, encoding="utf-8", errors="replace") as opened:
+            if _MARK.match(opened.readline()):
+                found.append(script)
+    return found
+
+
 # --- process managers -----------------------------------------------------------------------------
 
 
@@ -392,14 +642,19 @@ class _Process(NamedTuple):
     known: bool = True
 
 
-def _manager(kind: str, command: str | None, programs: list[dict[str, Any]] | None) -> _Manager:
+def _manager(
+    kind: str,
+    command: str | None,
+    programs: list[dict[str, Any]] | None,
+    app: str | None = None,
+) -> _Manager:
     managers = {"supervisor": _Supervisor, "systemd": _Systemd}
     if kind not in managers:
         raise CommandExecutionError(f"the manager must be supervisor or systemd: {kind}")
     given = [dict(one) for one in programs or []]
     if not all(isinstance(one.get("unit"), str) for one in given):
         raise CommandExecutionError("each of the programs needs a unit")
-    return managers[kind](command, given)
+    return managers[kind](command, given, app)
 
 
 class _Manager:
@@ -407,9 +662,16 @@ class _Manager:
 
     default = ""
 
-    def __init__(self, command: str | None, programs: list[dict[str, Any]]) -> None:
+    def __init__(
+        self, command: str | None, programs: list[dict[str, Any]], app: str | None = None
+    ) -> None:
         self.command = shlex.split(command or self.default)
         self.programs = programs
+        self.app = app
+
+    def is_installed(self) -> bool:
+        """Whether the manager's client exists; a manager without programs needs none."""
+        return not self.programs or shutil.which(self.command[0]) is not None
 
     def run(self, *words: str, fine: tuple[int, ...] | None = (0,)) -> str:
         """The output of the manager's client; raises for exit codes but `fine`, or None for all."""
@@ -430,6 +692,10 @@ class _Manager:
     def look(self) -> list[_Process]:
         """The processes as they are."""
         raise NotImplementedError
+
+    def surplus(self) -> list[_Process]:
+        """Processes of the app that are not among its programs; those go with an update."""
+        return []
 
     def update(self) -> list[str]:
         """Let changed configuration be in force; which units were started again by that."""
@@ -463,8 +729,7 @@ class _Supervisor(_Manager):
         if not self.programs:
             return []
         found = []
-        output = self.run("status", fine=(0, 3))  # 3: not everything runs
-        lines = re.findall(r"^(\S+)[ \t]+([A-Z]+)[ \t]*(?:pid (\d+), )?(.*)$", output, re.M)
+        lines = self._status()
         for program in self.programs:
             unit = program["unit"]
             own = [one for one in lines if _named(one[0], unit)]
@@ -475,10 +740,33 @@ class _Supervisor(_Manager):
                 found.append(_Process(unit, "UNKNOWN", known=False))
         return found
 
+    def _status(self) -> list[tuple[str, str, str, str]]:
+        """Name, state, process ID and the rest, of each process that it knows."""
+        output = self.run("status", fine=(0, 3))  # 3: not everything runs
+        return re.findall(r"^(\S+)[ \t]+([A-Z]+)[ \t]*(?:pid (\d+), )?(.*)$", output, re.M)
+
+    def surplus(self) -> list[_Process]:
+        if not self.programs or not self.app:
+            return []
+        return [
+            _Process(full, state, int(pid or 0))
+            for full, state, pid, _ in self._status()
+            if _is_of(self.app, full)
+            and not any(_named(full, one["unit"]) for one in self.programs)
+        ]
+
+    def retire(self, groups: list[str]) -> list[str]:
+        """Stop groups that the configuration no longer has; the processes that were stopped."""
+        known = [one[0] for one in self._status() if one[0].split(":")[0] in groups]
+        if known and not __opts__["test"]:
+            self.run("update", *dict.fromkeys(one.split(":")[0] for one in known))
+        return known
+
     def update(self) -> list[str]:
         if not self.programs:
             return []
-        output = self.run("update", *self._groups())
+        surplus = [one.unit.split(":")[0] for one in self.surplus()]
+        output = self.run("update", *dict.fromkeys([*self._groups(), *surplus]))
         groups = re.findall(r"^(\S+): (?:added|updated) process group$", output, re.M)
         return [one.unit for one in self.look() if one.unit.split(":")[0] in groups]
 
@@ -503,6 +791,15 @@ class _Supervisor(_Manager):
 def _named(full: str, unit: str) -> bool:
     """Whether a process of supervisor's is the unit `shop:web`, or one of `shop-web:*`."""
     return full == unit or (unit.endswith(":*") and full.split(":", maxsplit=1)[0] == unit[:-2])
+
+
+def _is_of(app: str, full: str) -> bool:
+    """Whether a process of supervisor's is an app's, by the names that the formula gives."""
+    group, _, process = full.partition(":")
+    return group == app or bool(
+        group.startswith(f"{app}-")
+        and re.fullmatch(rf"{re.escape(group[len(app) + 1 :])}\d+", process)
+    )
 
 
 class _Systemd(_Manager):
@@ -573,7 +870,10 @@ class _Systemd(_Manager):
         return facts.get("ActiveState") != "active" or _is_newer(facts, opened)
 
     def stop(self) -> None:
-        units = list(self._units())
+        self.retire(list(self._units()))
+
+    def retire(self, units: list[str]) -> None:
+        """Stop units, before their files are removed."""
         self.run("disable", "--now", *units)
         self.run("reset-failed", *units, fine=None)
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Three releases of a real Django site with a database: built and packed in one place, deployed in
 # another by the formula on a masterless minion, served by gunicorn under supervisor. The second one
-# migrates the database; the third one does so too and is broken: the highstate itself goes back, and
-# the schema with it. Needs no root; all of it happens in one scratch directory.
+# migrates the database; the third one does so too and is broken: the highstate itself rolls back,
+# and the schema with it. Needs no root; all of it happens in one scratch directory.
 #
 #   make demo            the directory is removed at the end
 #   KEEP=1 make demo     the directory stays, to look around in
@@ -183,7 +183,7 @@ commit 'The shop sells' '    price = models.IntegerField(default=3)'
 SECOND=$HASH
 run virtualenv-tools --pack "file_root/shop/$SECOND.tar.gz" build/shop
 
-step 'The third one too, and has a bug. It is packed twice: whole, and what the second one lacks'
+step 'The third one too, and has a bug. It is packed twice: in full, and as a delta from the second'
 commit 'The shop crashes' '    price = models.IntegerField(default=3)
     stock = models.IntegerField(default=0)' 'raise RuntimeError("out of stock")'
 THIRD=$HASH
@@ -194,7 +194,7 @@ run rm -rf build
 show 'du -h --apparent-size file_root/shop/*.tar.gz'
 du -h --apparent-size file_root/shop/*.tar.gz | indent
 
-step 'Unpacked with tar, it does not run: its files name the place where it was built'
+step 'Unpacked with tar, it does not run: its files refer to the place where it was built'
 run mkdir plain
 run tar xzf "file_root/shop/$FIRST.tar.gz" -C plain
 show 'plain/bin/gunicorn --version'
@@ -205,7 +205,7 @@ fi
 sed 's|^.*: line [0-9]*: ||' log/broken | indent
 rm -rf plain
 
-step 'On the server: this extension, and supervisor, as its distribution would have brought it'
+step 'On the server: this extension, and supervisor, as the distribution would have installed it'
 show salt-call --local -c etc saltutil.sync_all
 salt-call --local -c etc saltutil.sync_all >log/sync 2>&1
 run "$PYTHON" -m venv manager
@@ -248,15 +248,16 @@ releases:
       programs:
         web:
           socket: 127.0.0.1:$PORT
-          environment: {HOME: $SCRATCH/run}
-      checks:
-        - url: http://127.0.0.1:$PORT/
-          match: The shop
-      health: {attempts: 5}
+          env: {HOME: $SCRATCH/run}
+      health:
+        checks:
+          - url: http://127.0.0.1:$PORT/
+            match: The shop
+        attempts: 5
   supervisor:
     command: $SCRATCH/manager/bin/supervisorctl -c $SCRATCH/run/supervisord.conf
-    configs: $SCRATCH/run/conf.d
-    logs: $SCRATCH/log
+    conf_dir: $SCRATCH/run/conf.d
+    log_dir: $SCRATCH/log
 END
 echo "base: {'*': [releases, here]}" >pillar/top.sls
 show cat pillar/releases.sls
@@ -286,16 +287,16 @@ step 'The first release, from bare to a page that answers'
 salt state.apply releases
 fetch 'The shop opens' "release $FIRST"
 
-step 'Once more: nothing to do'
+step 'Again: nothing to do'
 salt state.apply releases
 
-step 'The second release, out of a bundle: the schema is migrated, and nobody sees the switch'
+step 'The second release, from a bundle: the schema is migrated'
 release "$SECOND"
 run grep release: pillar/releases.sls
 salt state.apply releases
 fetch "The shop sells.*'price': 3" "release $SECOND"
 
-step 'The third one takes over what did not change. It is broken: the highstate goes back itself'
+step 'The third one takes over what did not change. It is broken: the highstate itself rolls back'
 release "$THIRD"
 run grep release: pillar/releases.sls
 fails state.apply releases
@@ -307,7 +308,7 @@ salt virtualenv_tools.run "$SCRATCH/srv/shop/current" 'python manage.py showmigr
 step 'The next highstate does not bring it back'
 fails state.apply releases
 
-step 'An operator goes back by hand: at once, without a download, the schema included'
+step 'An operator rolls back by hand: at once, without a download, the schema included'
 salt state.apply releases.rollback
 fetch "The shop opens: .*'name': 'tea'}" "release $FIRST"
 
@@ -316,7 +317,7 @@ run ls -l srv/shop
 salt virtualenv_tools.releases "$SCRATCH/srv/shop" --out=yaml
 salt virtualenv_tools.history "$SCRATCH/srv/shop"
 
-step 'Away with it; what is shared stays'
+step 'The app is removed; what is shared stays'
 salt state.apply releases.clean
 run find srv -mindepth 1
 

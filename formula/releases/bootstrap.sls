@@ -30,10 +30,10 @@ include:
       - file: {{ app.name }} has a directory
 {% endif %}
 
-{% if app.packages %}
+{% if app.os_packages %}
 {{ app.name }} has its packages:
   pkg.installed:
-    - pkgs: {{ app.packages | json }}
+    - pkgs: {{ app.os_packages | json }}
 {% endif %}
 
 {% if app.needs.python %}

@@ -5,6 +5,11 @@ include:
   - .checked
 
 {% for bundle, build in settings.builds.items() %}
+{{ bundle }} has a directory:
+  file.directory:
+    - name: {{ salt["file.dirname"](bundle) }}
+    - makedirs: True
+
 {{ bundle }}:
   virtualenv_relocated.packed: {{ build | json }}
 {% endfor %}

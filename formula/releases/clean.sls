@@ -1,42 +1,14 @@
 # Removes what the formula created: programs, their configuration, releases. Shared data, users and
-# packages stay; `releases:with_data: True` removes the shared data as well.
+# packages stay; `releases:run:purge_data: True` removes the shared data as well.
 #
-#   salt web1 state.apply releases.clean pillar='{releases: {only: shop}}'
+#   salt web1 state.apply releases.clean pillar='{releases: {run: {app: shop}}}'
 {% from "./map.jinja" import apps, settings with context %}
 
 include:
-  - .checked
+  - .disable
 
-{% if settings.several %}
-releases.clean is for one app:
-  test.fail_without_changes:
-    - comment: >-
-        Which of {{ settings.apps | join(", ") }}? Name it:
-        pillar='{releases: {only: {{ settings.apps | first }}}}', or a list of them.
-{% else %}
+{% if not settings.several %}
 {% for app in apps %}
-{{ app.name }} is stopped:
-  release_programs.dead: {{ app.running | json }}
-
-{% for file in app.files %}
-{{ file.path }}:
-  file.absent:
-    - require:
-      - release_programs: {{ app.name }} is stopped
-{% endfor %}
-
-{% for server in app.web %}
-{{ app.name }} is removed from {{ server }}:
-  release_programs.config_loaded:
-    - command: {{ settings[server].reload | yaml_dquote }}
-    - files: {{ app.files | selectattr("for", "equalto", server) | map(attribute="path") | list | json }}
-    - left: {{ app.root }}
-    - watch:
-      {% for file in app.files if file.for == server %}
-      - file: {{ file.path }}
-      {% endfor %}
-{% endfor %}
-
 {{ app.link }}:
   file.absent:
     - require:
@@ -56,7 +28,7 @@ releases.clean is for one app:
 {{ app.root }}/.releases:
   file.absent
 
-{% if settings.with_data %}
+{% if settings.run.purge_data %}
 {% for directory in app.directories + [app.root] %}
 {{ directory }}:
   file.absent:

@@ -31,6 +31,6 @@ include:
 # After the health check of the same run, which may roll back.
 {{ app.root }}:
   virtualenv_relocated.pruned:
-    - keep: {{ app.keep }}
+    - keep: {{ app.keep_releases }}
     - order: last
 {% endfor %}

@@ -1,7 +1,7 @@
 # All of it. Only `release` in the pillar changes with a deploy.
 #
 #   salt web1 state.apply releases
-#   salt web1 state.apply releases pillar='{releases: {only: shop}}'
+#   salt web1 state.apply releases pillar='{releases: {run: {app: shop}}}'
 {% from "./map.jinja" import apps with context %}
 
 include:

@@ -1,10 +1,10 @@
-# Back to the previous release, or to `releases:to`: at once and without a download. The release that
+# Back to the previous release, or to `releases:run:to`: at once and without a download. The release that
 # is rolled back is marked bad, so that no highstate activates it again (`virtualenv_tools.unmark_bad`).
-# On several minions give it as `releases:leaving`: those that are not on it are left as they are.
+# On several minions give it as `releases:run:from`: those that are not on it are left as they are.
 #
 #   salt web1 state.apply releases.rollback
-#   salt web1 state.apply releases.rollback pillar='{releases: {only: shop, to: 9c01b7e}}'
-#   salt 'web*' state.apply releases.rollback pillar='{releases: {only: shop, leaving: 4f2a9c1}}'
+#   salt web1 state.apply releases.rollback pillar='{releases: {run: {app: shop, to: 9c01b7e}}}'
+#   salt 'web*' state.apply releases.rollback pillar='{releases: {run: {app: shop, from: 4f2a9c1}}}'
 {% from "./map.jinja" import apps, settings with context %}
 
 {% if settings.several %}
@@ -12,7 +12,7 @@ releases.rollback is for one app:
   test.fail_without_changes:
     - comment: >-
         Which of {{ settings.apps | join(", ") }}? Name it:
-        pillar='{releases: {only: {{ settings.apps | first }}}}'.
+        pillar='{releases: {run: {app: {{ settings.apps | first }}}}}'.
 {% else %}
 include:
   - .service
@@ -22,8 +22,8 @@ include:
 {{ app.name }} is rolled back:
   virtualenv_relocated.rolled_back:
     - name: {{ app.link }}
-    - to: {{ settings.to | json }}
-    - leaving: {{ settings.leaving | json }}
+    - to: {{ settings.run.to | json }}
+    - leaving: {{ settings.run.from | json }}
     - reason: releases.rollback
     {% if app.runs %}
     - require_in:

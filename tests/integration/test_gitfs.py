@@ -63,7 +63,7 @@ class Git:
             "group": grp.getgrgid(os.getegid()).gr_name,
             "web": {"nginx": {"upstream": "http://127.0.0.1:8000"}},
         }
-        nginx = {"configs": str(directory / "conf.d"), "reload": "true"}
+        nginx = {"conf_dir": str(directory / "conf.d"), "reload_command": "true"}
         options = minions.masterless(
             directory / "minion",
             directory / "files",
@@ -112,7 +112,11 @@ def test_the_formula_from_a_repository(tmp_path: Path) -> None:
     git = Git(tmp_path, remotes(f"file://{repository}"))
 
     synced = git.call("saltutil.sync_all")
-    assert synced["modules"] == ["modules.releases_pillar", "modules.virtualenv_tools"]
+    assert synced["modules"] == [
+        "modules.releases_pillar",
+        "modules.releases_schema",
+        "modules.virtualenv_tools",
+    ]
     assert synced["states"] == ["states.release_programs", "states.virtualenv_relocated"]
     assert {"utils.relocate_core.errors", "utils.relocate_core.releases.root"} <= set(
         synced["utils"]
@@ -125,7 +129,7 @@ def test_the_formula_from_a_repository(tmp_path: Path) -> None:
         assert not failed, failed
         changed = {key for key, one in answers.items() if one["changes"]}
         if sls == "releases":  # the template is found too
-            assert {"shop is deployed", str(tmp_path / "conf.d" / "shop.conf")} <= changed
+            assert {"shop is deployed", "shop is loaded by nginx"} <= changed
     assert changed == set()
     assert (tmp_path / "srv" / "shop" / "current" / minions.WHICH).read_text() == "1\n"
     text = (tmp_path / "conf.d" / "shop.conf").read_text()

@@ -141,9 +141,9 @@ def test_the_formula_by_ssh(roster: dict[str, Any], tmp_path: Path) -> None:
         "user": "root",
         "group": "root",
         "web": {"nginx": {"upstream": "http://127.0.0.1:8000"}},
-        "checks": f"test -e {minions.WHICH}",
+        "health": {"checks": f"test -e {minions.WHICH}"},
     }
-    nginx = {"configs": str(tmp_path / "conf.d"), "reload": "true"}
+    nginx = {"conf_dir": str(tmp_path / "conf.d"), "reload_command": "true"}
     ssh = Ssh(tmp_path, roster, {"releases": {"apps": {"shop": app}, "nginx": nginx}})
     minions.pack(tmp_path / "root" / "shop" / "1.tar", "1")
 

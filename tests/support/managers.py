@@ -48,7 +48,7 @@ with open(STATE + ".calls", "a") as file:
 
 _SUPERVISORCTL = """
 def configured():
-    for file in sorted(glob.glob(CONFIGS + "/*.conf")):
+    for file in sorted(glob.glob(CONFIGS + "/*.[ci]*")):
         parser = configparser.RawConfigParser(inline_comment_prefixes=(";", "#"))
         parser.read(file)
         members = {}
@@ -79,6 +79,15 @@ if verb == "status":
 elif verb == "update":
     new = {key: one for key, one in configured() if key.split(":")[0] in given}
     changed = [key for key, one in new.items() if known.get(key, {}).get("text") != one["text"]]
+    gone = [key for key in known if key.split(":")[0] in given and key not in new]
+    for key in gone:
+        stop(known[key])
+        del known[key]
+    groups = {key.split(":")[0] for key in new}
+    for group in dict.fromkeys(key.split(":")[0] for key in gone):
+        if group not in groups:
+            print(group + ": stopped")
+            print(group + ": removed process group")
     for group in dict.fromkeys(key.split(":")[0] for key in changed):
         print(group + ": " + ("updated" if group in str(list(known)) else "added")
               + " process group")
@@ -154,11 +163,13 @@ class Manager:
         directory: where all of it is.
 
     Attributes:
+        kind: `supervisor` or `systemd`.
         configs: where its configuration is looked for.
         command: what one talks to it with.
     """
 
     def __init__(self, kind: str, directory: Path) -> None:
+        self.kind = kind
         directory.mkdir(parents=True, exist_ok=True)
         self.configs = directory / "configs"
         self.configs.mkdir()

@@ -44,8 +44,8 @@ class Formula(Fleet):
             "apps": self.apps,
             "supervisor": {
                 "command": f"{managers}/{ID}/supervisor",
-                "configs": f"{managers}/{ID}/configs",
-                "logs": f"{managers}/{ID}",
+                "conf_dir": f"{managers}/{ID}/configs",
+                "log_dir": f"{managers}/{ID}",
             },
         }
         self.managers = {
@@ -60,9 +60,13 @@ class Formula(Fleet):
             "user": ME,
             "group": GROUP,
             "programs": {"web": {"command": SLEEPS}},
-            "checks": f"read which < {minions.WHICH} && "
-            f"test ! -e {self.base}/{ID}/sick-$which && test ! -e {self.base}/{ID}/sick-{name}",
-            "health": {"attempts": 2, "interval": 0.1},
+            "health": {
+                "checks": f"read which < {minions.WHICH} && "
+                f"test ! -e {self.base}/{ID}/sick-$which && "
+                f"test ! -e {self.base}/{ID}/sick-{name}",
+                "attempts": 2,
+                "interval": 0.1,
+            },
         }
 
     def want(self, release: str, app: str = "shop") -> None:
@@ -160,15 +164,15 @@ def test_a_minion_without_the_app_is_reported_first(fleet: Formula) -> None:
     answer = fleet.roll("2", "test=True")
     assert answer["comment"] == (
         "Nothing was rolled out: web1, web10 cannot take the release from "
-        "releases:apps:shop:release: the pillar of releases: releases:only: shop is no app of this "
-        "minion: there are none."
+        "releases:apps:shop:release: the pillar of releases: releases:run:app: shop is no app of "
+        "this minion: there are none."
     )
     fleet.write()
     answer, code = fleet.run("releases.roll", f"{fleet.base}/{EACH}/store", "2")
     assert code == 1
     assert answer["comment"] == (
         "Nothing was rolled out: web1, web2, web10 cannot take the release from "
-        "releases:apps:store:release: the pillar of releases: releases:only: store is no app "
+        "releases:apps:store:release: the pillar of releases: releases:run:app: store is no app "
         "of this minion: there are blog, shop."
     )
     assert fleet.on() == dict.fromkeys(MINIONS)
@@ -179,8 +183,8 @@ def test_an_app_that_is_broken_already_is_not_concerned(deployed: Formula) -> No
     fleet = deployed
     for short in MINIONS:
         fleet.sicken(short, "blog")
-    fleet.apps["blog"]["keep"] = 1
-    fleet.apps["blog"]["programs"]["web"]["environment"] = {"MORE": "1"}
+    fleet.apps["blog"]["keep_releases"] = 1
+    fleet.apps["blog"]["programs"]["web"]["env"] = {"MORE": "1"}
     fleet.want("2", app="blog")
     before = fleet.untouched("blog")
     answer = fleet.roll("2", "batch=1")

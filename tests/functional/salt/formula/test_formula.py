@@ -98,17 +98,19 @@ def shop(request: pytest.FixtureRequest, minion: Masterless, tmp_path: Path) -> 
         "root": str(made.root),
         "user": ME,
         "group": "root" if ME == "root" else None,
-        "smoke": "python -c 'import omega'",
-        "shared": ["media/"],
-        "programs": {"web": {"command": SLEEPS, "reload": "HUP"}, "worker": {"command": SLEEPS}},
-        "manager": kind,
-        "checks": f"grep -v 2 {minions.WHICH}",
-        "health": {"attempts": 1, "interval": 0},
-        "keep": 2,
+        "smoke_tests": "python -c 'import omega'",
+        "shared_dirs": ["media"],
+        "programs": {
+            "web": {"command": SLEEPS, "reload_signal": "HUP"},
+            "worker": {"command": SLEEPS},
+        },
+        "process_manager": kind,
+        "health": {"checks": f"grep -v 2 {minions.WHICH}", "attempts": 1, "interval": 0},
+        "keep_releases": 2,
     }
-    made.more = {kind: {"command": str(manager.command), "configs": str(manager.configs)}}
+    made.more = {kind: {"command": str(manager.command), "conf_dir": str(manager.configs)}}
     if kind == "supervisor":
-        made.more[kind]["logs"] = str(tmp_path)
+        made.more[kind]["log_dir"] = str(tmp_path)
     yield made
     manager.end()
 
@@ -176,7 +178,7 @@ def test_a_switch_restarts_and_a_bad_release_is_left_again(shop: Shop) -> None:
 def test_old_releases_go(shop: Shop) -> None:
     for name in ("1", "3"):
         shop.done(release=name)
-    changed = shop.done(release="2", checks="true", keep=1)
+    changed = shop.done(release="2", health={"checks": "true"}, keep_releases=1)
     assert changed[str(shop.root)] == {"removed": ["1"]}
 
 
@@ -190,7 +192,7 @@ def test_nobody_who_is_there_is_changed(shop: Shop) -> None:
 def test_what_is_shared_is_the_programs_and_nothing_above_it(shop: Shop) -> None:
     """Else the program could put a link in its place, for root to give away what that points to."""
     directory = shop.root / "shared" / "deep" / "media"
-    changes: dict[str, Any] = {"shared": ["deep/media/"], "user": "nobody", "group": None}
+    changes: dict[str, Any] = {"shared_dirs": ["deep/media"], "user": "nobody", "group": None}
     shop.done("releases.bootstrap", **changes)
     assert directory.owner() == "nobody"
     assert {path.owner() for path in directory.parents if path.is_relative_to(shop.root)} == {
@@ -216,17 +218,69 @@ def test_a_smoke_test_is_run_by_the_user_of_the_app(shop: Shop) -> None:
     said = shop.apply(test=True, **bare)
     assert said["shop is deployed"]["result"] is None
     assert {one["result"] for one in said.values()} == {True, None}
-    refused = shop.apply("releases.deploy", **bare, shared=None)["shop is deployed"]
+    refused = shop.apply("releases.deploy", **bare, shared_dirs=None)["shop is deployed"]
     assert refused["result"] is False
     assert "no user surely-nobody on this machine" in refused["comment"]
     home = pwd.getpwnam(ME).pw_dir
-    shop.done("releases.deploy", shared=None, smoke=f'test "$(id -un) $HOME" = "{ME} {home}"')
+    shop.done(
+        "releases.deploy", shared_dirs=None, smoke_tests=f'test "$(id -un) $HOME" = "{ME} {home}"'
+    )
+
+
+def test_the_directories_of_persistent_files_and_of_logs_are_made(shop: Shop) -> None:
+    changes: dict[str, Any] = {"shared_files": ["etc/local.py"]}
+    shop.done("releases.bootstrap", **changes)
+    assert (shop.root / "shared" / "etc").is_dir()
+    shop.more["supervisor"]["log_dir"] = str(shop.directory / "deep" / "log")
+    said = shop.apply("releases.enable", test=True, **changes)
+    assert said["supervisor has a directory for logs"]["result"] is None
+    shop.done("releases.enable", **changes)
+    assert (shop.directory / "deep" / "log").is_dir()
+
+
+def test_where_the_release_is_put_in(shop: Shop) -> None:
+    """In all that `managed` and `migrated` take, and not in what outlives a switch."""
+    text = "a {release} b"
+    known = shop.minion.functions.pack["__pillar__"]
+    known.clear()
+    changes = {
+        "smoke_tests": text,
+        "signature": text,
+        "shared_dirs": {"media": "/data/{release}"},
+        "migrations": {"kind": "alembic", "config": text, "env": {"A": text}},
+    }
+    pillar = shop.pillar(**changes)
+    pillar["releases"]["apps"]["shop"]["shared_dirs"] = {"media": "/data/media"}
+    pillar["releases"]["apps"]["shop"]["programs"]["web"]["env"] = {"A": text}
+    known.update(copy.deepcopy(pillar))
+    app = shop.minion.functions["releases_pillar.settings"]()["apps"]["shop"]
+    managed = {key: one for setting in app["managed"] for key, one in setting.items()}
+    assert managed["source"] == "salt://shop/1.tar.gz"
+    assert (managed["smoke"], managed["signature"]) == (["a 1 b"], ["a 1 b"])
+    migrated = {key: one for setting in app["migrations"] for key, one in setting.items()}
+    assert (migrated["config"], migrated["env"]) == ("a 1 b", {"A": "a 1 b"})
+    assert app["programs"]["web"]["env"] == {"A": f'"{text}"'}
+
+
+@pytest.mark.parametrize("shop", ["supervisor", "systemd"], indirect=True)
+def test_a_manager_that_is_to_be_installed_yet(shop: Shop) -> None:
+    """As on a bare machine, where `os_packages` brings it in the same run."""
+    shop.more[shop.manager.kind]["command"] = "surely-not-installed --some option"
+    said = shop.apply(test=True)
+    assert {one["result"] for one in said.values()} == {True, None}
+    (first, second) = said["shop runs"]["changes"]["started"]
+    assert said["shop runs"]["comment"] == (
+        f"Would be started: {first}, {second}, once surely-not-installed is installed."
+    )
+    refused = shop.apply()["shop runs"]
+    assert (refused["result"], minions.sentence(refused["comment"])) == (False, True)
+    assert "surely-not-installed" in refused["comment"]
 
 
 @pytest.mark.parametrize("python", ["9.9"])
 def test_a_python_is_installed_where_it_is_not_there(shop: Shop, python: str) -> None:
     shown = shop.minion.functions["state.show_sls"](
-        "releases.bootstrap", pillar=shop.pillar(python=python, packages=["libpq5"])
+        "releases.bootstrap", pillar=shop.pillar(python=python, os_packages=["libpq5"])
     )
     assert {"pkgs": ["libpq5"]} in shown["shop has its packages"]["pkg"]
     if shop.minion.opts["grains"]["os_family"] == "Debian":
@@ -238,7 +292,9 @@ def test_a_python_is_installed_where_it_is_not_there(shop: Shop, python: str) ->
 
 def test_every_part_alone_one_after_the_other(shop: Shop) -> None:
     for part in PARTS:
-        assert shop.done(f"releases.{part}") or part == "healthy"
+        changed = shop.done(f"releases.{part}")
+        assert ("shop runs" in changed) == (part == "enable")
+        assert changed or part in ("service", "healthy")
     assert shop.done() == {}
 
 
@@ -273,13 +329,13 @@ def test_rollback(shop: Shop) -> None:
     shop.done("releases.rollback")
     assert (shop.active(), set(shop.manager.runs_on().values())) == ("1", {"1"})
     shop.minion.functions["virtualenv_tools.unmark_bad"](str(shop.root / "3"))
-    shop.more["to"] = "3"
+    shop.more["run"] = {"to": "3"}
     shop.done("releases.rollback")
     assert (shop.active(), set(shop.manager.runs_on().values())) == ("3", {"3"})
     assert shop.done("releases.rollback") == {}  # it is there
-    shop.more = {**shop.more, "to": None, "leaving": "1"}
+    shop.more = {**shop.more, "run": {"from": "1"}}
     assert shop.done("releases.rollback") == {}  # another one is active
-    shop.more["leaving"] = "3"
+    shop.more["run"] = {"from": "3"}
     answers = shop.apply("releases.rollback")  # the one before is marked bad
     assert answers["shop is rolled back"]["result"] is False
     assert minions.sentence(answers["shop is rolled back"]["comment"])
@@ -291,7 +347,7 @@ def test_reload(shop: Shop) -> None:
     app = {"programs": {"web": {"command": SLEEPS}, "worker": {"command": SLEEPS}}}
     app["programs"]["web"] = {
         "command": "bin/python -c 'import signal, time; signal.signal(1, print); time.sleep(600)'",
-        "reload": "HUP",
+        "reload_signal": "HUP",
     }
     shop.done(**app)
     shop.manager.calls()
@@ -318,17 +374,19 @@ def test_clean(shop: Shop) -> None:
     assert os.listdir(shop.manager.configs) == []
     assert not any(Path(f"/proc/{pid}/cwd").exists() for pid in pids if pid)
     assert shop.done("releases.clean") == {}
-    shop.more["with_data"] = True
+    shop.more["run"] = {"purge_data": True}
     shop.done("releases.clean")
     assert not shop.root.exists()
 
 
 def test_a_build_machine_packs(shop: Shop) -> None:
-    bundle = str(shop.directory / "shop.tar.gz")
+    bundle = str(shop.directory / "deep" / "shop.tar.gz")
     pillar = {"releases": {"builds": {bundle: {"pip_packages": ["nothing-of-that-name"]}}}}
     said = shop.given(pillar, "releases.build", test=True)
     assert said[bundle]["result"] is None
     assert said[bundle]["comment"].startswith(f"{bundle} would be built")
+    shop.given(pillar, "releases.build")
+    assert os.listdir(shop.directory / "deep") == []
 
 
 def test_a_socket_is_held_while_its_programs_are_restarted_in_turn(shop: Shop) -> None:
@@ -337,6 +395,155 @@ def test_a_socket_is_held_while_its_programs_are_restarted_in_turn(shop: Shop) -
     shop.manager.calls()
     shop.done(release="3")
     assert shop.manager.calls() == ["restart shop-web:web0", "restart shop-web:web1"]
+
+
+# --- what is no longer in the pillar --------------------------------------------------------------
+
+RETIRED = "programs that are no longer in the pillar are stopped"
+
+
+def stopped(shop: Shop, pids: dict[str, int], *names: str) -> bool:
+    """Whether of the processes those have ended whose names have a word, and no other one."""
+    return {key for key, pid in pids.items() if not Path(f"/proc/{pid}/cwd").exists()} == {
+        key for key in pids if any(name in key for name in names)
+    }
+
+
+def processes(shop: Shop) -> dict[str, int]:
+    return {key: one["pid"] for key, one in shop.manager.known().items() if one["pid"]}
+
+
+@both_managers
+def test_a_program_that_is_removed_is_stopped(shop: Shop) -> None:
+    shop.done()
+    before, calls = processes(shop), world(shop)[1]
+    programs = {"web": shop.app["programs"]["web"]}
+    said = shop.apply(test=True, programs=programs)
+    where = "shop runs" if shop.manager.kind == "supervisor" else RETIRED
+    assert said[where]["result"] is None
+    (unit,) = said[where]["changes"]["stopped"]
+    assert "worker" in unit
+    assert world(shop)[1] == calls
+    changed = shop.done(programs=programs)
+    assert changed[where]["stopped"] == [unit]
+    assert not Path(f"/proc/{before[unit]}/cwd").exists()
+    assert not [key for key in shop.manager.runs_on() if "worker" in key]
+    assert not list(shop.manager.configs.glob("*worker*"))
+    assert shop.done(programs=programs) == {}
+
+
+@both_managers
+def test_a_socket_that_is_removed_is_closed(shop: Shop) -> None:
+    web = shop.app["programs"]["web"]
+    programs = {"web": {**web, "socket": "127.0.0.1:1"}}
+    shop.done(programs=programs)
+    before = processes(shop)
+    programs = {"web": web}
+    said = shop.apply(test=True, programs=programs)
+    assert any("stopped" in one["changes"] for one in said.values())
+    shop.done(programs=programs)
+    assert stopped(shop, before, "web")
+    assert list(shop.manager.runs_on().values()) == ["1"]
+    assert not list(shop.manager.configs.glob("*.socket"))
+    assert shop.done(programs=programs) == {}
+    shop.done(programs={"web": {**web, "socket": "127.0.0.1:1"}})
+    assert "shop:web" not in shop.manager.runs_on()
+
+
+@both_managers
+def test_an_app_that_is_removed_is_stopped(shop: Shop) -> None:
+    other = {**shop.app, "root": str(shop.directory / "srv" / "blog")}
+    shop.more["apps"] = {"blog": other}
+    shop.done()
+    foreign = shop.manager.configs / "shop.conf.bak"
+    foreign.write_text("; shop: written by Salt, by the formula releases.\n")
+    before = processes(shop)
+    only_blog = {"releases": {**shop.more, "apps": {"blog": other}}}
+
+    for pillar in (  # a run for the other app, or a pillar that has not arrived
+        {"releases": {**only_blog["releases"], "run": {"app": "blog"}}},
+        {"releases": {key: one for key, one in shop.more.items() if key != "apps"}},
+    ):
+        answers = shop.given(pillar)
+        assert not [one for one in answers.values() if one["changes"]]
+    said = shop.given(only_blog, test=True)[RETIRED]
+    assert said["result"] is None
+    assert len(said["changes"]["stopped"]) == 2
+    assert stopped(shop, before)
+    done = shop.given(only_blog)
+    assert {one["result"] for one in done.values()} == {True}
+    assert done[RETIRED]["changes"] == said["changes"]
+    assert stopped(shop, before, "shop")
+    assert (shop.active(), foreign.exists()) == ("1", True)
+    assert not (shop.manager.configs / "shop.conf").exists()
+    assert not [one for one in shop.given(only_blog).values() if one["changes"]]
+
+    foreign.unlink()
+    nothing = {"releases": {**shop.more, "apps": {}}}
+    assert shop.given(nothing)[RETIRED]["result"] is True
+    assert (shop.manager.runs_on(), os.listdir(shop.manager.configs)) == ({}, [])
+
+
+def test_another_process_manager_takes_over(shop: Shop) -> None:
+    shop.done()
+    before = processes(shop)
+    systemd = Manager("systemd", shop.directory / "systemd")
+    shop.more["systemd"] = {"command": str(systemd.command), "conf_dir": str(systemd.configs)}
+    try:
+        changed = shop.done(process_manager="systemd")
+        assert len(changed[RETIRED]["stopped"]) == 2
+        assert stopped(shop, before, "web", "worker")
+        assert set(systemd.runs_on().values()) == {"1"}
+        assert os.listdir(shop.manager.configs) == []
+        assert shop.done(process_manager="systemd") == {}
+        shop.done()
+        assert (systemd.runs_on(), os.listdir(systemd.configs)) == ({}, [])
+    finally:
+        systemd.end()
+
+
+def test_a_web_server_that_is_removed(shop: Shop) -> None:
+    loaded = shop.directory / "loaded"
+    for server in ("nginx", "apache"):
+        shop.more[server] = {
+            "conf_dir": str(shop.directory / server),
+            "reload_command": f"echo {server} >> {loaded}",
+        }
+    web = {**WEB, "apache": {"wsgi_module": "omega"}}
+    shop.done(web=web)
+    said = shop.apply(test=True)[RETIRED]
+    files = [f"{shop.directory}/nginx/shop.conf", f"{shop.directory}/apache/shop.conf"]
+    files.append(f"{shop.root}/shop.wsgi")
+    assert sorted(said["changes"]["removed"]) == sorted(files)
+    assert loaded.read_text() == "nginx\napache\n"
+    shop.more["nginx"]["reload_command"] = "echo it is broken; exit 1"
+    refused = shop.apply()[RETIRED]
+    assert (refused["result"], Path(files[0]).exists()) == (False, True)
+    assert refused["comment"] == (
+        "`echo it is broken; exit 1` failed: it is broken. The files are as before."
+    )
+    shop.more["nginx"]["reload_command"] = f"echo nginx >> {loaded}"
+    shop.done()
+    assert not [path for path in files if Path(path).exists()]
+    assert sorted(loaded.read_text().split()) == ["apache", "apache", "nginx", "nginx"]
+    assert shop.done() == {}
+
+
+@both_managers
+def test_disable_and_enable(shop: Shop) -> None:
+    shop.done()
+    before = world(shop)
+    assert {one["result"] for one in shop.apply("releases.disable", test=True).values()} == {None}
+    assert world(shop)[1] == before[1]
+    pids = processes(shop)
+    shop.done("releases.disable")
+    assert stopped(shop, pids, "web", "worker")
+    assert os.listdir(shop.manager.configs) == []
+    assert (shop.active(), (shop.root / "shared" / "media").is_dir()) == ("1", True)
+    assert shop.done("releases.disable") == {}
+    assert "shop runs" in shop.done("releases.enable")
+    assert set(shop.manager.runs_on().values()) == {"1"}
+    assert shop.done() == {}
 
 
 # --- several apps ---------------------------------------------------------------------------------
@@ -350,18 +557,18 @@ def test_two_apps(shop: Shop) -> None:
         "user": ME,
         "group": shop.app["group"],
         "programs": {"web": {"command": SLEEPS}},
-        "manager": shop.app["manager"],
+        "process_manager": shop.app["process_manager"],
     }
     shop.more["apps"] = {"blog": other}
     shop.done()
     runs = shop.manager.runs_on()
     assert runs == {"shop:web": "1", "shop:worker": "1", "blog:web": "2"}
-    for sls in ("releases.rollback", "releases.clean"):
+    for sls in ("releases.rollback", "releases.clean", "releases.disable"):
         answers = shop.apply(sls)
         (refused,) = [one["comment"] for one in answers.values() if one["result"] is False]
         assert refused.startswith("Which of shop, blog? Name it: ")
     assert shop.manager.runs_on() == runs
-    shop.more["only"] = "blog"
+    shop.more["run"] = {"app": "blog"}
     shop.done("releases.clean")
     assert shop.manager.runs_on() == {"shop:web": "1", "shop:worker": "1"}
     assert (shop.root / "1").is_dir()
@@ -371,7 +578,7 @@ def test_two_apps(shop: Shop) -> None:
 def test_only_one_of_two_apps(shop: Shop, part: str) -> None:
     """Whatever is to be done; and what is wrong with the other one in the pillar does not count."""
     blog = {**shop.app, "root": str(shop.directory / "srv" / "blog")}
-    shop.more.update(apps={"blog": blog}, only="blog")
+    shop.more.update(apps={"blog": blog}, run={"app": "blog"})
     shown = shop.minion.functions["state.show_sls"](
         f"releases.{part}".rstrip("."), pillar=shop.pillar(relase="1")
     )
@@ -383,10 +590,10 @@ def test_only_one_of_two_apps(shop: Shop, part: str) -> None:
 def test_only_selects_an_app(shop: Shop) -> None:
     """A release alone, as a roll-out puts it into the pillar, makes no app."""
     for name in ("store", "blog"):
-        shop.more.update(only=name, apps={"blog": {"release": "1"}})
+        shop.more.update(run={"app": name}, apps={"blog": {"release": "1"}})
         answers = shop.apply()
         assert [(one["result"], one["comment"]) for one in answers.values()] == [
-            (False, f"releases:only: {name} is no app of this minion: there are shop")
+            (False, f"releases:run:app: {name} is no app of this minion: there are shop")
         ]
 
 
@@ -398,7 +605,10 @@ WRONG: dict[str, tuple[Any, str]] = {
     "a number": ({"release": 12345}, f"{APP}:release is read as the number 12345: put it into"),
     "a path": ({"release": "../1"}, f"{APP}:release must be a name, of letters, digits and . _ +"),
     "a typing error": ({"relase": "1"}, f"unknown key {APP}:relase, did you mean release?"),
-    "unknown": ({"zzz": "1"}, f"unknown key {APP}:zzz: there are checks, gnupghome, group"),
+    "unknown": (
+        {"zzz": "1"},
+        f"unknown key {APP}:zzz: there are file_group, file_owner, gnupghome, group",
+    ),
     "no source": ({"source": None}, f"{APP}:source is missing: set it to the archive"),
     "a hash alone": (
         {"source": None, "source_hash": "abc"},
@@ -410,8 +620,11 @@ WRONG: dict[str, tuple[Any, str]] = {
     ),
     "no full one": ({"source": {"from": {}}}, f"{APP}:source:full is missing"),
     "a relative root": ({"root": "srv"}, f"{APP}:root must be an absolute path"),
-    "keep": ({"keep": "all"}, f"{APP}:keep must be a number: 'all'"),
-    "manager": ({"manager": "runit"}, f"{APP}:manager must be supervisor or systemd: 'runit'"),
+    "keep": ({"keep_releases": "all"}, f"{APP}:keep_releases must be a number: 'all'"),
+    "manager": (
+        {"process_manager": "runit"},
+        f"{APP}:process_manager must be supervisor or systemd: 'runit'",
+    ),
     "programs": ({"programs": ["web"]}, f"{APP}:programs must be a dictionary: ['web']"),
     "no command": ({"programs": {"web": {}}}, f"{APP}:programs:web:command is missing"),
     "a command on the PATH": (
@@ -427,20 +640,20 @@ WRONG: dict[str, tuple[Any, str]] = {
         f"{APP}:programs:web:command must be a command: no closing quotation",
     ),
     "two lines": (
-        {"programs": {"web": {"command": "bin/a", "environment": {"A": "1\nuser=root"}}}},
-        f"{APP}:programs:web:environment:A must be one line of printable characters",
+        {"programs": {"web": {"command": "bin/a", "env": {"A": "1\nuser=root"}}}},
+        f"{APP}:programs:web:env:A must be one line of printable characters",
     ),
     "a remark": (
         {"programs": {"web": {"command": "bin/a ' ; b'"}}},
         f"{APP}:programs:web cannot contain a ; or # after a space",
     ),
     "a boolean": (
-        {"programs": {"web": {"command": "bin/a", "environment": {"DEBUG": True}}}},
-        f"{APP}:programs:web:environment:DEBUG is read as True: put it into quotes",
+        {"programs": {"web": {"command": "bin/a", "env": {"DEBUG": True}}}},
+        f"{APP}:programs:web:env:DEBUG is read as True: put it into quotes",
     ),
     "quotes": (
-        {"programs": {"web": {"command": "bin/a", "environment": {"A": "'b\" c"}}}},
-        f"{APP}:programs:web:environment cannot have both kinds of quotes in a value",
+        {"programs": {"web": {"command": "bin/a", "env": {"A": "'b\" c"}}}},
+        f"{APP}:programs:web:env cannot have both kinds of quotes in a value",
     ),
     "no kind": ({"migrations": {"settings": "a"}}, f"{APP}:migrations:kind is missing"),
     "a web server": ({"web": {"ngix": {}}}, f"unknown key {APP}:web:ngix, did you mean nginx?"),
@@ -450,16 +663,16 @@ WRONG: dict[str, tuple[Any, str]] = {
         f"{APP}:web:nginx:static:/static must be a URL such as /static/ and a directory",
     ),
     "a way out": (
-        {"web": {"apache": {"wsgi": "a", "static": {"/static/": "../x/"}}}},
+        {"web": {"apache": {"wsgi_module": "a", "static": {"/static/": "../x/"}}}},
         f"{APP}:web:apache:static:/static/ must be a URL such as /static/ and a directory",
     ),
     "a size": (
-        {"web": {"nginx": {"upstream": "http://a:1", "body": "1; }"}}},
-        f"{APP}:web:nginx:body must be a size such as 10m",
+        {"web": {"nginx": {"upstream": "http://a:1", "client_max_body_size": "1; }"}}},
+        f"{APP}:web:nginx:client_max_body_size must be a size such as 10m",
     ),
     "a host": (
-        {"web": {"apache": {"wsgi": "a", "names": "a b"}}},
-        f"{APP}:web:apache:names must be a host's name: 'a b'",
+        {"web": {"apache": {"wsgi_module": "a", "server_names": "a b"}}},
+        f"{APP}:web:apache:server_names must be a host's name: 'a b'",
     ),
     "an upstream": (
         {"web": {"nginx": {"upstream": "http://a; }"}}},
@@ -498,7 +711,10 @@ def test_a_wrong_top(shop: Shop) -> None:
         ({"releases": {"app": {}}}, "unknown key releases:app, did you mean apps?"),
         ({"releases": {"apps": []}}, "releases:apps must be a dictionary: []"),
         ({"releases": ["shop"]}, "releases must be a dictionary: ['shop']"),
-        ({"releases": {"only": "a"}}, "releases:only: a is no app of this minion: there are "),
+        (
+            {"releases": {"run": {"app": "a"}}},
+            "releases:run:app: a is no app of this minion: there are ",
+        ),
         ({"releases": {"apps": {"a b": {}}}}, "releases:apps:a b must be a name"),
     ):
         answers = shop.given(pillar)
@@ -535,10 +751,85 @@ def test_the_example_renders_unchanged(minion: Masterless) -> None:
     assert "/etc/supervisor/conf.d/shop.conf" in shown
 
 
+FAMILIES = {
+    "Debian": (
+        "/etc/supervisor/conf.d/shop.conf",
+        "/etc/nginx/conf.d/shop.conf",
+        "/etc/apache2/sites-enabled/shop.conf",
+        "apache2ctl configtest && systemctl reload-or-restart apache2",
+        "python9.9",
+    ),
+    "RedHat": (
+        "/etc/supervisord.d/shop.ini",
+        "/etc/nginx/conf.d/shop.conf",
+        "/etc/httpd/conf.d/shop.conf",
+        "apachectl configtest && systemctl reload-or-restart httpd",
+        "python9.9",
+    ),
+    "Suse": (
+        "/etc/supervisord.d/shop.conf",
+        "/etc/nginx/vhosts.d/shop.conf",
+        "/etc/apache2/vhosts.d/shop.conf",
+        "apachectl configtest && systemctl reload-or-restart apache2",
+        "python99",
+    ),
+    "Arch": (
+        "/etc/supervisor.d/shop.ini",
+        "/etc/nginx/conf.d/shop.conf",
+        "/etc/httpd/conf/vhosts/shop.conf",
+        "apachectl configtest && systemctl reload-or-restart httpd",
+        None,
+    ),
+}
+FAMILIES["Gentoo"] = (*FAMILIES["Debian"][:4], "python9.9")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_defaults_of_a_family_of_operating_systems(
+    minion: Masterless, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grains = minion.functions.opts["grains"]
+    monkeypatch.setitem(grains, "os_family", family)
+    app = {
+        "release": "1",
+        "source": "salt://shop/1.tar",
+        "python": "9.9",
+        "programs": {"web": {"command": "bin/a"}},
+        "web": {**WEB, "apache": {"wsgi_module": "a"}},
+    }
+    pillar = {"releases": {"apps": {"shop": app}}}
+    shown = minion.functions["state.show_sls"]("releases", pillar=pillar)
+    supervisor, nginx, apache, command, python = FAMILIES[family]
+    assert supervisor in shown
+
+    def loaded(server: str) -> dict[str, Any]:
+        states = shown[f"shop is loaded by {server}"]["release_programs"]
+        return {
+            key: one for state in states if isinstance(state, dict) for key, one in state.items()
+        }
+
+    assert loaded("nginx")["files"] == [nginx]
+    assert loaded("nginx")["command"] == "nginx -t && systemctl reload-or-restart nginx"
+    assert loaded("apache")["files"] == [apache]
+    assert loaded("apache")["command"] == command
+    assert ("shop has a Python" in shown) == (python is not None)
+    if python:
+        assert {"name": python} in shown["shop has a Python"]["pkg"]
+
+
+def test_each_process_of_supervisor_has_a_log(shop: Shop) -> None:
+    """Two that share one would corrupt it at its rotation."""
+    programs = {**shop.app["programs"], "web": {"command": SLEEPS, "socket": "127.0.0.1:1"}}
+    shop.done("releases.enable", programs=programs)
+    text = (shop.manager.configs / "shop.conf").read_text()
+    assert f"stdout_logfile={shop.directory}/shop-web-%(process_num)d.log\n" in text
+    assert f"stdout_logfile={shop.directory}/shop-worker.log\n" in text
+
+
 WEB = {
     "nginx": {
         "listen": [8080, "127.0.0.1:8081"],
-        "names": ["shop.example.org"],
+        "server_names": ["shop.example.org"],
         "upstream": "http://127.0.0.1:8000",
         "static": {"/static/": "static/", "/media/": "/srv/shop/shared/media/"},
     },
@@ -549,8 +840,8 @@ WEB = {
 @pytest.mark.parametrize("shop", ["systemd"], indirect=True)
 def test_units_are_right_for_systemd(shop: Shop) -> None:
     odd = "100% of $HOME \"and\" 'more' \\ é"
-    web = {"command": f"{SLEEPS} '$HOME 5%'", "socket": "127.0.0.1:1", "reload": "HUP"}
-    shop.app["programs"]["web"] = {**web, "environment": {"ODD": odd, "EMPTY": ""}}
+    web = {"command": f"{SLEEPS} '$HOME 5%'", "socket": "127.0.0.1:1", "reload_signal": "HUP"}
+    shop.app["programs"]["web"] = {**web, "env": {"ODD": odd, "EMPTY": ""}}
     shop.done("releases.enable")
     secret = shop.manager.configs / "shop-web.env"
     assert oct(secret.stat().st_mode)[-3:] == "600"
@@ -584,8 +875,8 @@ def test_the_configuration_is_right_for_nginx(shop: Shop, upstream: str) -> None
         shutil.copy(params, directory)
     loaded = directory / "loaded"
     shop.more["nginx"] = {
-        "configs": str(directory / "conf.d"),
-        "reload": f"nginx -t -c {directory}/nginx.conf && touch {loaded}",
+        "conf_dir": str(directory / "conf.d"),
+        "reload_command": f"nginx -t -c {directory}/nginx.conf && touch {loaded}",
     }
     web = {"nginx": {**WEB["nginx"], "upstream": upstream}}
     answers = shop.apply("releases.enable", web=web)
@@ -597,8 +888,10 @@ def test_the_configuration_is_right_for_nginx(shop: Shop, upstream: str) -> None
 def test_a_web_server_that_refused_its_files_loads_them_again(shop: Shop) -> None:
     loaded, broken = shop.directory / "loaded", shop.directory / "broken"
     shop.more["nginx"] = {
-        "configs": str(shop.directory / "nginx"),
-        "reload": f"if [ -e {broken} ]; then echo it is broken; exit 1; fi; echo >> {loaded}",
+        "conf_dir": str(shop.directory / "nginx"),
+        "reload_command": (
+            f"if [ -e {broken} ]; then echo it is broken; exit 1; fi; echo >> {loaded}"
+        ),
     }
     broken.touch()
     said = shop.apply("releases.enable", test=True, web=WEB)["shop is loaded by nginx"]
@@ -606,7 +899,10 @@ def test_a_web_server_that_refused_its_files_loads_them_again(shop: Shop) -> Non
     for _ in range(2):
         refused = shop.apply("releases.enable", web=WEB)["shop is loaded by nginx"]
         assert (refused["result"], refused["changes"]) == (False, {})
-        assert refused["comment"].endswith("` failed: it is broken.")
+        assert refused["comment"].endswith(
+            f"` failed: it is broken. {shop.directory}/nginx/shop.conf was removed again."
+        )
+        assert not Path(shop.directory, "nginx", "shop.conf").exists()
     broken.unlink()
     assert set(shop.done("releases.enable", web=WEB)) == {"shop is loaded by nginx"}
     assert shop.done("releases.enable", web=WEB) == {}
@@ -614,9 +910,35 @@ def test_a_web_server_that_refused_its_files_loads_them_again(shop: Shop) -> Non
     assert len(loaded.read_text()) == 2
 
 
+def test_a_configuration_that_is_refused_does_not_stay(shop: Shop) -> None:
+    file = shop.directory / "nginx" / "shop.conf"
+    check = f"! grep -s refused {file} || {{ echo unknown host in line 3; exit 1; }}"
+    shop.more["nginx"] = {"conf_dir": str(shop.directory / "nginx"), "reload_command": check}
+    shop.done("releases.enable", web=WEB)
+    file.chmod(0o640)
+    before = file.read_text()
+    bad = {"nginx": {**WEB["nginx"], "server_names": ["refused.example.org"]}}
+    said = shop.apply("releases.enable", test=True, web=bad)["shop is loaded by nginx"]
+    assert said["result"] is None
+    assert "refused.example.org" in said["changes"]["diff"]
+    assert file.read_text() == before
+    for _ in range(2):
+        refused = shop.apply("releases.enable", web=bad)["shop is loaded by nginx"]
+        assert (refused["result"], refused["changes"]) == (False, {})
+        assert refused["comment"].endswith(
+            f"unknown host in line 3. {file} has its previous content again."
+        )
+        assert minions.sentence(refused["comment"])
+        assert file.read_text() == before
+        assert os.listdir(file.parent) == ["shop.conf"]
+    assert oct(file.stat().st_mode)[-3:] == "640"
+    shop.done("releases.enable", web=WEB)
+    assert shop.done("releases.enable", web=WEB) == {}
+
+
 def test_mod_wsgi_notices_a_switch(shop: Shop) -> None:
-    shop.more["apache"] = {"configs": str(shop.directory / "apache"), "reload": "true"}
-    web = {"apache": {"listen": "127.0.0.1:8001", "wsgi": "omega"}}
+    shop.more["apache"] = {"conf_dir": str(shop.directory / "apache"), "reload_command": "true"}
+    web = {"apache": {"listen": "127.0.0.1:8001", "wsgi_module": "omega"}}
     shop.app["programs"] = None
     shop.done(web=web)
     script = shop.root / "shop.wsgi"

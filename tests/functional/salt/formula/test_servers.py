@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -99,8 +100,8 @@ def example(port: int, root: Path | None = None, **app: Any) -> dict[str, Any]:
     pillar = sites.example()
     shop = pillar["releases"]["apps"]["shop"]
     shop["programs"]["web"]["socket"] = f"127.0.0.1:{port}"
-    shop["programs"]["web"]["environment"].update(ODD=sites.ODD)
-    shop["checks"] = [f"http://127.0.0.1:{port}/"]
+    shop["programs"]["web"]["env"].update(ODD=sites.ODD)
+    shop["health"]["checks"] = [f"http://127.0.0.1:{port}/"]
     if root:
         shop.update(root=str(root), user=ME, group=MY_GROUP)
     shop.update(app)
@@ -127,11 +128,11 @@ def supervised(minion: Masterless, supervisor: Path, tmp_path: Path) -> Iterator
     (directory / "supervisord.conf").write_text(SUPERVISORD.format(directory=directory))
     environments.run(str(supervisor / "supervisord"), "-c", str(directory / "supervisord.conf"))
     pillar = example(port, directory / "srv" / "shop")
-    pillar["releases"]["apps"]["shop"]["programs"]["web"]["environment"]["HOME"] = str(directory)
+    pillar["releases"]["apps"]["shop"]["programs"]["web"]["env"]["HOME"] = str(directory)
     pillar["releases"]["supervisor"] = {
         "command": f"{supervisor}/supervisorctl -c {directory}/supervisord.conf",
-        "configs": str(directory / "conf.d"),
-        "logs": str(directory),
+        "conf_dir": str(directory / "conf.d"),
+        "log_dir": str(directory),
     }
 
     def apply(sls: str, pillar: Any) -> dict[str, Any]:
@@ -178,9 +179,53 @@ def test_without_a_socket_a_restart_has_a_gap_and_a_reload_has_none(
     assert supervised.page()["release"] == SECOND
 
 
+def test_what_is_removed_from_the_pillar_is_stopped(supervised: Site) -> None:
+    """By the real supervisor: a program, a socket, all plain programs, and the app."""
+    programs = supervised.app["programs"]
+    sleeps = {"command": "bin/python -c 'import time; time.sleep(600)'"}
+    programs.update(worker=sleeps, other=sleeps)
+
+    def status() -> list[str]:
+        command = supervised.pillar["releases"]["supervisor"]["command"].split()
+        lines = subprocess.run([*command, "status"], capture_output=True, text=True).stdout
+        return sorted(line.split()[0] for line in lines.splitlines())
+
+    supervised.deploy(FIRST)
+    web = ["shop-web:web0", "shop-web:web1"]
+    assert status() == [*web, "shop:other", "shop:worker"]
+    logs = {path.name for path in supervised.directory.glob("shop*.log")}
+    assert logs == {"shop-web-0.log", "shop-web-1.log", "shop-other.log", "shop-worker.log"}
+    del programs["other"]
+    assert supervised.deploy(FIRST)["shop runs"]["stopped"] == ["shop:other"]
+    assert status() == [*web, "shop:worker"]
+    del programs["worker"]
+    assert supervised.deploy(FIRST)["shop runs"]["stopped"] == ["shop:worker"]
+    assert status() == web
+    address = programs["web"].pop("socket")
+    programs["web"]["command"] += f" --bind {address}"
+    assert supervised.deploy(FIRST)["shop runs"]["stopped"] == web
+    assert status() == ["shop:web"]
+    assert supervised.deploy(FIRST) == {}
+    supervised.pillar["releases"]["apps"] = {}
+    answers = supervised.apply("releases", supervised.pillar)
+    (state,) = answers.values()
+    assert (state["result"], state["changes"]["stopped"]) == (True, ["shop:web"])
+    assert status() == []
+    assert not list((supervised.directory / "conf.d").iterdir())
+
+
+def test_disable_and_enable(supervised: Site) -> None:
+    supervised.deploy(FIRST)
+    supervised.deploy(FIRST, "releases.disable")
+    with pytest.raises(OSError, match="refused"):
+        supervised.page()
+    assert "shop runs" in supervised.deploy(FIRST, "releases.enable")
+    assert supervised.page()["release"] == FIRST
+
+
 @pytest.mark.parametrize("release", [BROKEN])
 def test_a_program_that_does_not_start_is_reported(supervised: Site, release: str) -> None:
-    supervised.app.update(smoke=None, checks=[])
+    supervised.app.update(smoke_tests=None, health=None)
     supervised.deploy(FIRST)
     refused = supervised.answers(release)["shop runs"]
     assert refused["result"] is False
@@ -212,12 +257,12 @@ def nginx(site: Site, upstream: str, **more: Any) -> Iterator[None]:
     command = f"nginx -c {directory}/nginx.conf"
     start = f"if [ -s {directory}/pid ]; then {command} -s reload; else {command}; fi"
     site.pillar["releases"]["nginx"] = {
-        "configs": str(directory / "conf.d"),
-        "reload": f"{command} -t && {start}",
+        "conf_dir": str(directory / "conf.d"),
+        "reload_command": f"{command} -t && {start}",
     }
     site.app["web"] = {"nginx": {"listen": f"127.0.0.1:{port}", "upstream": upstream, **more}}
     site.url = f"http://127.0.0.1:{port}/"
-    site.app["checks"] = [site.url]
+    site.app["health"]["checks"] = [site.url]
     try:
         yield
     finally:
@@ -276,13 +321,17 @@ def apache(minion: Masterless) -> Iterator[Site]:
     server = directory / "apache"
     (server / "conf.d").mkdir(parents=True)
     load_modules(server, "mpm_event", "authz_core", "alias", "wsgi")
-    web = {"listen": f"127.0.0.1:{port}", "wsgi": "shop.wsgi", "static": {"/static/": "static/"}}
+    web = {
+        "listen": f"127.0.0.1:{port}",
+        "wsgi_module": "shop.wsgi",
+        "static": {"/static/": "static/"},
+    }
     pillar = example(port, directory / "srv" / "shop", user="www-data", group="www-data")
     pillar["releases"]["apps"]["shop"].update(programs={}, web={"apache": web})
     command = f"apache2 -f {server}/apache.conf"
     pillar["releases"]["apache"] = {
-        "configs": str(server / "conf.d"),
-        "reload": f"{command} -t && {command} -k graceful",
+        "conf_dir": str(server / "conf.d"),
+        "reload_command": f"{command} -t && {command} -k graceful",
     }
 
     def apply(sls: str, pillar: Any) -> dict[str, Any]:
@@ -347,10 +396,10 @@ def test_apache_loads_again_what_it_refused(apache: Site) -> None:
 
 
 def test_two_apps_on_one_address_of_apache(apache: Site) -> None:
-    apache.app["web"]["apache"]["names"] = ["shop.localhost"]
-    apache.app.update(migrations=None, checks=[])
+    apache.app["web"]["apache"]["server_names"] = ["shop.localhost"]
+    apache.app.update(migrations=None, health=None)
     other = {**apache.app, "release": SECOND, "root": str(apache.directory / "srv" / "blog")}
-    other["web"] = {"apache": {**apache.app["web"]["apache"], "names": ["blog.localhost"]}}
+    other["web"] = {"apache": {**apache.app["web"]["apache"], "server_names": ["blog.localhost"]}}
     apache.pillar["releases"]["apps"]["blog"] = other
     apache.deploy(FIRST)
     for host, release in (("shop.localhost", FIRST), ("blog.localhost", SECOND)):
@@ -387,10 +436,10 @@ def machine(
 def booted(machine: tuple[systemd.Machine, systemd.Salted], tmp_path: Path) -> Iterator[Site]:
     """The app under systemd, with a user that is not there yet, and not deployed yet."""
     port = free_port()
-    pillar = example(port, manager="systemd")
+    pillar = example(port, process_manager="systemd")
     made = Site(machine[1].apply, tmp_path, f"http://127.0.0.1:{port}/", pillar)
     yield made
-    made.pillar["releases"]["with_data"] = True
+    made.pillar["releases"]["run"] = {"purge_data": True}
     made.deploy(FIRST, "releases.clean")
     assert not list(machine[0].units.glob("shop*"))
 
@@ -423,7 +472,7 @@ def test_systemd_without_a_socket(booted: Site, report: Callable[[str, Load], No
 
 def test_systemd_and_what_does_not_start(booted: Site) -> None:
     booted.deploy(FIRST)
-    booted.app.update(smoke=None, checks=[])
+    booted.app.update(smoke_tests=None, health=None)
     refused = booted.answers(BROKEN)["shop runs"]
     assert refused["result"] is False
     assert minions.sentence(refused["comment"]), refused
@@ -440,7 +489,7 @@ def test_systemd_with_other_settings_and_after_a_boot(
 ) -> None:
     booted.deploy(FIRST)
     web = booted.app["programs"]["web"]
-    web["environment"]["ODD"] = "another"
+    web["env"]["ODD"] = "another"
     assert set(booted.deploy(FIRST)) == {"/etc/systemd/system/shop-web.env", "shop runs"}
     assert booted.page()["odd"] == "another"
 
@@ -456,7 +505,7 @@ def test_systemd_with_other_settings_and_after_a_boot(
 
     port = free_port()
     web["socket"], booted.url = f"127.0.0.1:{port}", f"http://127.0.0.1:{port}/"
-    booted.app["checks"] = [booted.url]
+    booted.app["health"]["checks"] = [booted.url]
     assert "shop runs" in booted.deploy(FIRST)
     assert booted.page()["release"] == FIRST
 

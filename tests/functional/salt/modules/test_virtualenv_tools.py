@@ -224,9 +224,9 @@ def _installed(directory: Path) -> Path:
     )
     python = venv / "bin" / "python"
     checkout = directory / "checkout"
-    for name in ("_modules", "relocate_core", "saltext_virtualenv_tools"):
+    for name in ("_modules", "formula", "relocate_core", "saltext_virtualenv_tools"):
         shutil.copytree(minions.CHECKOUT / name, checkout / name)
-    for name in ("setup.py", "pyproject.toml", "LICENSE"):
+    for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md"):
         shutil.copy(minions.CHECKOUT / name, checkout / name)
     stale = checkout / "build" / "lib" / "relocate_core" / "stale.py"  # of an older build
     stale.parent.mkdir(parents=True)
@@ -236,6 +236,11 @@ def _installed(directory: Path) -> Path:
     theirs = next((venv / "lib").glob("python*/site-packages"))
     assert (theirs / "relocate_core" / "releases" / "root.py").exists()
     assert not (theirs / "relocate_core" / stale.name).exists()
+    formula = environments.run(
+        str(python), "-c", "import saltext_virtualenv_tools as ext; print(ext.formula())"
+    )
+    assert (Path(formula.strip()) / "releases" / "init.sls").is_file()
+    assert (Path(formula.strip()) / "releases" / "files" / "nginx.conf.jinja").is_file()
     # Salt and what it needs come from here; this checkout's own editable installation must not.
     lines = f"import sys; sys.path.append({str(ours)!r})\n"
     (theirs / "salt-from-the-tests.pth").write_text(lines)
