@@ -17,7 +17,7 @@ from .relocation.relocate import Relocation
 
 _EPILOG = """\
 exit codes: 0 done, or nothing to do; 1 a virtualenv could not be worked on, or --check found a
-problem; 2 wrong usage.
+problem; 2 wrong usage; 130 interrupted by Ctrl-C.
 
 examples:
   virtualenv-tools --update-path auto /srv/app/4f2a9c1     relocate it to where it is

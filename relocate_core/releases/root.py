@@ -277,9 +277,9 @@ def link_name(root: Root, link: str | None) -> str:
     else:
         name = link
     if not name or name[0] == ".":
-        raise InvalidPath(f"no link can be called {name!r}: choose a name such as {CURRENT}")
+        raise InvalidPath(f"no symlink can be called {name!r}: choose a name such as {CURRENT}")
     path = os.path.join(root.path, name)
     if os.path.lexists(path) and not os.path.islink(path):
         what = "directory" if os.path.isdir(path) else "file"
-        raise InvalidPath(f"{path} is a {what} and no link: move it away, and run again")
+        raise InvalidPath(f"{path} is a {what} and no symlink: move it away, and run again")
     return name

@@ -140,7 +140,8 @@ def rollback(
 
     Raises:
         NotARelease: there is none to roll back to.
-        CannotMigrate: the schema cannot be migrated down, or not to its end; no link was changed.
+        CannotMigrate: the schema cannot be migrated down, or not to its end; no symlink was
+            changed.
     """
     root = Root(directory, job)
     link = link_name(root, link)

@@ -56,7 +56,7 @@ class Downgrade:
                 was, now = self.plan.status.version, current_version(self.schema)
                 left_at = note_failure(store, recipe, was, now, self.newer, error)
                 raise CannotMigrate(
-                    f"{error}; {left_at}, and no link was changed: fix it, and run again"
+                    f"{error}; {left_at}, and no symlink was changed: fix it, and run again"
                 ) from None
             before = self.plan.status.version
         if before != self.wanted:

@@ -637,7 +637,7 @@ def test_what_is_no_link_in_the_link_s_place(what: str, site: Site) -> None:
         os.makedirs(site.path("current/data"))
     else:
         Path(site.path("current")).write_text("mine\n")
-    text = rf"current is a {what} and no link: move it away"
+    text = rf"current is a {what} and no symlink: move it away"
     refused(lambda: activate(site.path("A")), InvalidPath, text, site)
     refused(lambda: rollback(site.root), InvalidPath, text, site)
 

@@ -369,7 +369,7 @@ def test_a_rollback_that_fails_midway(two: Migrated) -> None:
     assert one_sentence(found.value)
     said = str(found.value)
     assert "No such file" in said
-    assert "the schema is at shop 0003_stuck now, and no link was changed" in said
+    assert "the schema is at shop 0003_stuck now, and no symlink was changed" in said
     assert (two.current(), Root(two.root).standing().bad) == ("C", {})
     assert two.events()[-1] == "migration_failed C shop 0004_last > shop 0003_stuck"
     Path(f"{two.database}.flag").touch()
@@ -717,7 +717,7 @@ def test_a_command_that_does_not_come_down_to_it(site: Migrated) -> None:
     for number, name in enumerate("AB", 1):
         tool(site, name)
         site.deploy(name, **commands(number, "true {version}"))
-    words = "it is at v 2 after that, not at v 1; the schema is as it was before, and no link"
+    words = "it is at v 2 after that, not at v 1; the schema is as it was before, and no symlink"
     refused(lambda: rollback(site.root), words, site)
 
 

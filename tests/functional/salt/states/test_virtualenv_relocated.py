@@ -912,9 +912,9 @@ def test_what_is_not_activated(two: App) -> None:
     [
         ("current", None, "target is missing"),
         ("current", "", "target is missing"),
-        (".hidden", "1", "no link can be called"),
+        (".hidden", "1", "no symlink can be called"),
         ("elsewhere/current", "ROOT/1", "must be beside its releases"),
-        ("1", "2", "is a directory and no link"),
+        ("1", "2", "is a directory and no symlink"),
     ],
 )
 def test_a_bad_link(two: App, name: str, target: str | None, words: str) -> None:
@@ -955,7 +955,7 @@ def test_something_else_in_the_place_of_the_link(app: App, kind: str, target: st
         (link / "precious").write_text("kept\n")
     else:
         link.write_text("kept\n")
-    app.refused("active", "current", f"is a {kind} and no link", target=target)
+    app.refused("active", "current", f"is a {kind} and no symlink", target=target)
 
 
 @pytest.mark.parametrize("how", ["relative", "absolute", "dangling", "out of the root"])
