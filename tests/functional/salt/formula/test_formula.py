@@ -383,7 +383,7 @@ def test_a_build_machine_packs(shop: Shop) -> None:
     bundle = str(shop.directory / "deep" / "shop.tar.gz")
     pillar = {"releases": {"builds": {bundle: {"pip_packages": ["nothing-of-that-name"]}}}}
     said = shop.given(pillar, "releases.build", test=True)
-    assert said[bundle]["result"] is None
+    assert said[bundle]["result"] is None, said[bundle]
     assert said[bundle]["comment"].startswith(f"{bundle} would be built")
     shop.given(pillar, "releases.build")
     assert os.listdir(shop.directory / "deep") == []
