@@ -154,7 +154,19 @@ def _retired(found: Mapping[str, Any], is_known: bool) -> list[dict[str, Any]]:
         return []
     files = [file["path"] for app in found["apps"].values() for file in app["files"]]
     servers = {server: found[server] for server in _SERVERS if found[server].get("conf_dir")}
-    return _listed({"files": sorted(files), "servers": servers, "apps": found["run"]["app"]})
+    return _listed(
+        {
+            "files": sorted(files),
+            "servers": servers,
+            "apps": found["run"]["app"],
+            "pillarenv": _pillarenv(),
+        }
+    )
+
+
+def _pillarenv() -> str:
+    """Which environment the pillar is from: one does not know the apps of another one."""
+    return str(__opts__.get("pillarenv") or "base")
 
 
 def _app(name: str, app: Mapping[str, Any], servers: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,6 +181,7 @@ def _app(name: str, app: Mapping[str, Any], servers: Mapping[str, Any]) -> dict[
     health = dict(app.get("health", {}))
     made = {
         "name": name,
+        "pillarenv": _pillarenv(),
         "release": app["release"],
         "root": root,
         "link": link,

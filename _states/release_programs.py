@@ -44,8 +44,8 @@ _PAUSE = 0.2
 _LASTING = 2.0
 _LEAVING = 30.0
 _GOOD = ("RUNNING", "active")
-# The first line of each file that the formula writes: whose it is.
-_MARK = re.compile(r"[;#] (\S+): written by Salt, by the formula releases\.")
+# The first line of each file that the formula writes: its app, and the environment of the pillar.
+_MARK = re.compile(r"[;#] (\S+): written by Salt, by the formula releases \((\S+)\)\.")
 # What its files are called, by what reads them.
 _FILES = {
     "supervisor": r"\.(conf|ini)",
@@ -200,6 +200,7 @@ def retired(
     files: list[str],
     servers: dict[str, dict[str, Any]],
     apps: list[str] | None = None,
+    pillarenv: str = "base",
 ) -> dict[str, Any]:
     """
     Have stopped and removed what the formula created and is no longer in the pillar.
@@ -222,6 +223,9 @@ def retired(
     apps
         Only look at files of these apps.
 
+    pillarenv
+        Only look at files that were written with the pillar of this environment.
+
     .. code-block:: yaml
 
         programs that are no longer in the pillar are stopped:
@@ -235,7 +239,8 @@ def retired(
     ret = _new(name)
     try:
         for server, settings in servers.items():
-            found = list(_left_over(server, settings["conf_dir"], files, apps))
+            left = _left_over(server, settings["conf_dir"], files, pillarenv)
+            found = [path for app, path in left if apps is None or app in apps]
             if found:
                 _retire(ret["changes"], server, settings, found)
     except SaltException as error:
@@ -331,7 +336,8 @@ def mod_watch(name: str, sfun: str | None = None, **kwargs: Any) -> dict[str, An
     if sfun == "dead":
         return dead(name, **given)
     if sfun == "retired":
-        return retired(name, kwargs["files"], kwargs["servers"], kwargs.get("apps"))
+        wanted = ("files", "servers", "apps", "pillarenv")
+        return retired(name, **{key: kwargs[key] for key in wanted if key in kwargs})
     if sfun == "config_loaded":
         return _load(_new(name), kwargs["files"], kwargs["command"], kwargs.get("left"))
     given["programs"] = [{**one, "reload": None} for one in given.get("programs") or []]
@@ -533,19 +539,19 @@ def _restore(path: str, saved: _Saved | None) -> None:
 
 
 def _left_over(
-    server: str, directory: str, files: list[str], apps: list[str] | None
-) -> Iterator[str]:
-    """Paths of the formula's files that are not wanted: by their first line and their name."""
+    server: str, directory: str, files: list[str], pillarenv: str
+) -> Iterator[tuple[str, str]]:
+    """App and path of the formula's files that are not wanted: by first line and name."""
     with suppress(FileNotFoundError, NotADirectoryError):
         for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
             if entry.path in files or not entry.is_file(follow_symlinks=False):
                 continue
             with open(entry.path, encoding="utf-8", errors="replace") as file:
                 match = _MARK.match(file.readline())
-            if match is None or (apps is not None and match[1] not in apps):
+            if match is None or match[2] != pillarenv:
                 continue
             if re.fullmatch(re.escape(match[1]) + _FILES[server], entry.name):
-                yield entry.path
+                yield match[1], entry.path
 
 
 def _retire(

@@ -20,7 +20,8 @@ pytest.importorskip("salt", reason="Salt does not run on this Python")
 
 pytestmark = pytest.mark.integration
 
-ENVIRONMENTS = ("base", "staging")
+ENVIRONMENTS = {"base": "shop", "staging": "shop-staging"}
+"""The app of each."""
 
 
 @pytest.fixture
@@ -46,15 +47,16 @@ def minion(tmp_path: Path) -> Masterless:
             "group": grp.getgrgid(os.getegid()).gr_name,
             "web": {"nginx": {"upstream": "http://127.0.0.1:8000"}},
         }
-        servers = {"nginx": {"configs": str(tmp_path / name / "conf.d"), "reload": "true"}}
+        # One directory for both: neither environment knows the app of the other one.
+        servers = {"nginx": {"conf_dir": str(tmp_path / "conf.d"), "reload_command": "true"}}
         (directory / "pillar").mkdir()
         (directory / "pillar" / "top.sls").write_text(f"{name}: {{'*': [shop]}}")
-        pillar = {"releases": {"apps": {"shop": app}, **servers}}
+        pillar = {"releases": {"apps": {ENVIRONMENTS[name]: app}, **servers}}
         (directory / "pillar" / "shop.sls").write_text(json.dumps(pillar))
     staging = directories["staging"] / "releases"
     defaults = staging / "defaults.yaml"
-    assert "keep: 5" in defaults.read_text()
-    defaults.write_text(defaults.read_text().replace("keep: 5", "keep: 1"))
+    assert "keep_releases: 5" in defaults.read_text()
+    defaults.write_text(defaults.read_text().replace("keep_releases: 5", "keep_releases: 1"))
     with (staging / "files" / "nginx.conf.jinja").open("a") as template:
         template.write("# of staging\n")
     return made
@@ -77,7 +79,7 @@ def test_each_environment_has_its_own(minion: Masterless, tmp_path: Path) -> Non
     for name, keep in (("base", 5), ("staging", 1)):
         root = tmp_path / "srv" / name
         assert (root / "current" / minions.WHICH).read_text() == f"1 of {name}\n"
-        written = (tmp_path / name / "conf.d" / "shop.conf").read_text()
+        written = (tmp_path / "conf.d" / f"{ENVIRONMENTS[name]}.conf").read_text()
         assert ("of staging" in written) == (name == "staging")
         assert apply(minion, name) == {}
         shown = minion.functions["state.show_sls"]("releases", saltenv=name, pillarenv=name)

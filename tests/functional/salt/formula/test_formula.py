@@ -383,7 +383,7 @@ def test_a_build_machine_packs(shop: Shop) -> None:
     bundle = str(shop.directory / "deep" / "shop.tar.gz")
     pillar = {"releases": {"builds": {bundle: {"pip_packages": ["nothing-of-that-name"]}}}}
     said = shop.given(pillar, "releases.build", test=True)
-    assert said[bundle]["result"] is None
+    assert said[bundle]["result"] is None, said[bundle]
     assert said[bundle]["comment"].startswith(f"{bundle} would be built")
     shop.given(pillar, "releases.build")
     assert os.listdir(shop.directory / "deep") == []
@@ -456,7 +456,9 @@ def test_an_app_that_is_removed_is_stopped(shop: Shop) -> None:
     shop.more["apps"] = {"blog": other}
     shop.done()
     foreign = shop.manager.configs / "shop.conf.bak"
-    foreign.write_text("; shop: written by Salt, by the formula releases.\n")
+    foreign.write_text("; shop: written by Salt, by the formula releases (base).\n")
+    staging = shop.manager.configs / "store.conf"  # of an app that this pillar cannot know
+    staging.write_text("; store: written by Salt, by the formula releases (staging).\n")
     before = processes(shop)
     only_blog = {"releases": {**shop.more, "apps": {"blog": other}}}
 
@@ -474,11 +476,12 @@ def test_an_app_that_is_removed_is_stopped(shop: Shop) -> None:
     assert {one["result"] for one in done.values()} == {True}
     assert done[RETIRED]["changes"] == said["changes"]
     assert stopped(shop, before, "shop")
-    assert (shop.active(), foreign.exists()) == ("1", True)
+    assert (shop.active(), foreign.exists(), staging.exists()) == ("1", True, True)
     assert not (shop.manager.configs / "shop.conf").exists()
     assert not [one for one in shop.given(only_blog).values() if one["changes"]]
 
     foreign.unlink()
+    staging.unlink()
     nothing = {"releases": {**shop.more, "apps": {}}}
     assert shop.given(nothing)[RETIRED]["result"] is True
     assert (shop.manager.runs_on(), os.listdir(shop.manager.configs)) == ({}, [])

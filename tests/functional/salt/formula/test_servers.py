@@ -389,7 +389,8 @@ def test_apache_loads_again_what_it_refused(apache: Site) -> None:
         assert refused["result"] is False
         assert minions.sentence(refused["comment"]), refused
         words = "shop needs mod_wsgi, which is not loaded: install and enable it."
-        assert refused["comment"].endswith(words)
+        assert f"{words} {server}/conf.d/shop.conf was removed again." in refused["comment"]
+        assert not list((server / "conf.d").iterdir())
     load_modules(server, "mpm_event", "authz_core", "alias", "wsgi")
     assert set(apache.deploy(FIRST, "releases.enable")) == {"shop is loaded by apache"}
     assert apache.deploy(FIRST, "releases.enable") == {}
@@ -482,6 +483,30 @@ def test_systemd_and_what_does_not_start(booted: Site) -> None:
     )
     booted.deploy(SECOND)  # which it is allowed to start, though it has failed too often
     assert booted.page()["release"] == SECOND
+
+
+def test_what_is_removed_from_the_pillar_is_stopped_by_systemd(
+    booted: Site, machine: tuple[systemd.Machine, systemd.Salted]
+) -> None:
+    programs = booted.app["programs"]
+    programs["worker"] = {"command": "bin/python -c 'import time; time.sleep(600)'"}
+    booted.deploy(FIRST)
+    del programs["worker"]
+    retired = "programs that are no longer in the pillar are stopped"
+    assert booted.deploy(FIRST)[retired]["stopped"] == ["shop-worker.service"]
+    address = programs["web"].pop("socket")
+    programs["web"]["command"] += f" --bind {address}"
+    changed = booted.deploy(FIRST)
+    assert changed[retired]["stopped"] == ["shop-web.socket"]
+    assert booted.page()["release"] == FIRST
+    assert booted.deploy(FIRST) == {}
+    units = {path.name for path in machine[0].units.glob("shop*")}
+    assert units == {"shop-web.service", "shop-web.env"}
+    booted.deploy(FIRST, "releases.disable")
+    with pytest.raises(OSError, match="refused"):
+        booted.page()
+    assert "shop runs" in booted.deploy(FIRST, "releases.enable")
+    assert booted.page()["release"] == FIRST
 
 
 def test_systemd_with_other_settings_and_after_a_boot(
