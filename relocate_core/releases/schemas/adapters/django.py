@@ -1,6 +1,11 @@
 """What Django knows of its migrations, and migrating up and down."""
 
 import os
+import time
+from contextlib import contextmanager
+
+# Of the whole project: in a database, one migration runs at a time.
+_LOCK = 0x76656E7673
 
 
 def main(request):
@@ -12,15 +17,20 @@ def main(request):
         django.setup()
     alias = request["database"]
     if request["action"] == "up":
-        _up(alias)
+        with _locked(alias, request["seconds"]):
+            _up(alias)
     schema = _Schema(alias)
-    if request["action"] in ("plan", "down"):
-        plan = {**schema.seen(), **schema.plan(request["wanted"])}
-        if request["action"] == "plan" or plan["obstacle"]:
-            return plan
-        if plan["undone"]:
-            _down(alias, plan["undone"])
+    if request["action"] == "plan":
+        return {**schema.seen(), **schema.plan(request["wanted"])}
+    if request["action"] == "down":
+        with _locked(alias, request["seconds"]):
             schema = _Schema(alias)
+            plan = {**schema.seen(), **schema.plan(request["wanted"])}
+            if plan["obstacle"]:
+                return plan
+            if plan["undone"]:
+                _down(alias, plan["undone"])
+                schema = _Schema(alias)
     return schema.seen()
 
 
@@ -54,6 +64,7 @@ class _Schema:
         return {
             "version": _by_app(self.applied),
             "place": self._place(),
+            "server": self._server(),
             "pending": [_dotted(key) for key in self._forward() if key not in self._done()],
             "unknown": [_dotted(key) for key in sorted(self.applied - known)],
         }
@@ -124,6 +135,51 @@ class _Schema:
             name = os.path.realpath(str(name))
         parts = (self.connection.vendor, known.get("HOST"), known.get("PORT"), name)
         return " ".join(str(part) for part in parts if part)
+
+    def _server(self):
+        """The machine that it is on: of the connection, as variables and services may choose it."""
+        if self.connection.vendor == "sqlite":
+            return ""
+        found = getattr(getattr(self.connection.connection, "info", None), "host", None)
+        return str(found or self.connection.settings_dict.get("HOST") or "")
+
+
+@contextmanager
+def _locked(alias, seconds):
+    """Hold PostgreSQL's lock for migrations, where the database is one.
+
+    It is the lock of a transaction on a connection of its own: so it ends with that, also behind a
+    pooler. And it is asked for again and again: one that waits in the database keeps an index from
+    being built concurrently, which waits for all others.
+    """
+    from django.db import DatabaseError, connections
+
+    if connections[alias].vendor != "postgresql":
+        yield
+        return
+    connection = connections[alias].copy()
+    connection.settings_dict.get("OPTIONS", {}).pop("pool", None)
+    until = time.monotonic() + seconds
+    try:
+        connection.set_autocommit(False)
+        while True:
+            try:
+                with connection.cursor() as cursor:
+                    cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [_LOCK])
+                    if cursor.fetchone()[0]:
+                        break
+            except DatabaseError:  # it only looks like PostgreSQL
+                break
+            connection.rollback()
+            if time.monotonic() >= until:
+                raise RuntimeError(
+                    "another migration of this database is running, and was all of "
+                    f"{seconds:g} seconds; wait for it to end"
+                )
+            time.sleep(0.5)
+        yield
+    finally:
+        connection.close()
 
 
 def _is_reversible(operation):
