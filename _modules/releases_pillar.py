@@ -261,6 +261,8 @@ def _migrations(app: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
         return []
     if "kind" not in given:
         raise _Wrong(f"{where}:migrations:kind is missing: django, alembic or commands")
+    if "host" in given:
+        _text(given["host"], f"{where}:migrations:host")
     return _listed({"user": app["user"], **given})
 
 

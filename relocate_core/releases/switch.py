@@ -41,7 +41,11 @@ class Switch(Report):
     def note(self, downgrades: Downgrades) -> None:
         """Take over what becomes of the schemas."""
         self.schema = downgrades.described()
-        self.schema_left = "; ".join(dict.fromkeys(downgrades.left)) or None
+        self.note_left(downgrades.left)
+
+    def note_left(self, reasons: list[str]) -> None:
+        """Take over why schemas are left as they are."""
+        self.schema_left = "; ".join(dict.fromkeys(reasons)) or None
 
 
 def activate(
@@ -173,7 +177,7 @@ def rollback(
             if migrate:
                 _downgrade(store, found, notify, wait)
             else:
-                leave_as_it_is(store, found.release)
+                found.note_left(leave_as_it_is(store, found.release, found.previous))
             facts = {"previous": found.previous, "bad": mark or None, "reason": reason}
             store.switch(history.ROLLING_BACK, link, found.release, **facts)
             notify("rolled back", {"release": found.release, "previous": found.previous})

@@ -41,11 +41,8 @@ class Server:
 
     def logged(self, pattern: str) -> list[str]:
         """The statements that a pattern matches, in their order."""
-        return [
-            line
-            for line in self.log().splitlines()
-            if "statement: " in line and re.search(pattern, line)
-        ]
+        entries = re.split(r"(?m)^(?=\d{4}-\d\d-\d\d )", self.log())
+        return [one for one in entries if "statement: " in one and re.search(pattern, one)]
 
     def query(self, text: str, database: str = "postgres") -> list[str]:
         """The lines that a query gives."""

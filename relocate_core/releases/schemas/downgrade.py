@@ -167,11 +167,10 @@ class Downgrades:
             CannotMigrate: one of them cannot; nothing was changed.
         """
         states = record.read(root)
-        found, left = [], []
+        found = []
+        left = [] if host else left_to_hosts(states, to, leaving)
         for schema, known in reversed(list(states.items())):
             if known.host != host:
-                if known.host and _may_differ(known, to, leaving):
-                    left.append(f"{known.host} alone migrates it, for all that use its database")
                 continue
             one = plan_downgrade(root, schema, known, to, leaving, lock=lock)
             server = "" if one is None else one.plan.status.server
@@ -195,6 +194,15 @@ class Downgrades:
         return {"old": "; ".join(olds), "new": "; ".join(news)}
 
 
+def left_to_hosts(states: SchemaStates, to: str, leaving: str | None) -> list[str]:
+    """Why a rollback of this machine leaves schemas as they are, which may be too new for it."""
+    return [
+        f"{known.host} alone migrates it, for all that use its database"
+        for known in states.values()
+        if known.host and _may_differ(known, to, leaving)
+    ]
+
+
 def _may_differ(known: SchemaState, to: str, leaving: str | None) -> bool:
     """Whether the schema may be at another version than a release ran with."""
     wanted = known.version(to)
@@ -203,15 +211,15 @@ def _may_differ(known: SchemaState, to: str, leaving: str | None) -> bool:
     )
 
 
-def leave_as_it_is(store: Store, to: str) -> None:
-    """Note that a release should run with the schemas as they are.
+def leave_as_it_is(store: Store, to: str, leaving: str | None) -> list[str]:
+    """Note that a release should run with the schemas as they are; what hosts have to do with it.
 
     Otherwise the next highstate would migrate them down for it, or fail as they cannot be.
     """
     try:
         states = record.read(store.root)
     except CannotMigrate:  # damaged: the rollback goes on, as it is to leave the schema alone
-        return
+        return []
     for known in states.values():
         if known.host:  # what all machines run with is not for one of them to say
             continue
@@ -220,6 +228,7 @@ def leave_as_it_is(store: Store, to: str) -> None:
             known.note(to, ran.version, ran.place, known.recipe(to))
     if states:
         record.write(store, states)
+    return left_to_hosts(states, to, leaving)
 
 
 def current_version(schema: Schema) -> Version | None:

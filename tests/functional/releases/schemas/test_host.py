@@ -302,7 +302,7 @@ def test_waiting_only_reads(servers: Servers, server: postgres.Server, kind: str
             refusal(servers.wait, name, kind)
         else:
             servers.wait(name, kind)
-        server.query("set default_transaction_read_only = off; " + read_only.format("off"))
+        server.query(read_only.format("off"))
         server.query("select pg_reload_conf()")
         time.sleep(0.5)
         servers.up(name, kind)
