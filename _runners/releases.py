@@ -337,8 +337,8 @@ def rollback(
         agree on that.
 
     leaving
-        The name of the release to leave. By default the one that most of them are on; the others
-        stay as they are.
+        The name of the release to leave. By default the one that all of them are on; it is needed
+        where they are on several. Those on another one stay as they are.
 
     batch
         How many minions are rolled back at once: a number, or a percentage such as ``25%``.
@@ -652,7 +652,7 @@ class _Standing(NamedTuple):
         how: by which event.
         job: Salt's job id of that.
         bad: why a release is marked bad, by name.
-        previous: the one before that event.
+        left: the release that it has been rolled back from, by whatever means.
         schemas: what is recorded of the schemas, by name.
     """
 
@@ -664,7 +664,7 @@ class _Standing(NamedTuple):
     how: str | None = None
     job: str | None = None
     bad: Mapping[str, str] = {}
-    previous: str | None = None
+    left: str | None = None
     schemas: Mapping[str, Mapping[str, Any]] = {}
 
 
@@ -711,7 +711,7 @@ def _standing(answer: Any, root: str, link: str) -> _Standing:
         how=event.get("event", "").replace("_", " ") or None,
         job=event.get("job"),
         bad=bad,
-        previous=event.get("previous"),
+        left=_left_release(event, release, list(known), bad),
         schemas=schemas,
     )
 
@@ -723,6 +723,25 @@ def _switch(events: list[dict[str, Any]], release: str, link: str) -> dict[str, 
         if of_link and event["event"] in ("activated", "rolled_back"):
             return event if event["release"] == release else {}
     return {}
+
+
+def _left_release(
+    event: Mapping[str, Any], release: str, known: list[str], bad: Mapping[str, str]
+) -> str | None:
+    """What a minion has been rolled back from to its release, by the last event of its link.
+
+    Args:
+        event: that event.
+        release: the active release.
+        known: all releases, the one that was published last first.
+        bad: those that are marked bad.
+    """
+    previous = event.get("previous")
+    if previous is None or event.get("event") == "rolled_back":
+        return previous
+    # A roll-out that fails activates the previous release, and marks its own bad.
+    newer = known[: known.index(release)] if release in known else []
+    return previous if previous in bad and previous in newer else None
 
 
 def _problem(said: Any) -> str:
@@ -1328,9 +1347,14 @@ def _rollback_releases(
         )
     if wanted.release:
         return wanted, leaving
-    votes = Counter(_left_release(one) for one in there.values())
-    leaving = leaving or max(votes, key=lambda name: (votes[name], name))
-    back = {one.release for one in there.values() if one.release != leaving == _left_release(one)}
+    votes = sorted({str(one.left or one.release) for one in there.values()})
+    if leaving is None and len(votes) > 1:
+        raise SaltInvocationError(
+            f"nothing was rolled back: the minions are on several releases, {', '.join(votes)}; "
+            "give the one to leave as `leaving`"
+        )
+    leaving = leaving or votes[0]
+    back = {one.release for one in there.values() if one.left == leaving}
     on = [name for name, one in there.items() if one.release == leaving]
     if not back and on:
         back = _previous(wanted, leaving, on)
@@ -1341,11 +1365,6 @@ def _rollback_releases(
             f"({choice}); give the release as `to`"
         )
     return wanted._replace(release=str(back.pop())), leaving
-
-
-def _left_release(one: _Standing) -> str:
-    """What a minion has been rolled back from, or else the release that it is on."""
-    return str(one.previous if one.how == "rolled back" and one.previous else one.release)
 
 
 def _previous(wanted: _Wanted, leaving: str, minions: list[str]) -> set[str | None]:

@@ -42,6 +42,8 @@ class Minions:
         full: those that cannot unpack anything.
         previous: what a minion would roll back to, where that is not `1`.
         rolled_from: what a minion was rolled back from.
+        activated_after: what a minion was on before its release was activated.
+        newest_first: all releases that there are, in that order.
         jobs: all jobs, as (function, minions, arguments); the formula's look at the pillar is
             `checked`.
     """
@@ -63,6 +65,8 @@ class Minions:
         self.full: set[str] = set()
         self.previous: dict[str, str] = {}
         self.rolled_from: dict[str, str] = {}
+        self.activated_after: dict[str, str] = {}
+        self.newest_first = ["5", "4", "3", "2", "1", "0"]
         self.jobs: list[tuple[str, list[str], dict[str, Any]]] = []
 
     def ask(
@@ -100,6 +104,7 @@ class Minions:
             assert self.on[name] == keywords["leaving"]
             if keywords.get("test"):
                 return {"release": self.previous.get(name, "1")}
+            self.rolled_from[name] = keywords["leaving"]
             self.on[name] = keywords["to"]
             return {}
         return self.problems.get(name, self.facts(name))
@@ -167,6 +172,9 @@ class Minions:
                 {"time": "2026-01-01T00:00:00Z", "event": "activated", "release": release},
                 {"time": "2026-01-02T00:00:00Z", "event": "healthy", "release": release},
             ]
+            known = {one: known[one] for one in self.newest_first if one in known} or known
+            if name in self.activated_after:
+                events[0]["previous"] = self.activated_after[name]
             if name in self.rolled_from:
                 events[0].update(event="rolled_back", previous=self.rolled_from[name])
         return {
@@ -771,6 +779,24 @@ def test_a_rollback_with_a_minion_that_is_away(runner: Runner, shared: Minions) 
     assert shared.migrations == [("web2", "1")]
 
 
+def test_a_rollback_after_a_roll_out_that_has_failed(runner: Runner, shared: Minions) -> None:
+    """What that has brought back counts as rolled back; a release that is fixed does not."""
+    shared.on = dict.fromkeys(shared.on, "2")
+    shared.schema = "2"
+    for name in ("web1", "web2"):
+        shared.on[name], shared.bad[name] = "1", {"2": "the roll-out has failed on web10"}
+        shared.activated_after[name] = "2"
+    answer = runner("rollback", shared, ROOT)
+    assert (answer["result"], answer["to"], answer["leaving"]) == (True, "1", "2")
+    assert (set(shared.on.values()), shared.migrations) == ({"1"}, [("web2", "1")])
+
+    fixed = Minions(web1="3")
+    fixed.bad, fixed.activated_after = {"web1": {"2": "leaks"}}, {"web1": "2"}
+    fixed.newest_first = ["3", "2", "1"]
+    answer = runner("rollback", fixed, ROOT, test=True)
+    assert answer["comment"] == "1 minion would be rolled back to 1, batch 1: web1."
+
+
 def test_a_rollback_that_fails_on_one(runner: Runner, shared: Minions) -> None:
     shared.on = dict.fromkeys(shared.on, "2")
     shared.schema = "2"
@@ -794,6 +820,10 @@ def test_a_rollback_that_is_not_clear(runner: Runner, shared: Minions) -> None:
         "release as `to`."
     )
     shared.on["web10"] = "5"
+    assert runner("rollback", shared, ROOT)["comment"] == (
+        "Nothing was rolled back: the minions are on several releases, 2, 5; give the one to leave "
+        "as `leaving`."
+    )
     answer = runner("rollback", shared, ROOT, to=1, leaving=2)
     assert (answer["result"], answer["elsewhere"]) == (True, {"web10": "5"})
     assert answer["comment"].endswith(
