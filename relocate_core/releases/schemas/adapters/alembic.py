@@ -3,12 +3,8 @@
 import ast
 import io
 import os
-import time
 import traceback
 from contextlib import contextmanager
-
-# Of the whole project: in a database, one migration runs at a time.
-_LOCK = 0x76656E7673
 
 
 def main(request):
@@ -95,12 +91,7 @@ class _Schema:
 
     @contextmanager
     def locked(self, seconds):
-        """Hold PostgreSQL's lock for migrations, where the database is one.
-
-        It is the lock of a transaction on a connection of its own: so it ends with that, also
-        behind a pooler. And it is asked for again and again: one that waits in the database keeps
-        an index from being built concurrently, which waits for all others.
-        """
+        """Hold the database's lock for migrations, where it has one that can be held from here."""
         from sqlalchemy import text
         from sqlalchemy.exc import DatabaseError
 
@@ -108,23 +99,20 @@ class _Schema:
         if dialect.name != "postgresql" or getattr(dialect, "is_async", False):
             yield
             return
-        until = time.monotonic() + seconds
+        query = text(f"SELECT pg_try_advisory_xact_lock({LOCK})")  # noqa: F821
         with self.engine.connect() as connection:
-            while True:
+
+            def attempt():
                 transaction = connection.begin()
                 try:
-                    query = text(f"SELECT pg_try_advisory_xact_lock({_LOCK})")
                     if connection.execute(query).scalar():
-                        break
+                        return True
                 except DatabaseError:  # it only looks like PostgreSQL
-                    break
+                    return True
                 transaction.rollback()
-                if time.monotonic() >= until:
-                    raise RuntimeError(
-                        "another migration of this database is running, and was all of "
-                        f"{seconds:g} seconds; wait for it to end"
-                    )
-                time.sleep(0.5)
+                return False
+
+            acquire(attempt, seconds)  # noqa: F821
             yield
 
     def _steps(self, revisions):

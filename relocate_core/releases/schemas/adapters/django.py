@@ -1,11 +1,7 @@
 """What Django knows of its migrations, and migrating up and down."""
 
 import os
-import time
 from contextlib import contextmanager
-
-# Of the whole project: in a database, one migration runs at a time.
-_LOCK = 0x76656E7673
 
 
 def main(request):
@@ -146,12 +142,7 @@ class _Schema:
 
 @contextmanager
 def _locked(alias, seconds):
-    """Hold PostgreSQL's lock for migrations, where the database is one.
-
-    It is the lock of a transaction on a connection of its own: so it ends with that, also behind a
-    pooler. And it is asked for again and again: one that waits in the database keeps an index from
-    being built concurrently, which waits for all others.
-    """
+    """Hold the database's lock for migrations, where it has one."""
     from django.db import DatabaseError, connections
 
     if connections[alias].vendor != "postgresql":
@@ -159,24 +150,21 @@ def _locked(alias, seconds):
         return
     connection = connections[alias].copy()
     connection.settings_dict.get("OPTIONS", {}).pop("pool", None)
-    until = time.monotonic() + seconds
+
+    def attempt():
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [LOCK])  # noqa: F821
+                if cursor.fetchone()[0]:
+                    return True
+        except DatabaseError:  # it only looks like PostgreSQL
+            return True
+        connection.rollback()
+        return False
+
     try:
         connection.set_autocommit(False)
-        while True:
-            try:
-                with connection.cursor() as cursor:
-                    cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [_LOCK])
-                    if cursor.fetchone()[0]:
-                        break
-            except DatabaseError:  # it only looks like PostgreSQL
-                break
-            connection.rollback()
-            if time.monotonic() >= until:
-                raise RuntimeError(
-                    "another migration of this database is running, and was all of "
-                    f"{seconds:g} seconds; wait for it to end"
-                )
-            time.sleep(0.5)
+        acquire(attempt, seconds)  # noqa: F821
         yield
     finally:
         connection.close()
