@@ -1399,7 +1399,7 @@ class _Rollback:
     ) -> None:
         self.wanted = wanted
         self.leaving = leaving
-        self.reason = reason or "rolled back with all minions"
+        self.reason = reason
         concerned = (wanted.release, leaving)
         there = {name: one.release for name, one in found.items() if one.release is not None}
         self.before = {
@@ -1484,6 +1484,9 @@ class _Rollback:
             still = [name for name, one in looked.items() if one.release == release]
             if still and release != wanted.release:  # the SLS has failed before it came to that
                 _call(wanted, still, "rollback", **options)
+            if self.reason and release != wanted.release:
+                path = f"{wanted.root}/{release}"
+                _call(wanted, minions, "mark_bad", path=path, reason=self.reason)
             return failed
         _call(wanted, minions, "rollback", **options)
         return _apply(wanted, minions, wanted.release)

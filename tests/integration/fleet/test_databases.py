@@ -304,7 +304,7 @@ def test_a_roll_out_and_a_rollback(deployed: Shop) -> None:
         answer = first.result()
     assert answer["result"] is True, answer
     fleet.all_on("1")
-    assert list(fleet.view()["bad"]["2"]) == ["rolled back"]
+    assert list(fleet.view()["bad"]["2"]) == ["prices are wrong"]
     again = fleet.back()
     assert again["comment"].startswith("3 minions had been rolled back to 1 already.")
     fleet.all_on("1")

@@ -730,8 +730,10 @@ def test_a_rollback_of_all(runner: Runner, shared: Minions) -> None:
         "batch 3: web10; web2 migrates the schema last."
     )
     assert shared.did("state.apply") == []
-    answer = runner("rollback", shared, ROOT, batch=2)
+    answer = runner("rollback", shared, ROOT, batch=2, reason="prices are wrong")
     assert (answer["to"], answer["leaving"]) == ("1", "2")
+    assert all(marks == {"2": "prices are wrong"} for marks in shared.bad.values())
+    assert set(shared.bad) == set(shared.on)
     assert answer["comment"] == (
         "5 minions of 5 back on 1. web2 has migrated the schema down, from shop 2 to shop 1."
     )
