@@ -1552,7 +1552,7 @@ def _migrate_down(wanted: _Wanted, host: str, minions: Sequence[str]) -> str | N
         return f"{left}: {_clause(error)}."
     lost = [name for name in minions if name not in found or not _is_clear(found[name])]
     if host not in found or found[host].release is None:
-        lost = [host]
+        return f"{left}, as {host}, which migrates it, does not answer or has no release."
     if lost:
         return f"{left}, as it is not known what {_few(lost)} may need."
     users = [

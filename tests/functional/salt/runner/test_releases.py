@@ -781,6 +781,20 @@ def test_a_rollback_with_a_minion_that_is_away(runner: Runner, shared: Minions) 
     assert shared.migrations == [("web2", "1")]
 
 
+def test_a_rollback_without_its_host(runner: Runner, shared: Minions) -> None:
+    """It goes on, and the schema is left as it is."""
+    for hosts, words in (
+        ({"*": "db"}, "as db, which migrates it, does not answer or has no release."),
+        ({"*": "web2", "web3": "web3"}, "as not all minions have the same host: web2, web3."),
+    ):
+        shared.on, shared.rolled_from = dict.fromkeys(shared.on, "2"), {}
+        shared.hosts = {name: hosts.get(name, hosts["*"]) for name in shared.on}
+        answer = runner("rollback", shared, ROOT)
+        assert (answer["result"], set(shared.on.values())) == (True, {"1"})
+        assert answer["schema"] == f"The schema is left as it is, {words}"
+        assert shared.migrations == []
+
+
 def test_a_rollback_after_a_roll_out_that_has_failed(runner: Runner, shared: Minions) -> None:
     """What that has brought back counts as rolled back; a release that is fixed does not."""
     shared.on = dict.fromkeys(shared.on, "2")
