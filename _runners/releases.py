@@ -347,7 +347,7 @@ def rollback(
         Why, for the mark and the history.
 
     sls
-        The formula, from which ``rollback`` is applied; or what restarts the programs of an app
+        The formula, of which ``rollback`` is applied; or what restarts the programs of an app
         that is deployed otherwise, with the release in its pillar.
 
     pillar, pillar_key, link, saltenv, pillarenv, timeout
@@ -1477,19 +1477,12 @@ class _Rollback:
             "leaving": leaving,
             "reason": self.reason,
         }
-        if wanted.formula is not None and wanted.app is not None:
-            sls, pillar = [f"{wanted.formula}.rollback"], wanted.back(leaving)
-            failed = _applied(wanted, minions, pillar, sls)
-            looked = _look(wanted, list(failed)) if failed else {}
-            still = [name for name, one in looked.items() if one.release == release]
-            if still and release != wanted.release:  # the SLS has failed before it came to that
-                _call(wanted, still, "rollback", **options)
-            if self.reason and release != wanted.release:
-                path = f"{wanted.root}/{release}"
-                _call(wanted, minions, "mark_bad", path=path, reason=self.reason)
-            return failed
-        _call(wanted, minions, "rollback", **options)
-        return _apply(wanted, minions, wanted.release)
+        if release != wanted.release:
+            _call(wanted, minions, "rollback", **options)
+        if wanted.formula is None or wanted.app is None:
+            return _apply(wanted, minions, wanted.release)
+        # It finds the release switched, has its programs run on it, and checks them.
+        return _applied(wanted, minions, wanted.back(leaving), [f"{wanted.formula}.rollback"])
 
     def _restore_schema(self) -> None:
         """Have the host migrate the schema down, where all minions are back."""

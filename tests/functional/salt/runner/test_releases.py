@@ -105,6 +105,7 @@ class Minions:
             if keywords.get("test"):
                 return {"release": self.previous.get(name, "1")}
             self.rolled_from[name] = keywords["leaving"]
+            self.bad.setdefault(name, {})[keywords["leaving"]] = keywords["reason"]
             self.on[name] = keywords["to"]
             return {}
         return self.problems.get(name, self.facts(name))
