@@ -189,11 +189,16 @@ HEALTH = Section(
 )
 
 _MIGRATION = {
+    "host": Key(
+        "text",
+        "the ID of the one minion that migrates, where many use one database "
+        "([databases](../databases.md)); the others wait for it",
+    ),
     "env": Key(Each("value", "variable"), "more variables for the migration"),
     "user": Key("name", "who runs it", "the app's"),
     "cwd": Key("text", "its working directory, in the release", "the release"),
     "timeout": Key("seconds", "seconds that one program may take", "600"),
-    "wait": Key("number", "seconds to wait for another run in this root", "300"),
+    "wait": Key("number", "seconds to wait for another run in this root, or for the host", "300"),
 }
 _KIND = Key(
     Choice(("django", "alembic", "commands")),
@@ -228,6 +233,11 @@ MIGRATIONS = Variants(
                 "version": Key("text", "a command that prints the version", needed="set it"),
                 "up": Key("text", "a command that migrates up", needed="set it"),
                 "down": Key("text", "a command that migrates down to `{version}`"),
+                "check": Key(
+                    "text",
+                    "a command that succeeds where the schema has all that the release needs; "
+                    "needed with `host`",
+                ),
                 **_MIGRATION,
             },
             _OF_A_MIGRATION,

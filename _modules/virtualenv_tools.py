@@ -383,7 +383,7 @@ def activate(path: str, link: str | None = None, test: bool | None = None) -> di
             _absolute(path), link, job=job, dry_run=_is_test(test), notify=notify
         )
     answer = switch.as_dict()
-    del answer["bad"], answer["schema"]
+    del answer["bad"], answer["schema"], answer["schema_left"]
     return _printable(answer)
 
 
@@ -405,7 +405,8 @@ def rollback(
 
     Where :py:func:`migrate` has changed the schema since that release was active, it is migrated
     down first to what that one ran with, by the code that migrated it up. Where that is impossible,
-    for example as a migration is irreversible, nothing is done.
+    for example as a migration is irreversible, nothing is done. A schema that one minion migrates
+    for all (``host``) is left as it is, on that minion as well.
 
     root
         The directory of the releases, as an absolute path.
@@ -433,8 +434,9 @@ def rollback(
         option.
 
     Returns a dictionary: ``link``, ``release``, ``previous``, ``changed``, ``bad`` (why the
-    previous one is marked, or ``None``), ``dry_run``, and ``schema`` (what it was at and is at now,
-    as ``old`` and ``new``) where it was migrated down.
+    previous one is marked, or ``None``), ``dry_run``, ``schema`` (what it was at and is at now, as
+    ``old`` and ``new``) where it was migrated down, and ``schema_left`` (why it was left as it is)
+    where it is newer than what the release ran with.
 
     Raises ``CommandExecutionError`` for whatever goes wrong, such as that there is no previous
     release; the link is then as it was before.
@@ -460,8 +462,9 @@ def rollback(
             notify=notify,
         )
     answer = switch.as_dict()
-    if answer["schema"] is None:
-        del answer["schema"]
+    for key in ("schema", "schema_left"):
+        if answer[key] is None:
+            del answer[key]
     return _printable(answer)
 
 
@@ -1048,9 +1051,11 @@ def migrate(
     version: str | None = None,
     up: str | None = None,
     down: str | None = None,
+    check: str | None = None,
     user: str | None = None,
     env: dict[str, str] | None = None,
     cwd: str | None = None,
+    host: str | None = None,
     timeout: float = 600,
     wait: float = 300,
     test: bool | None = None,
@@ -1066,6 +1071,11 @@ def migrate(
     A release that ran before, with an older version than the schema has now, gets that version
     again: the schema is migrated down by the code of the newer release. Where a migration fails,
     the answer has the version that the schema is at, and the same call goes on from there.
+
+    Where many machines use one database, ``host`` migrates it alone, and up only; on all others
+    nothing is changed in it, and they wait until it has what the release needs. Down it goes with
+    :py:func:`migrate_down`, when the last of them is back. A database on another machine is refused
+    without a ``host``.
 
     path
         The release, as an absolute path.
@@ -1091,6 +1101,10 @@ def migrate(
         migrates it up, and changes nothing where it is up to date; and one that migrates it down to
         ``{version}``. Without ``down`` it cannot be migrated down.
 
+    check
+        Commands, with ``host``: one that changes nothing, and succeeds where the schema has all
+        that the release needs.
+
     user
         Who runs them. By default the user salt-minion runs as.
 
@@ -1101,11 +1115,16 @@ def migrate(
     cwd
         Its working directory, as seen from the release, which is the default.
 
+    host
+        The ID of the one minion that migrates the schema, the same on all minions that use the
+        database. Without it this minion does, and has the database for itself.
+
     timeout
         Seconds that one program may take.
 
     wait
-        Seconds to wait for another run in the same root.
+        Seconds to wait for another run in the same root; where another minion is the ``host``, for
+        its migration as well.
 
     test
         ``True`` reports what would be done, and does none of it. By default the minion's ``test``
@@ -1113,7 +1132,8 @@ def migrate(
 
     Returns a dictionary: ``path``, ``schema`` (which one, where there are several), ``changed``,
     ``old`` and ``new`` (what it was at and is at now), ``applied`` and ``undone`` (names of
-    migrations) and ``dry_run``.
+    migrations), ``dry_run``, ``host``, ``left`` (whether it is newer than what the release ran
+    with, and was left so) and ``lacking`` (what another minion would be waited for).
 
     Raises ``CommandExecutionError`` for whatever goes wrong.
 
@@ -1121,7 +1141,8 @@ def migrate(
 
     .. code-block:: bash
 
-        salt '*' virtualenv_tools.migrate /srv/app/4f2a9c1 settings=app.settings user=app
+        salt web1 virtualenv_tools.migrate /srv/app/4f2a9c1 settings=app.settings user=app
+        salt '*' virtualenv_tools.migrate /srv/app/4f2a9c1 settings=app.settings host=web1
         salt '*' virtualenv_tools.migrate /srv/app/4f2a9c1 kind=alembic cwd=etc test=True
     """
     options = {
@@ -1132,18 +1153,114 @@ def migrate(
         "version": version,
         "up": up,
         "down": down,
+        "check": check,
         "owner": _owner(user, None),
         "env": env,
         "cwd": cwd,
         "timeout": timeout,
     }
+    if host is not None and not _is_text(host):
+        raise CommandExecutionError(f"host must be the ID of a minion: {host!r}")
     seconds = _seconds(wait)
     with _core() as core, _reporting(path) as (job, notify):
         recipe = core.Recipe.of(kind, **options)
-        done = core.migrate(
-            _absolute(path), recipe, job=job, dry_run=_is_test(test), notify=notify, wait=seconds
+        migrates = host in (None, __opts__["id"])
+        function = core.migrate if migrates else core.wait_for_schema
+        done = function(
+            _absolute(path),
+            recipe,
+            host=host or "",
+            job=job,
+            dry_run=_is_test(test),
+            notify=notify,
+            wait=seconds,
         )
     return _printable(done.as_dict())
+
+
+def migrate_down(
+    root: str,
+    to: str,
+    running: list[str] | None = None,
+    link: str = "current",
+    wait: float = 300,
+    test: bool | None = None,
+) -> dict[str, Any]:
+    """
+    Migrate the schemas that this minion migrates for all down to what a release ran with.
+
+    It is the last step of a rollback of all minions: :py:func:`releases.rollback
+    <saltext.runners.releases.rollback>` calls it when it has seen that no minion needs the schema
+    any more. Nothing is done to schemas that another minion migrates, or each one for itself.
+
+    root
+        The directory of the releases, as an absolute path.
+
+    to
+        The name of the release; it has to be active on this minion.
+
+    running
+        The names of all releases that run on any minion with the same database. The schema is left
+        as it is where one of them may need that.
+
+    link
+        The link's name.
+
+    wait
+        Seconds to wait for another run in the same root.
+
+    test
+        ``True`` reports what would be done, and does none of it. By default the minion's ``test``
+        option.
+
+    Returns a dictionary as that of :py:func:`migrate`.
+
+    Raises ``CommandExecutionError`` for whatever goes wrong.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 virtualenv_tools.migrate_down /srv/app 9c01b7e test=True
+        salt web1 virtualenv_tools.migrate_down /srv/app 9c01b7e running='["9c01b7e"]'
+    """
+    seconds = _seconds(wait)
+    names = _strings(running, "running", "name")
+    with _core() as core, _reporting(root) as (job, notify):
+        done = core.migrate_down(
+            _absolute(root),
+            str(to),
+            __opts__["id"],
+            running=names,
+            link=link,
+            job=job,
+            dry_run=_is_test(test),
+            notify=notify,
+            wait=seconds,
+        )
+    return _printable(done.as_dict())
+
+
+def schemas(root: str) -> dict[str, Any]:
+    """
+    Report what is recorded of the schemas of a root. Nothing of a release is run.
+
+    root
+        The directory of the releases, as an absolute path.
+
+    Returns a dictionary by schema: ``host`` (who alone migrates it, or ``""``), ``place`` (the
+    database), ``version`` (in a few words; ``None`` where a migration did not come to its end),
+    ``release`` (whose code knows all of it), ``fits`` (the releases that it has all for), and of
+    its last change here ``event``, ``time``, ``job`` and ``by`` (the release that it was made for).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' virtualenv_tools.schemas /srv/app
+    """
+    with _core() as core:
+        return dict(_printable(core.schemas(_absolute(root))))
 
 
 # --- arguments and answers ------------------------------------------------------------------------

@@ -2,8 +2,12 @@
 Releases on a whole fleet: which minion is on which one, and a new one rolled out step by step.
 
 :py:func:`fleet` asks all minions once, and reports the release of each, those that lag behind, what
-is marked bad, and who deployed when. :py:func:`roll` brings a release to a few minions first and
-then to the others in batches, and rolls back where one of them fails.
+is marked bad, who deployed when, and what the schema of a shared database is at. :py:func:`roll`
+brings a release to a few minions first and then to the others in batches, and rolls back where one
+of them fails. :py:func:`rollback` rolls back all minions.
+
+Where many minions use one database, and one of them is the ``host`` that migrates it, the schema
+goes up before the first minion is switched, and down after the last one is back.
 
 It comes to the master with ``salt-run saltutil.sync_runners`` or with the installed package; the
 minions need the execution module ``virtualenv_tools``.
@@ -18,7 +22,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import salt.client
@@ -34,11 +38,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 __virtualname__ = "releases"
-__load__ = ["fleet", "roll"]
+__load__ = ["fleet", "roll", "rollback"]
 
 _TOOLS = "virtualenv_tools"
 # How much of a minion's history is asked for: the switch to its release is rarely further back.
 _EVENTS = 20
+_ASKED = ("active", "releases", "history", "schemas")
 # A number has a minion wait for a state run that is under way. With `True` Salt 3008 puts the job
 # aside and answers at once.
 _QUEUE = 10
@@ -47,6 +52,8 @@ _SHOWN_MINIONS = 3
 _FORMULA = re.compile(r"(?:[^.]+\.)*?releases(?![^.])")
 _APP_KEY = re.compile(r"releases:apps:([^:]+):release")
 _SILENT = "does not answer"
+# What may not run twice in one root.
+_CHANGING = {"runner.releases.roll": "roll-out", "runner.releases.rollback": "rollback"}
 
 
 def __virtual__() -> str:  # noqa: N807
@@ -98,6 +105,11 @@ def fleet(
         What is wrong with each minion that is not on that release.
     ``bad``
         The minions on which a release is marked bad, by release and reason.
+    ``schemas``
+        Of each schema that one minion migrates for all: ``schema``, ``host`` (that minion),
+        ``place`` (the database), ``version`` (``None`` where that is not known), of its last
+        change ``since`` (UTC), ``release`` (that it was migrated for) and ``job``, and ``misfits``:
+        which minions run a release that it does not fit, and why.
     ``minions``
         Of each minion its ``release``, ``since`` when (UTC), ``how`` it came there (``activated``
         or ``rolled back``), ``job`` and ``user`` of that as far as the job cache knows them,
@@ -155,6 +167,12 @@ def roll(
     brings it back before :py:func:`virtualenv_tools.unmark_bad
     <saltext.modules.virtualenv_tools.unmark_bad>`.
 
+    With the formula, and a ``host`` in an app's ``migrations``, the minions of a step unpack the
+    release first, and before the first switch the host migrates the schema. After a failure it
+    migrates it down again, but only where all minions are back on what they had; else the schema is
+    left as it is, and that is reported. With SLS files of your own the host has to be in the first
+    step.
+
     It may be called again at any time: a minion that has the release already is skipped, so a
     roll-out that was interrupted goes on. One that does not answer in the beginning is left out,
     and reported as missing.
@@ -162,9 +180,9 @@ def roll(
     The release is in the pillar of this run only. Write it into the pillar itself when it is rolled
     out, as the next highstate deploys the release that the pillar has.
 
-    With the formula ``releases`` it is about one app: ``releases:only`` selects it in the pillar of
-    this run, so no other app of a minion is touched, or counts. And the formula verifies the pillar
-    of all minions before the first one is switched.
+    With the formula ``releases`` it is about one app: ``releases:run:app`` selects it in the
+    pillar of this run, so no other app of a minion is touched, or counts. And the formula verifies
+    the pillar of all minions before the first one is switched.
 
     root
         The directory of the releases on the minions, as an absolute path.
@@ -231,6 +249,8 @@ def roll(
         Which minions were not reached before the failure.
     ``missing``
         Which minions did not answer in the beginning.
+    ``host``, ``schema``
+        Who migrates the schema for all, and after a failure what became of it, in a sentence.
 
     CLI Example:
 
@@ -262,9 +282,10 @@ def roll(
         if not test:
             _refuse_second(directory)
         ret.update(release=wanted.release)
-        plan = _plan(wanted, _standings(directory, wanted.link, tgt, tgt_type, wanted.timeout))
-        _require_app(wanted, list(plan.before))
-        rollout = _Rollout(wanted, plan)
+        found = _standings(directory, wanted.link, tgt, tgt_type, wanted.timeout)
+        plan = _plan(wanted, found)
+        host = _require_host(_require_app(wanted, list(plan.before)), plan, found)
+        rollout = _Rollout(wanted, plan, host)
         result = None if plan.steps else True
         try:
             if not test:
@@ -272,6 +293,131 @@ def roll(
         finally:  # whatever interrupts it, the answer has what was done until then
             ret.update(rollout.facts())
         return {**ret, "result": result, "comment": rollout.comment(result)}
+
+    return _answered(ret, answer)
+
+
+def rollback(
+    root: str | None = None,
+    tgt: str | list[str] = "*",
+    tgt_type: str = "glob",
+    to: str | None = None,
+    leaving: str | None = None,
+    batch: int | str = "25%",
+    reason: str = "",
+    sls: str | list[str] = "releases",
+    pillar: dict[str, Any] | None = None,
+    pillar_key: str = "releases:apps:{app}:release",
+    link: str = "current",
+    saltenv: str | None = None,
+    pillarenv: str | None = None,
+    timeout: int | None = None,
+    test: bool = False,
+    **kwargs: Any,
+) -> dict[str, Any]:
+    """
+    Roll all minions back to the previous release, in batches, and migrate the schema down last.
+
+    Nothing is downloaded. The release that is rolled back is marked bad on each minion. It goes on
+    where one minion fails; whatever is not back is reported, and the schema is left as it is until
+    all are.
+
+    It may be called again at any time, and after an interruption finishes the same rollback. It
+    never goes a second release back by itself: that needs ``to``.
+
+    root
+        The directory of the releases on the minions, as an absolute path.
+
+    tgt, tgt_type
+        Which minions, as for the command ``salt``. They should be all that use the database: the
+        schema is left as it is where another one runs what may need it.
+
+    to
+        The name of the release to roll back to. By default the previous one; all minions have to
+        agree on that.
+
+    leaving
+        The name of the release to leave. By default the one that all of them are on; it is needed
+        where they are on several. Those on another one stay as they are.
+
+    batch
+        How many minions are rolled back at once: a number, or a percentage such as ``25%``.
+
+    reason
+        Why, for the mark and the history.
+
+    sls
+        The formula, of which ``rollback`` is applied; or what restarts the programs of an app
+        that is deployed otherwise, with the release in its pillar.
+
+    pillar, pillar_key, link, saltenv, pillarenv, timeout
+        As for :py:func:`roll`.
+
+    test
+        ``True`` reports what would be done, and does none of it.
+
+    Returns a dictionary:
+
+    ``result``, ``comment``
+        Whether all are back (``None`` with ``test``), and what happened, in a sentence or two. The
+        call's return code is 1 where not.
+    ``to``, ``leaving``
+        The releases.
+    ``steps``
+        The batches, each with its name and its minions.
+    ``before``
+        What each minion of the steps was on before.
+    ``back``
+        The release that a minion is back on.
+    ``failed``
+        Why a minion is not back, or not all of its states succeed.
+    ``elsewhere``
+        The minions that are on another release, and stay there.
+    ``missing``
+        Which minions do not answer.
+    ``host``, ``schema``
+        Who migrates the schema for all, and what became of it, in a sentence.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run releases.rollback /srv/shop tgt='web*' test=True
+        salt-run releases.rollback /srv/shop tgt='web*' reason='prices are wrong'
+        salt-run releases.rollback /srv/shop tgt='web*' to=9c01b7e batch=100%
+    """
+    ret: dict[str, Any] = {"root": root, "result": False, "comment": ""}
+
+    def answer() -> dict[str, Any]:
+        _refuse_unknown(kwargs)
+        directory = _root(root)
+        wanted = _Wanted(
+            root=directory,
+            release="" if to is None else _name(to, "the release to roll back to"),
+            canary=0,
+            batch=_batch(batch),
+            sls=_sls(sls),
+            pillar=_pillar(pillar),
+            pillar_key=_pillar_key(pillar_key, directory),
+            pause=0,
+            link=_name(link, "the link"),
+            saltenv=_environment(saltenv, "saltenv"),
+            pillarenv=_environment(pillarenv, "pillarenv"),
+            timeout=_timeout(timeout),
+        )
+        if not test:
+            _refuse_second(directory)
+        found = _standings(directory, wanted.link, tgt, tgt_type, wanted.timeout)
+        left = None if leaving is None else _name(leaving, "the release to leave")
+        wanted, left = _rollback_releases(wanted, left, found)
+        run = _Rollback(wanted, left, str(reason), found)
+        result = None
+        try:
+            if not test:
+                result = run.run()
+        finally:
+            ret.update(run.facts())
+        return {**ret, "result": result, "comment": run.comment(result)}
 
     return _answered(ret, answer)
 
@@ -433,16 +579,17 @@ def _timeout(timeout: Any) -> int | None:
 
 
 def _refuse_second(root: str) -> None:
-    """Two roll-outs in the same root would each take the other's work for a failure."""
+    """Two runs in the same root would each take the other's work for a failure."""
     for job in salt.utils.master.get_running_jobs(__opts__):
-        if job.get("fun") != "runner.releases.roll" or str(job.get("jid")) >= str(__jid__):
+        what = _CHANGING.get(str(job.get("fun")))
+        if what is None or str(job.get("jid")) >= str(__jid__):
             continue  # of two that begin at once, the earlier one goes on
         given = [*job.get("fun_args", [])]
         named = given.pop() if given and isinstance(given[-1], dict) else {}
         theirs = given[0] if given else named.get("root")
         if not named.get("test") and str(theirs).rstrip("/") == root:
             raise SaltInvocationError(
-                f"another roll-out in {root} is under way, as job {job['jid']} of "
+                f"another {what} in {root} is under way, as job {job['jid']} of "
                 f"{job.get('user', 'somebody')}: wait for its end"
             )
 
@@ -505,6 +652,8 @@ class _Standing(NamedTuple):
         how: by which event.
         job: Salt's job id of that.
         bad: why a release is marked bad, by name.
+        left: the release that it has been rolled back from, by whatever means.
+        schemas: what is recorded of the schemas, by name.
     """
 
     problem: str | None = None
@@ -515,17 +664,20 @@ class _Standing(NamedTuple):
     how: str | None = None
     job: str | None = None
     bad: Mapping[str, str] = {}
+    left: str | None = None
+    schemas: Mapping[str, Mapping[str, Any]] = {}
 
 
 def _standings(
     root: str, link: str, tgt: str | list[str], tgt_type: str, timeout: int | None
 ) -> dict[str, _Standing]:
     """The state of each minion, in their natural order."""
-    functions = [f"{_TOOLS}.{name}" for name in ("active", "releases", "history")]
+    functions = [f"{_TOOLS}.{name}" for name in _ASKED]
     arguments = [
         [_keywords(link=f"{root}/{link}")],
         [_keywords(root=root)],
         [_keywords(root=root, limit=_EVENTS, full=True)],
+        [_keywords(root=root)],
     ]
     answers = _ask(tgt, tgt_type, functions, arguments, timeout)
     return {
@@ -539,18 +691,18 @@ def _standing(answer: Any, root: str, link: str) -> _Standing:
     returned = answer.get("ret")
     if not isinstance(returned, Mapping):
         return _Standing(f"cannot be asked: {_clause(returned)}")
-    names = ("active", "releases", "history")
-    parts: list[Any] = [returned.get(f"{_TOOLS}.{name}") for name in names]
+    parts: list[Any] = [returned.get(f"{_TOOLS}.{name}") for name in _ASKED]
     for part in parts:
         if not isinstance(part, (Mapping, list)):
             return _Standing(_problem(part))
-    active, known, events = parts
+    active, known, events, schemas = parts
     if not known:
         return _Standing(f"has no release in {root}")
     release = active["release"]
     bad = {name: str(one["bad"]) for name, one in known.items() if one.get("bad") is not None}
     if release is None:
-        return _Standing(f"has releases in {root}, and none of them is active", bad=bad)
+        problem = f"has releases in {root}, and none of them is active"
+        return _Standing(problem, bad=bad, schemas=schemas)
     event = _switch(events, release, link)
     return _Standing(
         release=release,
@@ -559,6 +711,8 @@ def _standing(answer: Any, root: str, link: str) -> _Standing:
         how=event.get("event", "").replace("_", " ") or None,
         job=event.get("job"),
         bad=bad,
+        left=_left_release(event, release, list(known), bad),
+        schemas=schemas,
     )
 
 
@@ -569,6 +723,25 @@ def _switch(events: list[dict[str, Any]], release: str, link: str) -> dict[str, 
         if of_link and event["event"] in ("activated", "rolled_back"):
             return event if event["release"] == release else {}
     return {}
+
+
+def _left_release(
+    event: Mapping[str, Any], release: str, known: list[str], bad: Mapping[str, str]
+) -> str | None:
+    """What a minion has been rolled back from to its release, by the last event of its link.
+
+    Args:
+        event: that event.
+        release: the active release.
+        known: all releases, the one that was published last first.
+        bad: those that are marked bad.
+    """
+    previous = event.get("previous")
+    if previous is None or event.get("event") == "rolled_back":
+        return previous
+    # A roll-out that fails activates the previous release, and marks its own bad.
+    newer = known[: known.index(release)] if release in known else []
+    return previous if previous in bad and previous in newer else None
 
 
 def _problem(said: Any) -> str:
@@ -602,11 +775,12 @@ def _overview(root: str, found: dict[str, _Standing], wanted: str | None) -> dic
     }
     return {
         "root": root,
-        "comment": _summary(found, most, stragglers),
+        "comment": _summary(found, most, stragglers) + _misfit_sentence(found),
         "release": most,
         "releases": releases,
         "stragglers": stragglers,
         "bad": bad,
+        "schemas": _shared_schemas(found),
     }
 
 
@@ -638,6 +812,53 @@ def _summary(found: dict[str, _Standing], most: str | None, stragglers: dict[str
     if on == len(found):
         return f"All {on:,} minions are on {most}." if on > 1 else f"The minion is on {most}."
     return f"{on:,} of {_number(len(found))} {'is' if on == 1 else 'are'} on {most}{last}."
+
+
+def _shared_schemas(found: Mapping[str, _Standing]) -> list[dict[str, Any]]:
+    """The schemas that one minion migrates for all, as that one has recorded them."""
+    pairs = {
+        (schema, str(one["host"]))
+        for standing in found.values()
+        for schema, one in standing.schemas.items()
+        if one["host"]
+    }
+    return [_shared_schema(schema, host, found) for schema, host in sorted(pairs)]
+
+
+def _shared_schema(schema: str, host: str, found: Mapping[str, _Standing]) -> dict[str, Any]:
+    own = found[host].schemas.get(schema, {}) if host in found else {}
+    own = own if own.get("host") == host else {}
+    users = Counter(
+        str(one.schemas[schema]["host"]) for one in found.values() if schema in one.schemas
+    )
+    misfits = {}
+    for minion, one in found.items():
+        mine = one.schemas.get(schema)
+        if mine is None or not own:
+            continue
+        if mine["host"] != host:
+            # Of two hosts, the one that fewer minions have is wrong.
+            if mine["place"] == own["place"] and users[str(mine["host"])] <= users[host]:
+                misfits[minion] = f"has {mine['host']} for the host of the same database"
+        elif one.release is not None and one.release not in own["fits"]:
+            misfits[minion] = f"is on {one.release}, and the schema is not known to fit that"
+        elif mine["place"] not in ("", own["place"]):
+            misfits[minion] = f"uses another database: {mine['place']}"
+    return {
+        "schema": schema,
+        "host": host,
+        "place": own.get("place"),
+        "version": own.get("version"),
+        "since": own.get("time"),
+        "release": own.get("by"),
+        "job": own.get("job"),
+        "misfits": {minion: _sentence(why) for minion, why in misfits.items()},
+    }
+
+
+def _misfit_sentence(found: Mapping[str, _Standing]) -> str:
+    misfits = {minion for one in _shared_schemas(found) for minion in one["misfits"]}
+    return f" The schema does not fit {_few(misfits)}." if misfits else ""
 
 
 def _details(found: dict[str, _Standing]) -> dict[str, dict[str, Any]]:
@@ -706,7 +927,13 @@ class _Wanted(NamedTuple):
         for key in reversed(self.pillar_key.split(":")):
             override = {key: override}
         if self.app is not None:
-            override["releases"]["only"] = self.app
+            override["releases"]["run"] = {"app": self.app}
+        return dict(salt.utils.dictupdate.merge_recurse(self.pillar, override))
+
+    def back(self, leaving: str) -> dict[str, Any]:
+        """The pillar of a run of the formula's `rollback`, to the release."""
+        run = {"app": self.app, "to": self.release, "from": leaving}
+        override = {"releases": {"run": run}}
         return dict(salt.utils.dictupdate.merge_recurse(self.pillar, override))
 
 
@@ -765,9 +992,7 @@ def _plan(wanted: _Wanted, found: Mapping[str, _Standing]) -> _Plan:
 def _require_usable(there: Mapping[str, _Standing]) -> None:
     """Refuse a roll-out to a minion that cannot report its releases; it may have none yet."""
     for name, one in there.items():
-        if one.problem is not None and not one.problem.startswith(
-            ("has no release", "has releases")
-        ):
+        if one.problem is not None and not _is_empty(one):
             raise SaltInvocationError(f"nothing was rolled out: {name} {one.problem}")
 
 
@@ -830,11 +1055,14 @@ class _Rollout:
         back: the release that a minion is back on.
         stuck: why a minion could not be rolled back.
         untouched: the minions that were not reached before the failure.
+        schema: what became of the schema that a host migrates for all; a sentence.
     """
 
-    def __init__(self, wanted: _Wanted, plan: _Plan) -> None:
+    def __init__(self, wanted: _Wanted, plan: _Plan, host: str | None) -> None:
         self.wanted = wanted
         self.plan = plan
+        self.host = host
+        self.schema: str | None = None
         self.switched: list[str] = []
         self.failed: dict[str, str] = {}
         self.back: dict[str, str] = {}
@@ -849,10 +1077,19 @@ class _Rollout:
                 _report(f"waiting for {self.wanted.pause:g} seconds")
                 time.sleep(self.wanted.pause)
             _report(f"{step.name}, {number + 1} of {len(steps)}: {_few(step.minions)}")
-            after = self._switch(step.minions)
+            later = [one for step in steps[number + 1 :] for one in step.minions]
+            self._prepare(step.minions, is_first=not number)
             if self.failed:
-                self.untouched = [one for step in steps[number + 1 :] for one in step.minions]
+                # What does not answer may do anything later.
+                looked = _look(self.wanted, list(self.failed))
+                after = {name: one for name, one in looked.items() if not one.answers}
+                self.untouched = [*_without(step.minions, after), *later]
+            else:
+                after = self._switch(step.minions)
+                self.untouched = later if self.failed else []
+            if self.failed:
                 self._roll_back(after)
+                self._restore_schema()
                 return False
         return True
 
@@ -869,7 +1106,35 @@ class _Rollout:
             "stuck": {name: _sentence(why) for name, why in self.stuck.items()},
             "untouched": self.untouched,
             "missing": plan.missing,
+            "host": self.host,
+            "schema": self.schema,
         }
+
+    def _prepare(self, minions: list[str], is_first: bool) -> None:
+        """Have the release unpacked, and the schema migrated, before anything is switched."""
+        wanted, host = self.wanted, self.host
+        if wanted.formula is None or wanted.app is None or host is None:
+            return
+        names = list(dict.fromkeys([*minions, host])) if is_first else minions
+        _report(f"unpacking on {_few(names)}")
+        unpack = [f"{wanted.formula}.bootstrap", f"{wanted.formula}.unpack"]
+        self.failed = _apply(wanted, names, wanted.release, unpack)
+        if is_first and not self.failed:
+            _report(f"migrating by {host}")
+            self.failed = _apply(wanted, [host], wanted.release, [f"{wanted.formula}.migrate"])
+        if self.failed:
+            _report(f"failed on {_few(self.failed)}, before anything was switched there")
+
+    def _restore_schema(self) -> None:
+        """Have the host migrate the schema down, where all minions are on what they had before."""
+        plan, host = self.plan, self.host
+        if host is None:
+            return
+        still = [*self.stuck, *plan.missing, *plan.skipped]
+        if still:
+            self.schema = f"The schema is left as it is, as {_few(still)} may need it."
+        else:
+            self.schema = _migrate_down(self.wanted, host, list(plan.before))
 
     def _switch(self, minions: list[str]) -> dict[str, _Standing]:
         """Do a step; the state of its minions after that."""
@@ -958,7 +1223,8 @@ class _Rollout:
             return
         if result is None:
             steps = "; ".join(self._line(step) for step in plan.steps)
-            yield f"{release} would be rolled out, {steps}."
+            first = f"; {self.host} migrates the schema first" if self.host else ""
+            yield f"{release} would be rolled out, {steps}{first}."
         elif not plan.steps:
             yield f"{release} is on {skipped} already; nothing was to be done."
         else:
@@ -978,6 +1244,8 @@ class _Rollout:
             yield f"Back on the previous release: {_few(self.back)}."
         if self.stuck:
             yield f"Look after {_few(self.stuck)}."
+        if self.schema:
+            yield self.schema
 
     def _line(self, step: _Step) -> str:
         """A step, with what its minions are on."""
@@ -991,11 +1259,16 @@ class _Rollout:
         return f"from {before or 'none'}"
 
 
-def _require_app(wanted: _Wanted, minions: list[str]) -> None:
-    """Have the formula verify the pillar of each minion, as `checked` does it."""
+def _require_app(wanted: _Wanted, minions: list[str]) -> dict[str, str | None] | None:
+    """Have the formula verify the pillar of each minion, as `checked` does it.
+
+    Returns:
+        The host of each minion's schema; None where there is no formula to be asked.
+    """
     if wanted.app is None or not minions:
-        return
-    answers = _states(wanted, minions, wanted.release, [f"{wanted.formula}.checked"])
+        return None
+    sls = [f"{wanted.formula}.checked", f"{wanted.formula}.host"]
+    answers = _states(wanted, minions, wanted.override(wanted.release), sls)
     # It has a state only where there is something to report; for Salt, none at all is a failure.
     found = {name: one for name, one in answers.items() if one is None or one.get("ret") != {}}
     failed = {name: why for name, one in found.items() if (why := _failure(one)) is not None}
@@ -1006,24 +1279,330 @@ def _require_app(wanted: _Wanted, minions: list[str]) -> None:
             f"nothing was rolled out: {_few(same)} cannot take the release from "
             f"{wanted.pillar_key}: {why}"
         )
+    return {name: _named_host(one, wanted.app) for name, one in answers.items()}
 
 
-def _apply(wanted: _Wanted, minions: list[str], release: str) -> dict[str, str]:
-    """Apply the SLS with a release; why it has failed, by minion."""
+def _named_host(answer: Any, app: str) -> str | None:
+    """What the formula's `host` reports."""
+    for one in answer["ret"].values():
+        if one.get("__id__") == f"{app} is migrated by its host":
+            return str(one["name"])
+    return None
+
+
+def _require_host(
+    named: Mapping[str, str | None] | None, plan: _Plan, found: Mapping[str, _Standing]
+) -> str | None:
+    """Who migrates the schema for all; None where each minion does that for itself."""
+    if named is None:  # no formula, or nothing to do
+        hosts = _recorded_hosts({name: found[name] for name in plan.before})
+    else:
+        hosts = {
+            one or "": [name for name in named if named[name] == one] for one in named.values()
+        }
+    if len(hosts) > 1:
+        each = "; ".join(
+            f"{host or 'none'} on {_few(minions)}" for host, minions in sorted(hosts.items())
+        )
+        raise SaltInvocationError(
+            f"nothing was rolled out: not all minions have the same host for their schema: {each}; "
+            "set the same one in the pillar of all that use a database, and roll out to these alone"
+        )
+    host = next(iter(hosts), "")
+    if host and host not in found:
+        raise SaltInvocationError(
+            f"nothing was rolled out: {host}, which migrates the schema for all, is not among the "
+            "minions of the target: see whether that is a minion's ID, and add it to the target"
+        )
+    if host and not found[host].answers:
+        raise SaltInvocationError(
+            f"nothing was rolled out: {host}, which migrates the schema for all, does not answer"
+        )
+    return host or None
+
+
+def _recorded_hosts(found: Mapping[str, _Standing]) -> dict[str, list[str]]:
+    """Who migrates a schema for all, with the minions that have recorded it."""
+    hosts: dict[str, list[str]] = {}
+    for name, one in found.items():
+        for host in {str(schema["host"]) for schema in one.schemas.values() if schema["host"]}:
+            hosts.setdefault(host, []).append(name)
+    return hosts
+
+
+# --- rolling back ---------------------------------------------------------------------------------
+
+
+def _rollback_releases(
+    wanted: _Wanted, leaving: str | None, found: Mapping[str, _Standing]
+) -> tuple[_Wanted, str | None]:
+    """What is rolled back to, and the release that is left: None for whatever a minion is on.
+
+    What was rolled back already counts for what it has left. So a call after an interruption finds
+    the same releases, and one after the end finds nothing to do.
+    """
+    there = {name: one for name, one in found.items() if one.release is not None}
+    if not there:
+        raise SaltInvocationError(
+            f"nothing was rolled back: none of {_number(len(found))} is on a release"
+        )
+    if wanted.release:
+        return wanted, leaving
+    votes = sorted({str(one.left or one.release) for one in there.values()})
+    if leaving is None and len(votes) > 1:
+        raise SaltInvocationError(
+            f"nothing was rolled back: the minions are on several releases, {', '.join(votes)}; "
+            "give the one to leave as `leaving`"
+        )
+    leaving = leaving or votes[0]
+    back = {one.release for one in there.values() if one.left == leaving}
+    on = [name for name, one in there.items() if one.release == leaving]
+    if not back and on:
+        back = _previous(wanted, leaving, on)
+    if len(back) != 1:
+        choice = ", ".join(sorted(map(str, back))) or "none is known"
+        raise SaltInvocationError(
+            f"nothing was rolled back: it is not clear what to roll back to from {leaving} "
+            f"({choice}); give the release as `to`"
+        )
+    return wanted._replace(release=str(back.pop())), leaving
+
+
+def _previous(wanted: _Wanted, leaving: str, minions: list[str]) -> set[str | None]:
+    """What each of these minions would roll back to."""
+    options = {"root": wanted.root, "link": wanted.link, "leaving": leaving, "test": True}
+    answers = _ask(minions, "list", f"{_TOOLS}.rollback", [_keywords(**options)], wanted.timeout)
+    found: set[str | None] = set()
+    for name in minions:
+        returned = (answers.get(name) or {}).get("ret", _SILENT)
+        if not isinstance(returned, Mapping):
+            raise SaltInvocationError(f"nothing was rolled back: {name}: {_clause(returned)}")
+        found.add(returned["release"])
+    return found
+
+
+class _Rollback:
+    """A rollback of all minions, and what has come of it.
+
+    Attributes:
+        steps: the batches.
+        before: what each minion of them was on.
+        back: the release that a minion is back on.
+        failed: why a minion is not, or not all of its states succeed.
+        elsewhere: the minions on another release, which stay there.
+        missing: those that do not answer.
+        host: who migrates the schema for all.
+        schema: what became of that; a sentence.
+    """
+
+    def __init__(
+        self, wanted: _Wanted, leaving: str | None, reason: str, found: Mapping[str, _Standing]
+    ) -> None:
+        self.wanted = wanted
+        self.leaving = leaving
+        self.reason = reason
+        concerned = (wanted.release, leaving)
+        there = {name: one.release for name, one in found.items() if one.release is not None}
+        self.before = {
+            name: release
+            for name, release in there.items()
+            if leaving is None or release in concerned
+        }
+        self.elsewhere = {name: one for name, one in there.items() if name not in self.before}
+        self.missing = [name for name, one in found.items() if not one.answers]
+        self.hosts = sorted(_recorded_hosts(found))
+        size = _batch_size(wanted.batch, len(there))
+        self.steps = [
+            _Step(name, minions) for name, minions in _groups(0, list(self.before), size) if minions
+        ]
+        self.back: dict[str, str] = {}
+        self.failed: dict[str, str] = {
+            name: str(one.problem)
+            for name, one in found.items()
+            if one.answers and not _is_clear(one)
+        }
+        self.schema: str | None = None
+
+    def run(self) -> bool:
+        """Do all batches, whatever becomes of one, then the schema; whether all went well."""
+        for step in self.steps:
+            _report(
+                f"{step.name} of {len(self.steps)}: back to {self.wanted.release}: "
+                f"{_few(step.minions)}"
+            )
+            self._return(step.minions)
+        self._restore_schema()
+        return not self.failed and not self.missing
+
+    def facts(self) -> dict[str, Any]:
+        """What the runner's answer has of it."""
+        return {
+            "to": self.wanted.release,
+            "leaving": self.leaving,
+            "steps": [{"step": step.name, "minions": step.minions} for step in self.steps],
+            "before": self.before,
+            "back": self.back,
+            "failed": {name: _sentence(why) for name, why in self.failed.items()},
+            "elsewhere": self.elsewhere,
+            "missing": self.missing,
+            "host": ", ".join(self.hosts) or None,
+            "schema": self.schema,
+        }
+
+    def _return(self, minions: list[str]) -> None:
+        """Roll a batch back, by the formula or else without it."""
+        by_release: dict[str, list[str]] = {}
+        for name in minions:
+            by_release.setdefault(self.before[name], []).append(name)
+        failed: dict[str, str] = {}
+        for release, names in by_release.items():
+            failed.update(self._switch(names, release))
+        now = _look(self.wanted, minions)
+        for name, one in now.items():
+            if one.release == self.wanted.release:
+                self.back[name] = one.release
+                if name in failed:
+                    words = f"is on {one.release}, and not all of its states succeed"
+                    self.failed[name] = f"{words}: {failed[name]}"
+            else:
+                self.failed[name] = failed.get(name) or one.problem or f"is on {one.release}"
+
+    def _switch(self, minions: list[str], release: str) -> dict[str, str]:
+        """Roll minions back that are on a release; why their states have failed."""
+        wanted = self.wanted
+        leaving = release if release != wanted.release else self.leaving or release
+        options = {
+            "root": wanted.root,
+            "to": wanted.release,
+            "link": wanted.link,
+            "leaving": leaving,
+            "reason": self.reason,
+        }
+        if release != wanted.release:
+            _call(wanted, minions, "rollback", **options)
+        if wanted.formula is None or wanted.app is None:
+            return _apply(wanted, minions, wanted.release)
+        # It finds the release switched, has its programs run on it, and checks them.
+        return _applied(wanted, minions, wanted.back(leaving), [f"{wanted.formula}.rollback"])
+
+    def _restore_schema(self) -> None:
+        """Have the host migrate the schema down, where all minions are back."""
+        if not self.hosts:
+            return
+        (host, *others) = self.hosts
+        still = [*self.failed, *self.missing]
+        why = f"{_few(still)} may need it"
+        if others:
+            still, why = self.hosts, f"not all minions have the same host: {', '.join(self.hosts)}"
+        if still:
+            self.schema = f"The schema is left as it is, as {why}."
+        else:
+            self.schema = _migrate_down(self.wanted, host, [*self.before, *self.elsewhere])
+
+    def comment(self, result: bool | None) -> str:
+        """What happened; `None` is the result of a run that did nothing but plan."""
+        return " ".join(self._sentences(result))
+
+    def _sentences(self, result: bool | None) -> Iterator[str]:
+        to = self.wanted.release
+        moved = [name for name, release in self.before.items() if release != to]
+        if result is None:
+            steps = "; ".join(f"{step.name}: {', '.join(step.minions)}" for step in self.steps)
+            last = f"; {', '.join(self.hosts)} migrates the schema last" if self.hosts else ""
+            yield f"{_number(len(moved))} would be rolled back to {to}, {steps}{last}."
+        elif not moved:
+            yield f"{_number(len(self.before))} had been rolled back to {to} already."
+            if not self.schema:
+                yield "To go further back, give the release as `to`."
+        else:
+            yield f"{_number(len(self.back))} of {len(self.before)} back on {to}."
+        if self.failed:
+            name, why = next(iter(self.failed.items()))
+            more = f" Look after {_few(self.failed)}." if len(self.failed) > 1 else ""
+            yield f"The rollback has failed on {name}: {_first(why)}.{more}"
+        if self.missing:
+            do = "does" if len(self.missing) == 1 else "do"
+            yield f"{_few(self.missing)} {do} not answer: call this again when {do} so."
+        if self.elsewhere:
+            yield f"On another release, and left there: {_few(self.elsewhere)}."
+        if self.schema:
+            yield self.schema
+
+
+def _is_empty(one: _Standing) -> bool:
+    """Whether a minion has just no release."""
+    return str(one.problem).startswith(("has no release", "has releases"))
+
+
+def _migrate_down(wanted: _Wanted, host: str, minions: Sequence[str]) -> str | None:
+    """Have the host migrate the schema down, unless any minion may need it; what became of it.
+
+    All minions of the master are asked: others may use the same database.
+    """
+    left = "The schema is left as it is"
     try:
-        answers = _states(wanted, minions, release, wanted.sls)
+        found = _standings(wanted.root, wanted.link, "*", "glob", wanted.timeout)
+    except SaltException as error:
+        return f"{left}: {_clause(error)}."
+    lost = [name for name in minions if name not in found or not _is_clear(found[name])]
+    if host not in found or found[host].release is None:
+        return f"{left}, as {host}, which migrates it, does not answer or has no release."
+    if lost:
+        return f"{left}, as it is not known what {_few(lost)} may need."
+    users = [
+        name
+        for name, one in found.items()
+        if name in minions or host in _recorded_hosts({name: one})
+    ]
+    to = str(found[host].release)
+    running = sorted({str(found[name].release) for name in users if found[name].release})
+    keywords = {"root": wanted.root, "to": to, "running": running, "link": wanted.link}
+    try:
+        function = f"{_TOOLS}.migrate_down"
+        answer = _ask([host], "list", function, [_keywords(**keywords)], wanted.timeout).get(host)
+    except SaltException as error:
+        return f"{left}: {_clause(error)}."
+    returned = (answer or {}).get("ret", _SILENT)
+    if not isinstance(returned, Mapping):
+        words = _clause(str(returned).removeprefix("ERROR: "))
+        return _sentence(words if words.startswith("the schema is") else f"{left}: {words}")
+    if not returned["changed"]:
+        return None
+    return f"{host} has migrated the schema down, from {returned['old']} to {returned['new']}."
+
+
+def _is_clear(one: _Standing) -> bool:
+    """Whether it is known what a minion runs."""
+    return one.problem is None or _is_empty(one)
+
+
+def _apply(
+    wanted: _Wanted, minions: list[str], release: str, sls: list[str] | None = None
+) -> dict[str, str]:
+    """Apply the SLS with a release; why it has failed, by minion."""
+    return _applied(wanted, minions, wanted.override(release), sls or wanted.sls)
+
+
+def _applied(
+    wanted: _Wanted, minions: list[str], pillar: dict[str, Any], sls: list[str]
+) -> dict[str, str]:
+    """Apply some SLS with a pillar; why it has failed, by minion."""
+    try:
+        answers = _states(wanted, minions, pillar, sls)
     except SaltException as error:
         return {name: _clause(error) for name in minions}
     failures = {name: _failure(answers[name]) for name in minions}
     return {name: why for name, why in failures.items() if why is not None}
 
 
-def _states(wanted: _Wanted, minions: list[str], release: str, sls: list[str]) -> dict[str, Any]:
-    """Apply some SLS with a release in its pillar; the answer of each minion."""
+def _states(
+    wanted: _Wanted, minions: list[str], pillar: dict[str, Any], sls: list[str]
+) -> dict[str, Any]:
+    """Apply some SLS with a pillar; the answer of each minion."""
     environments = {"saltenv": wanted.saltenv, "pillarenv": wanted.pillarenv}
     arguments = _keywords(
         mods=sls,
-        pillar=wanted.override(release),
+        pillar=pillar,
         queue=_QUEUE,
         test=False,
         **{key: value for key, value in environments.items() if value is not None},

@@ -222,6 +222,12 @@ def migrated(
 
     As the previous release goes on running until the switch, migrations have to leave it working.
 
+    Where many minions use one database, ``host`` is the one that migrates it, and only up: no
+    rollback of a single minion takes the schema from under the others. On all other minions nothing
+    is changed in the database: this state waits until the schema has what the release needs, or
+    fails. ``salt-run releases.rollback`` migrates it down when the last minion is back. Where the
+    database is on another machine, and there is no ``host``, this state fails.
+
     name
         The release's path.
 
@@ -234,15 +240,16 @@ def migrated(
         neither printed nor logged.
 
     options
-        ``manage``, ``settings``, ``database``, ``config``, ``version``, ``up``, ``down``, ``user``,
-        ``cwd``, ``timeout`` and ``wait``, as for :py:func:`virtualenv_tools.migrate
-        <saltext.modules.virtualenv_tools.migrate>`.
+        ``host``, ``manage``, ``settings``, ``database``, ``config``, ``version``, ``up``, ``down``,
+        ``check``, ``user``, ``cwd``, ``timeout`` and ``wait``, as for
+        :py:func:`virtualenv_tools.migrate <saltext.modules.virtualenv_tools.migrate>`.
 
     .. code-block:: yaml
 
         shop's schema:
           virtualenv_relocated.migrated:
             - name: /srv/app/4f2a9c1
+            - host: web1
             - settings: shop.settings
             - user: app
             - env:
@@ -265,6 +272,11 @@ def migrated(
         name = _path(name, "the release")
         given = _passed_on(options, "migrate")
         if __opts__["test"] and not os.path.lexists(name):
+            host = given.get("host")
+            if host not in (None, __opts__["id"]):
+                return _with(
+                    ret, None, f"{name}, once it exists, would wait for the schema from {host}."
+                )
             ret["changes"] = {"schema": {"old": None, "new": os.path.basename(name)}}
             return _with(ret, None, f"The schema would be migrated for {name}, once it exists.")
         done = __salt__["virtualenv_tools.migrate"](
@@ -375,9 +387,9 @@ def rolled_back(
         if switch.get("schema"):
             ret["changes"]["schema"] = switch["schema"]
         if __opts__["test"]:
-            return _with(ret, None, f"{name} would point to {new} again.")
+            return _with(ret, None, f"{name} would point to {new} again.{_schema_left(switch)}")
         marked = f" {old} is marked bad." if switch["bad"] else ""
-        return _with(ret, True, f"{name} points to {new} again.{marked}")
+        return _with(ret, True, f"{name} points to {new} again.{marked}{_schema_left(switch)}")
     return ret
 
 
@@ -704,6 +716,19 @@ def _repaired(
 
 def _migrated(ret: dict[str, Any], name: str, done: dict[str, Any]) -> dict[str, Any]:
     """The answer of a migration."""
+    host = done["host"]
+    if done["lacking"]:
+        lacking = ", ".join(done["lacking"])
+        return _with(
+            ret, None, f"{name} would wait for {host} to migrate the schema, which lacks {lacking}."
+        )
+    if done["left"]:
+        return _with(
+            ret,
+            True,
+            f"The schema is newer than what {name} ran with, and is left so: {host} migrates it "
+            "for all minions, and down only by the runner releases.rollback.",
+        )
     if not done["changed"]:
         return _with(ret, True, f"The schema is as {name} needs it.")
     ret["changes"] = {"schema": {"old": done["old"], "new": done["new"]}}
@@ -714,6 +739,12 @@ def _migrated(ret: dict[str, Any], name: str, done: dict[str, Any]) -> dict[str,
     if done["dry_run"]:
         return _with(ret, None, f"The schema would be {what}.")
     return _with(ret, True, f"The schema was {what}.")
+
+
+def _schema_left(switch: Mapping[str, Any]) -> str:
+    """Why a rollback has left the schema as it is, as one more sentence."""
+    why = switch.get("schema_left")
+    return f" The schema is left as it is: {why}." if why else ""
 
 
 # --- arguments ------------------------------------------------------------------------------------
@@ -1141,7 +1172,7 @@ def _rolled_back(
         ret,
         False,
         f"{release} is not healthy: {failure}. It is marked bad, {down}and {link} points to "
-        f"{switch['release']} again. {after}.",
+        f"{switch['release']} again. {after}.{_schema_left(switch)}",
     )
 
 

@@ -27,6 +27,7 @@ _PUBLIC = {
     "releases.prune": "Pruning prune remove",
     "releases.publish": "Publication publish",
     "releases.root": "Release Root",
+    "releases.schemas.host": "migrate_down schemas wait_for_schema",
     "releases.schemas.migrate": "Migration migrate",
     "releases.schemas.recipe": "Recipe",
     "releases.marks": "mark mark_bad mark_healthy pin prove unmark unmark_bad unpin",

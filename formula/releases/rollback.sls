@@ -5,6 +5,9 @@
 #   salt web1 state.apply releases.rollback
 #   salt web1 state.apply releases.rollback pillar='{releases: {run: {app: shop, to: 9c01b7e}}}'
 #   salt 'web*' state.apply releases.rollback pillar='{releases: {run: {app: shop, from: 4f2a9c1}}}'
+#
+# A schema with a `host` is left as it is: `salt-run releases.rollback` rolls back a whole fleet, and
+# migrates the schema down when the last minion is back.
 {% from "./map.jinja" import apps, settings with context %}
 
 {% if settings.several %}
@@ -25,6 +28,9 @@ include:
     - to: {{ settings.run.to | json }}
     - leaving: {{ settings.run.from | json }}
     - reason: releases.rollback
+    {% if app.migrations | selectattr("host", "defined") | list %}
+    - migrate: False              # the schema is not this minion's alone: `salt-run releases.rollback`
+    {% endif %}
     {% if app.runs %}
     - require_in:
       - release_programs: {{ app.name }} runs

@@ -26,6 +26,7 @@ class Switch(Report):
         bad: why the previous one was marked bad; None where it was not.
         dry_run: whether it was only looked at.
         schema: what the schema was at and is at now ("old" and "new") where it was migrated down.
+        schema_left: why the schema was left as it is; None where nothing was to be migrated down.
     """
 
     link: str
@@ -35,6 +36,16 @@ class Switch(Report):
     bad: str | None = None
     dry_run: bool = False
     schema: dict[str, str] | None = None
+    schema_left: str | None = None
+
+    def note(self, downgrades: Downgrades) -> None:
+        """Take over what becomes of the schemas."""
+        self.schema = downgrades.described()
+        self.note_left(downgrades.left)
+
+    def note_left(self, reasons: list[str]) -> None:
+        """Take over why schemas are left as they are."""
+        self.schema_left = "; ".join(dict.fromkeys(reasons)) or None
 
 
 def activate(
@@ -114,7 +125,8 @@ def rollback(
     """Let `current` point to the previous release again, and mark the one that it leaves bad.
 
     Where the schema was migrated since that one was active, it is migrated down first, by the newer
-    code; where it cannot be, nothing is done.
+    code; where it cannot be, nothing is done. One that other machines may use as well is left as it
+    is: see `schemas.host`.
 
     A call that was killed can be repeated: it finishes the same rollback, and goes no release
     further. From its first change until it returns, a file in the root says that the rollback was
@@ -151,7 +163,7 @@ def rollback(
             return _resumed(root, link, begun, dry_run=True)
         found = _plan_rollback(root, to, link, leaving, mark, reason, dry_run=True)
         if migrate and found.changed:
-            found.schema = Downgrades.plan(root, found.release, found.previous).described()
+            found.note(Downgrades.plan(root, found.release, found.previous))
         return found
     if not os.path.isdir(root.path):
         raise NotARelease(f"there are no releases in {root.path}")
@@ -164,9 +176,9 @@ def rollback(
         found = _plan_rollback(root, to, link, leaving, mark, reason)
         if found.changed:
             if migrate:
-                found.schema = _downgraded(store, found, notify, wait)
+                _downgrade(store, found, notify, wait)
             else:
-                leave_as_it_is(store, found.release)
+                found.note_left(leave_as_it_is(store, found.release, found.previous))
             facts = {"previous": found.previous, "bad": mark or None, "reason": reason}
             store.switch(history.ROLLING_BACK, link, found.release, **facts)
             notify("rolled back", {"release": found.release, "previous": found.previous})
@@ -180,14 +192,14 @@ def _resumed(root: Root, link: str, begun: history.Event, dry_run: bool = False)
     return Switch(path, begun["release"], begun.get("previous"), True, bad, dry_run)
 
 
-def _downgraded(store: Store, switch: Switch, notify: Notify, wait: float) -> dict[str, str] | None:
-    """Migrate the schemas down to what a release ran with; what they were at, and are at now."""
+def _downgrade(store: Store, switch: Switch, notify: Notify, wait: float) -> None:
+    """Migrate the schemas down to what a release ran with."""
     if not record.read(store.root):
-        return None
+        return
     with store.program_lock(LOCK, wait) as lock:
         downgrades = Downgrades.plan(store.root, switch.release, switch.previous, lock)
         downgrades.run(store, notify)
-    return downgrades.described()
+    switch.note(downgrades)
 
 
 def _plan_rollback(

@@ -120,6 +120,31 @@ def code(forward: str, back: str | None = None) -> str:
     return f"migrations.RunPython(lambda apps, editor: {forward}{more}),"
 
 
+def django_files(apps: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The files of a Django project, by path.
+
+    Args:
+        apps: operations by migration by app; or (operations, what it needs, what it replaces).
+    """
+    files = {
+        "project/__init__.py": "",
+        "project/settings.py": _SETTINGS.format(apps=list(apps)),
+        "manage.py": _MANAGE,
+    }
+    for app, migrations in apps.items():
+        files[f"{app}/__init__.py"] = files[f"{app}/migrations/__init__.py"] = ""
+        before: list[tuple[str, str]] = []
+        for migration, what in migrations.items():
+            operations, needs, replaces = what if isinstance(what, tuple) else (what, None, ())
+            files[f"{app}/migrations/{migration}.py"] = _MIGRATION.format(
+                needs=before if needs is None else needs,
+                replaces=list(replaces),
+                operations=operations,
+            )
+            before = [(app, migration)]
+    return files
+
+
 @dataclass
 class Migrated:
     """A root of releases that share a database.
@@ -184,23 +209,7 @@ class Migrated:
             apps: operations by migration by app; or (operations, what it needs, what it replaces).
             more: more files, by path.
         """
-        files = {
-            "project/__init__.py": "",
-            "project/settings.py": _SETTINGS.format(apps=list(apps)),
-            "manage.py": _MANAGE,
-        }
-        for app, migrations in apps.items():
-            files[f"{app}/__init__.py"] = files[f"{app}/migrations/__init__.py"] = ""
-            before: list[tuple[str, str]] = []
-            for migration, what in migrations.items():
-                operations, needs, replaces = what if isinstance(what, tuple) else (what, None, ())
-                files[f"{app}/migrations/{migration}.py"] = _MIGRATION.format(
-                    needs=before if needs is None else needs,
-                    replaces=list(replaces),
-                    operations=operations,
-                )
-                before = [(app, migration)]
-        return self.release(name, {**files, **more})
+        return self.release(name, {**django_files(apps), **more})
 
     def alembic(self, name: str, revisions: Mapping[str, tuple[Any, str, str]]) -> str:
         """Deploy an Alembic project: what is below, up and down, by revision."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ...errors import CannotMigrate
 from ...progress import Notify
+from ...system.addresses import is_elsewhere
 from .. import history
 from ..root import Root
 from ..store import Store
@@ -140,25 +141,44 @@ class Downgrades:
         to: the release.
         states: what is known of the schemas.
         downgrades: of those that are at another version.
+        left: why schemas are left as they are, which other machines may need so.
     """
 
     to: str
     states: SchemaStates
     downgrades: list[Downgrade]
+    left: list[str]
 
     @classmethod
-    def plan(cls, root: Root, to: str, leaving: str | None, lock: int | None = None) -> Downgrades:
+    def plan(
+        cls, root: Root, to: str, leaving: str | None, lock: int | None = None, host: str = ""
+    ) -> Downgrades:
         """Find out how they can be migrated down.
+
+        Args:
+            root: the root.
+            to: the release.
+            leaving: the one that is active until then.
+            lock: a descriptor for the programs to inherit.
+            host: whose schemas: what one migrates for all is left alone by everybody else, and
+                by that one's own rollback.
 
         Raises:
             CannotMigrate: one of them cannot; nothing was changed.
         """
         states = record.read(root)
-        found = [
-            plan_downgrade(root, schema, known, to, leaving, lock=lock)
-            for schema, known in reversed(list(states.items()))
-        ]
-        return cls(to, states, [one for one in found if one is not None])
+        found = []
+        left = [] if host else left_to_hosts(states, to, leaving)
+        for schema, known in reversed(list(states.items())):
+            if known.host != host:
+                continue
+            one = plan_downgrade(root, schema, known, to, leaving, lock=lock)
+            server = "" if one is None else one.plan.status.server
+            if not host and is_elsewhere(server):
+                left.append(f"its database is on another machine, {server}")
+            elif one is not None:
+                found.append(one)
+        return cls(to, states, found, left)
 
     def run(self, store: Store, notify: Notify) -> None:
         """Migrate them down, the one that was migrated last first."""
@@ -174,21 +194,41 @@ class Downgrades:
         return {"old": "; ".join(olds), "new": "; ".join(news)}
 
 
-def leave_as_it_is(store: Store, to: str) -> None:
-    """Note that a release should run with the schemas as they are.
+def left_to_hosts(states: SchemaStates, to: str, leaving: str | None) -> list[str]:
+    """Why a rollback of this machine leaves schemas as they are, which may be too new for it."""
+    return [
+        f"{known.host} alone migrates it, for all that use its database"
+        for known in states.values()
+        if known.host and _may_differ(known, to, leaving)
+    ]
+
+
+def _may_differ(known: SchemaState, to: str, leaving: str | None) -> bool:
+    """Whether the schema may be at another version than a release ran with."""
+    wanted = known.version(to)
+    return (
+        wanted is None or known.begun is not None or wanted != known.version(leaving or known.top)
+    )
+
+
+def leave_as_it_is(store: Store, to: str, leaving: str | None) -> list[str]:
+    """Note that a release should run with the schemas as they are; what hosts have to do with it.
 
     Otherwise the next highstate would migrate them down for it, or fail as they cannot be.
     """
     try:
         states = record.read(store.root)
     except CannotMigrate:  # damaged: the rollback goes on, as it is to leave the schema alone
-        return
+        return []
     for known in states.values():
+        if known.host:  # what all machines run with is not for one of them to say
+            continue
         ran = known.releases.get(known.top)
         if ran is not None and ran.version is not None and known.begun is None:
             known.note(to, ran.version, ran.place, known.recipe(to))
     if states:
         record.write(store, states)
+    return left_to_hosts(states, to, leaving)
 
 
 def current_version(schema: Schema) -> Version | None:

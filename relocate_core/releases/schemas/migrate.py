@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from ...errors import CannotMigrate
 from ...progress import Notify, Report, silent
 from ...system import locks
+from ...system.addresses import is_elsewhere
 from .. import history
 from ..root import WAIT, Root, name_of
 from ..store import Store, locked
@@ -37,6 +38,9 @@ class Migration(Report):
         applied: the names of the migrations that were applied, where they are known.
         undone: those that were undone, by the code of a newer release.
         dry_run: whether it was only looked at.
+        host: who alone migrates it; "" where each machine has a database of its own.
+        left: whether it is newer than what the release ran with, and was left so.
+        lacking: what the schema lacks that the release needs, where another one migrates it.
     """
 
     path: str
@@ -47,12 +51,16 @@ class Migration(Report):
     applied: list[str] = field(default_factory=list)
     undone: list[str] = field(default_factory=list)
     dry_run: bool = False
+    host: str = ""
+    left: bool = False
+    lacking: list[str] = field(default_factory=list)
 
 
 def migrate(
     path: str,
     recipe: Recipe,
     *,
+    host: str = "",
     job: str = "",
     dry_run: bool = False,
     notify: Notify = silent,
@@ -63,6 +71,8 @@ def migrate(
     Args:
         path: the release.
         recipe: how its code reads and changes the schema.
+        host: who this machine is, where it migrates the schema for all that use the database. The
+            schema never goes down then: another one may need it as it is.
         job: what this is done for, such as Salt's job id.
         dry_run: look, and change nothing.
         notify: called before and after anything is changed.
@@ -74,46 +84,70 @@ def migrate(
     Raises:
         NotARelease: there is no complete release.
         MarkedBad: the release was found bad before.
-        CannotMigrate: the schema cannot be read or changed; the message says what it is at.
+        CannotMigrate: the schema cannot be read or changed; the message says what it is at. Or the
+            database is on another machine, and no host is given.
     """
+    require_shareable(recipe, host)
     directory, name = name_of(path)
     root = Root(directory, job)
     root.require_good(name)
-    planned = _Plan(root, name, recipe)
+    planned = _Plan(root, name, recipe, host)
     if not dry_run and not planned.is_over():
         with (
             locked(root, f"migrating {name}", wait) as store,
             store.program_lock(LOCK, wait) as lock,
         ):
             root.require_good(name)
-            planned = _Plan(root, name, recipe, lock)
+            planned = _Plan(root, name, recipe, host, lock)
             _Run(store, planned, notify).run()
     planned.done.dry_run = dry_run
     return planned.done
 
 
+def require_shareable(recipe: Recipe, host: str) -> None:
+    """Refuse a schema with a host of which the other machines could not tell what it is at.
+
+    Raises:
+        CannotMigrate: the recipe lacks a command for that.
+    """
+    if host and recipe.kind == "commands" and recipe.check is None:
+        raise CannotMigrate(
+            "check is missing: with a host, the other minions need a command that succeeds where "
+            "the schema has all that the release needs"
+        )
+
+
 class _Plan:
     """What there is to do for one release."""
 
-    def __init__(self, root: Root, name: str, recipe: Recipe, lock: int | None = None) -> None:
+    def __init__(
+        self, root: Root, name: str, recipe: Recipe, host: str, lock: int | None = None
+    ) -> None:
         self.root = root
         self.name = name
         self.recipe = recipe
+        self.host = host
         self.states = record.read(root)
         self.known = self.states.get(recipe.schema, SchemaState())
         self.schema = schema_of(os.path.join(root.path, name), recipe, lock)
-        self.done = Migration(os.path.join(root.path, name), recipe.schema)
+        self.done = Migration(os.path.join(root.path, name), recipe.schema, host=host)
         self.status = self.schema.read()
+        self._require_own()
         self.downgrade: Downgrade | None = None
-        if self._is_too_new():
+        if self._is_too_new() and host:
+            self.done.left = recipe.kind != "django" or not self.status.pending
+        elif self._is_too_new():
             self.downgrade = plan_downgrade(root, recipe.schema, self.known, name, None, lock=lock)
         self._expect()
 
     def is_over(self) -> bool:
         """Whether there is nothing to do, and nothing to record."""
         known, ran = self.known, self.known.releases.get(self.name)
+        if self.done.left:
+            return known.host == self.host
         return not (
             self.done.changed
+            or known.host != self.host
             or known.begun is not None
             or ran is None
             or (ran.version, ran.place, ran.recipe)
@@ -123,6 +157,8 @@ class _Plan:
 
     def has_to_go_up(self) -> bool:
         """Whether migrations are to be applied."""
+        if self.done.left:
+            return False
         if self.recipe.kind == "commands":  # only running them shows it
             begun = self.known.begun is not None
             return begun or self.known.version(self.name) != self.status.version
@@ -145,6 +181,16 @@ class _Plan:
         self.done.new = None if new is None else summary(self.recipe, new, old)
         if new is not None:
             self.done.changed = old != new
+
+    def _require_own(self) -> None:
+        """Refuse a database that other machines may use as well, unless a host is given."""
+        server = self.status.server
+        if not self.host and is_elsewhere(server):
+            raise CannotMigrate(
+                f"the database of {self.done.path} is on another machine, {server}: set `host` to "
+                "the ID of the one minion that migrates its schema, on all minions that use it; "
+                "nothing was changed"
+            )
 
     def _is_too_new(self) -> bool:
         """Whether the schema has what only the code of a newer release knows.
@@ -185,6 +231,10 @@ class _Run:
     def run(self) -> None:
         """Do it, and record it."""
         plan, downgrade = self.plan, self.plan.downgrade
+        plan.known.host = plan.host
+        if plan.done.left:
+            self._write()
+            return
         if downgrade is not None:
             downgrade.run(self.store, plan.states, plan.name, self.notify)
             plan.status = plan.schema.read()

@@ -23,6 +23,7 @@ _OF_KIND = {
     "version": "commands",
     "up": "commands",
     "down": "commands",
+    "check": "commands",
 }
 _DATABASE = "default"
 _CONFIG = "alembic.ini"
@@ -41,6 +42,8 @@ class Recipe:
         version: of commands: prints the version that the schema is at.
         up: of commands: migrates the schema up to what the release needs.
         down: of commands: migrates it down to `{version}`; None where nothing can.
+        check: of commands: succeeds where the schema has all that the release needs; None where
+            only the one minion that migrates it has to know.
         owner: user and group to run all that as; None for the user who runs this.
         env: more variables for it.
         cwd: its working directory, in the release; "" is the release itself.
@@ -55,6 +58,7 @@ class Recipe:
     version: str | None = None
     up: str | None = None
     down: str | None = None
+    check: str | None = None
     owner: tuple[int, int] | None = None
     env: dict[str, str] = field(default_factory=dict, repr=False)
     cwd: str = ""

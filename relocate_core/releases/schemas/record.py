@@ -61,11 +61,14 @@ class SchemaState:
         releases: what each release ran with, by name.
         top: the release whose code knows all that is applied; "" before the first migration.
         begun: the migration that was begun, and did not come to its end.
+        host: the one minion that migrates it for all that use the database; "" where this machine
+            alone does.
     """
 
     releases: dict[str, ReleaseSchema] = field(default_factory=dict)
     top: str = ""
     begun: Attempt | None = None
+    host: str = ""
 
     def note(self, name: str, version: Any, place: str, recipe: Recipe | None) -> None:
         """Note what a release runs with."""
@@ -123,10 +126,11 @@ def _known(facts: dict[str, Any]) -> SchemaState:
         recipe = None if ran["recipe"] is None else Recipe.kept(ran["recipe"])
         releases[name] = ReleaseSchema(**{**ran, "recipe": recipe})
     begun = facts["begun"]
-    return SchemaState(releases, facts["top"], None if begun is None else Attempt(**begun))
+    attempt = None if begun is None else Attempt(**begun)
+    return SchemaState(releases, facts["top"], attempt, facts.get("host", ""))
 
 
 def _facts(known: SchemaState, there: Iterable[str]) -> dict[str, Any]:
     releases = {name: asdict(ran) for name, ran in known.releases.items() if name in there}
     begun = None if known.begun is None else asdict(known.begun)
-    return {"releases": releases, "top": known.top, "begun": begun}
+    return {"releases": releases, "top": known.top, "begun": begun, "host": known.host}

@@ -28,6 +28,7 @@ _REQUEST = "VIRTUALENV_TOOLS_REQUEST"
 _SECRET = re.compile(r"(?i)pass|pwd|secret|token|key|credential|dsn|auth")
 _LONGEST_WORDS = 400
 _LONGEST_VERSION = 1000
+_LONGEST_WAIT = 300.0
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Status:
     Attributes:
         version: what it is at.
         place: the database that it is in; "" where that is not known.
+        server: the machine of that, as the connection has it; "" where it is a file, or not known.
         pending: the names of the migrations that are still to be applied.
         unknown: those that are applied, and of which the code knows nothing.
     """
@@ -45,6 +47,7 @@ class Status:
     place: str = ""
     pending: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
+    server: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,10 +101,24 @@ class Schema(ABC):
     def down(self, wanted: Version) -> Status:
         """Migrate it down to a version."""
 
+    @abstractmethod
+    def lacking(self, status: Status, ran_before: bool) -> Sequence[str]:
+        """What the schema lacks that the release needs, in a few words each.
+
+        Args:
+            status: the schema as it was just read.
+            ran_before: whether it was once found to lack nothing.
+        """
+
     @staticmethod
     @abstractmethod
     def summary(version: Version, other: Version) -> str:
         """A version in a few words: where it differs from another one."""
+
+    @staticmethod
+    @abstractmethod
+    def has_all(version: Version, wanted: Version) -> bool:
+        """Whether a version certainly has all that another one has."""
 
     @staticmethod
     @abstractmethod
@@ -176,10 +193,11 @@ class _WithAdapter(Schema):
         return _down_plan(self._request(_READING, action="plan", wanted=wanted))
 
     def up(self) -> Status:
-        return _status(self._request(_GOING_UP, action="up"))
+        return _status(self._request(_GOING_UP, action="up", seconds=self._patience()))
 
     def down(self, wanted: Version) -> Status:
-        found = self._request(_GOING_DOWN, action="down", wanted=wanted)
+        seconds = self._patience()
+        found = self._request(_GOING_DOWN, action="down", wanted=wanted, seconds=seconds)
         if found.get("obstacle"):
             raise self._failure(_GOING_DOWN, found["obstacle"])
         return _status(found)
@@ -201,6 +219,10 @@ class _WithAdapter(Schema):
                     return dict(found)
         raise self._failure(doing, _last_words(ended))
 
+    def _patience(self) -> float:
+        """How many seconds another migration of the same database is waited for."""
+        return min(_LONGEST_WAIT, self.recipe.timeout / 2)
+
     def _python(self) -> str:
         return os.path.join(self.release, "bin", "python")
 
@@ -221,7 +243,7 @@ def _text(name: str) -> str:
 
 def _status(found: Mapping[str, Any]) -> Status:
     pending, unknown = tuple(found["pending"]), tuple(found["unknown"])
-    return Status(found["version"], found["place"], pending, unknown)
+    return Status(found["version"], found["place"], pending, unknown, found["server"])
 
 
 def _down_plan(found: Mapping[str, Any]) -> DownPlan:
@@ -274,12 +296,19 @@ class Django(_WithAdapter):
             variables["DJANGO_SETTINGS_MODULE"] = self.recipe.settings
         return super()._run(doing, command, *descriptors, **variables)
 
+    def lacking(self, status: Status, ran_before: bool) -> Sequence[str]:
+        return status.pending
+
     @staticmethod
     def summary(version: Version, other: Version) -> str:
         both = sorted({*version, *other})
         differing = [app for app in both if version.get(app) != other.get(app)]
         apps = [f"{app} {(version.get(app) or ['zero'])[-1]}" for app in differing or version]
         return _short(apps) or "zero"
+
+    @staticmethod
+    def has_all(version: Version, wanted: Version) -> bool:
+        return all(set(names) <= set(version.get(app, ())) for app, names in wanted.items())
 
     @staticmethod
     def with_all(status: Status) -> Version:
@@ -301,9 +330,19 @@ class Alembic(_WithAdapter):
     def _options(self) -> dict[str, Any]:
         return {"config": self.recipe.config}
 
+    def lacking(self, status: Status, ran_before: bool) -> Sequence[str]:
+        # What is below a revision that the code does not know, only newer code can tell.
+        if not status.unknown:
+            return status.pending
+        return () if ran_before else [f"a way from {status.unknown[0]}, which its code lacks,"]
+
     @staticmethod
     def summary(version: Version, other: Version) -> str:
         return _short(version) or "base"
+
+    @staticmethod
+    def has_all(version: Version, wanted: Version) -> bool:
+        return bool(version == wanted)
 
     @staticmethod
     def with_all(status: Status) -> Version | None:
@@ -354,6 +393,11 @@ class Commands(Schema):
             )
         return status
 
+    def lacking(self, status: Status, ran_before: bool) -> Sequence[str]:
+        assert self.recipe.check is not None
+        ended = self._run(_READING, ["/bin/sh", "-c", self.recipe.check])
+        return [f"what `check` looks for ({_last_words(ended)})"] if ended.code else ()
+
     def _call(self, doing: str, line: str) -> Ended:
         ended = self._run(doing, ["/bin/sh", "-c", line])
         if ended.code:
@@ -363,6 +407,10 @@ class Commands(Schema):
     @staticmethod
     def summary(version: Version, other: Version) -> str:
         return str(version)
+
+    @staticmethod
+    def has_all(version: Version, wanted: Version) -> bool:
+        return bool(version == wanted)
 
     @staticmethod
     def with_all(status: Status) -> Version | None:
@@ -375,6 +423,11 @@ _KINDS: dict[str, type[Schema]] = {"django": Django, "alembic": Alembic, "comman
 def schema_of(release: str, recipe: Recipe, lock: int | None = None) -> Schema:
     """The schema that a release migrates, as its own code knows it."""
     return _KINDS[recipe.kind](release, recipe, lock)
+
+
+def has_all(recipe: Recipe, version: Version, wanted: Version) -> bool:
+    """Whether a version certainly has all that another one has."""
+    return _KINDS[recipe.kind].has_all(version, wanted)
 
 
 def summary(recipe: Recipe, version: Version, other: Version) -> str:

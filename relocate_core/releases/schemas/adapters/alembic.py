@@ -4,6 +4,7 @@ import ast
 import io
 import os
 import traceback
+from contextlib import contextmanager
 
 
 def main(request):
@@ -12,15 +13,20 @@ def main(request):
     if request["action"] == "up":
         from alembic import command
 
-        command.upgrade(_configured(request["config"]), "heads")
-        schema = _Schema(request["config"])
-    if request["action"] in ("plan", "down"):
-        plan = {**schema.seen(), **schema.plan(request["wanted"])}
-        if request["action"] == "plan" or plan["obstacle"]:
-            return plan
-        if plan["undone"]:
-            schema.undo(plan["undone"])
+        with schema.locked(request["seconds"]):
+            command.upgrade(_configured(request["config"]), "heads")
             schema = _Schema(request["config"])
+    if request["action"] == "plan":
+        return {**schema.seen(), **schema.plan(request["wanted"])}
+    if request["action"] == "down":
+        with schema.locked(request["seconds"]):
+            schema = _Schema(request["config"])
+            plan = {**schema.seen(), **schema.plan(request["wanted"])}
+            if plan["obstacle"]:
+                return plan
+            if plan["undone"]:
+                schema.undo(plan["undone"])
+                schema = _Schema(request["config"])
     return schema.seen()
 
 
@@ -33,7 +39,8 @@ class _Schema:
         self.config = config
         self.script = ScriptDirectory.from_config(_configured(config))
         self.heads = []
-        self.place = ""
+        self.place = self.server = ""
+        self.engine = None
 
         def look(heads, context):
             self.heads = sorted(context.get_current_heads())
@@ -43,9 +50,11 @@ class _Schema:
                 name = os.path.realpath(name)
             parts = (url.get_backend_name(), url.host, url.port, name)
             self.place = " ".join(str(part) for part in parts if part)
+            self.server = _server(context.connection)
+            self.engine = context.connection.engine
             return []
 
-        self._run(look)
+        self._run(look, dont_mutate=True)
         # Each before those that need it.
         self.order = [one.revision for one in self.script.walk_revisions()][::-1]
 
@@ -56,6 +65,7 @@ class _Schema:
         return {
             "version": self.heads,
             "place": self.place,
+            "server": self.server,
             "pending": [one for one in self.order if one not in done],
             "unknown": unknown,
         }
@@ -78,6 +88,32 @@ class _Schema:
         """Undo just these revisions, in this order."""
         steps = self._steps(revisions)
         self._run(lambda heads, context: steps)
+
+    @contextmanager
+    def locked(self, seconds):
+        """Hold the database's lock for migrations, where it has one that can be held from here."""
+        from sqlalchemy import text
+        from sqlalchemy.exc import DatabaseError
+
+        dialect = self.engine.dialect
+        if dialect.name != "postgresql" or getattr(dialect, "is_async", False):
+            yield
+            return
+        query = text(f"SELECT pg_try_advisory_xact_lock({LOCK})")  # noqa: F821
+        with self.engine.connect() as connection:
+
+            def attempt():
+                transaction = connection.begin()
+                try:
+                    if connection.execute(query).scalar():
+                        return True
+                except DatabaseError:  # it only looks like PostgreSQL
+                    return True
+                transaction.rollback()
+                return False
+
+            acquire(attempt, seconds)  # noqa: F821
+            yield
 
     def _steps(self, revisions):
         from alembic.runtime.migration import MigrationStep
@@ -122,6 +158,19 @@ class _Schema:
                 found.add(one)
                 left += self.script.get_revision(one)._all_down_revisions
         return found
+
+
+def _server(connection):
+    """The machine that a database is on: of the connection, as variables may choose it."""
+    url = connection.engine.url
+    if url.get_backend_name() == "sqlite":
+        return ""
+    fairy = connection.connection
+    raw = getattr(fairy, "driver_connection", None) or getattr(fairy, "connection", None)
+    found = getattr(getattr(raw, "info", None), "host", None)
+    asked = url.query.get("host") or ""
+    asked = asked if isinstance(asked, str) else ",".join(asked)
+    return str(found or url.host or asked)
 
 
 def _raises(frame):

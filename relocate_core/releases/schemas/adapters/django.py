@@ -1,6 +1,7 @@
 """What Django knows of its migrations, and migrating up and down."""
 
 import os
+from contextlib import contextmanager
 
 
 def main(request):
@@ -12,15 +13,20 @@ def main(request):
         django.setup()
     alias = request["database"]
     if request["action"] == "up":
-        _up(alias)
+        with _locked(alias, request["seconds"]):
+            _up(alias)
     schema = _Schema(alias)
-    if request["action"] in ("plan", "down"):
-        plan = {**schema.seen(), **schema.plan(request["wanted"])}
-        if request["action"] == "plan" or plan["obstacle"]:
-            return plan
-        if plan["undone"]:
-            _down(alias, plan["undone"])
+    if request["action"] == "plan":
+        return {**schema.seen(), **schema.plan(request["wanted"])}
+    if request["action"] == "down":
+        with _locked(alias, request["seconds"]):
             schema = _Schema(alias)
+            plan = {**schema.seen(), **schema.plan(request["wanted"])}
+            if plan["obstacle"]:
+                return plan
+            if plan["undone"]:
+                _down(alias, plan["undone"])
+                schema = _Schema(alias)
     return schema.seen()
 
 
@@ -54,6 +60,7 @@ class _Schema:
         return {
             "version": _by_app(self.applied),
             "place": self._place(),
+            "server": self._server(),
             "pending": [_dotted(key) for key in self._forward() if key not in self._done()],
             "unknown": [_dotted(key) for key in sorted(self.applied - known)],
         }
@@ -124,6 +131,43 @@ class _Schema:
             name = os.path.realpath(str(name))
         parts = (self.connection.vendor, known.get("HOST"), known.get("PORT"), name)
         return " ".join(str(part) for part in parts if part)
+
+    def _server(self):
+        """The machine that it is on: of the connection, as variables and services may choose it."""
+        if self.connection.vendor == "sqlite":
+            return ""
+        found = getattr(getattr(self.connection.connection, "info", None), "host", None)
+        return str(found or self.connection.settings_dict.get("HOST") or "")
+
+
+@contextmanager
+def _locked(alias, seconds):
+    """Hold the database's lock for migrations, where it has one."""
+    from django.db import DatabaseError, connections
+
+    if connections[alias].vendor != "postgresql":
+        yield
+        return
+    connection = connections[alias].copy()
+    connection.settings_dict.get("OPTIONS", {}).pop("pool", None)
+
+    def attempt():
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [LOCK])  # noqa: F821
+                if cursor.fetchone()[0]:
+                    return True
+        except DatabaseError:  # it only looks like PostgreSQL
+            return True
+        connection.rollback()
+        return False
+
+    try:
+        connection.set_autocommit(False)
+        acquire(attempt, seconds)  # noqa: F821
+        yield
+    finally:
+        connection.close()
 
 
 def _is_reversible(operation):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -22,7 +20,7 @@ from relocate_core import Root, activate, migrate, rollback
 from relocate_core.errors import Busy, CannotMigrate, MarkedBad, NotARelease, RelocateError
 from relocate_core.releases.root import RECORDS
 from relocate_core.releases.schemas.record import NAME
-from tests.support import roots
+from tests.support import postgres, roots
 from tests.support.projects import Migrated, code, column, libraries, table
 from tests.support.roots import NOBODY, needs_root, one_sentence
 from tests.support.steps import ROOT
@@ -901,51 +899,8 @@ def test_the_functions(two: Migrated, minion: Any) -> None:
 @pytest.fixture
 def server() -> Iterator[str]:
     """A PostgreSQL of our own: the directory of its socket, and its port."""
-    programs = sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"))
-    if not programs:
-        pytest.skip("PostgreSQL is not on this machine")
-    if os.geteuid() != 0:
-        pytest.skip("needs root, to run PostgreSQL as another user")
-    programs_directory = os.path.dirname(programs[-1])
-    directory = tempfile.mkdtemp(prefix="relocate-postgres-", dir="/var/tmp")
-    os.chown(directory, NOBODY, NOBODY)
-    as_nobody: dict[str, Any] = {
-        "user": NOBODY,
-        "group": NOBODY,
-        "extra_groups": [],
-        "cwd": directory,
-    }
-    data = os.path.join(directory, "data")
-    process = None
-    try:
-        subprocess.run(
-            [f"{programs_directory}/initdb", "-D", data, "-A", "trust", "-U", "postgres", "-N"],
-            check=True,
-            capture_output=True,
-            **as_nobody,
-        )
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        process = subprocess.Popen(
-            [
-                *(f"{programs_directory}/postgres", "-D", data, "-k", directory, "-p", str(port)),
-                *("-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"),
-            ],
-            stderr=subprocess.DEVNULL,
-            **as_nobody,
-        )
-        ready = [f"{programs_directory}/pg_isready", "-q", "-h", directory, "-p", str(port)]
-        until = time.monotonic() + 30
-        while subprocess.run(ready).returncode:
-            assert time.monotonic() < until
-            time.sleep(0.1)
-        yield f"{directory} {port}"
-    finally:
-        if process is not None:
-            process.send_signal(signal.SIGINT)
-            process.wait()
-        subprocess.run(["rm", "-rf", "--", directory], check=True)
+    with postgres.running() as server:
+        yield f"{server.directory} {server.port}"
 
 
 @pytest.mark.slow

@@ -29,8 +29,8 @@ NAMES = ("1", "2", "3")
 UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\Z")
 FUNCTIONS = {
     *("activate", "active", "build", "check", "history", "info", "mark_bad", "mark_healthy"),
-    *("migrate", "pack", "pin", "prune", "reinitialize", "releases", "remove", "rollback", "run"),
-    *("unmark_bad", "unpack", "unpin", "update_path"),
+    *("migrate", "migrate_down", "pack", "pin", "prune", "reinitialize", "releases", "remove"),
+    *("rollback", "run", "schemas", "unmark_bad", "unpack", "unpin", "update_path"),
 }
 ALIASES = {"mark": "mark_bad", "unmark": "unmark_bad", "prove": "mark_healthy"}
 

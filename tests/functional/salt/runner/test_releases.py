@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,15 @@ class Minions:
         unproven: minions that are on their release without having been found healthy.
         problems: what a minion answers instead of facts.
         refusals: the states of the formula for a minion with a wrong pillar.
+        hosts: who migrates the schema, by minion, in pillar and, once deployed, as recorded.
+        schema: what the shared schema is at: the release that it was migrated for.
+        migrations: each change of it: who, and to which release.
+        unpacked: the releases that each minion has unpacked.
+        full: those that cannot unpack anything.
+        previous: what a minion would roll back to, where that is not `1`.
+        rolled_from: what a minion was rolled back from.
+        activated_after: what a minion was on before its release was activated.
+        newest_first: all releases that there are, in that order.
         jobs: all jobs, as (function, minions, arguments); the formula's look at the pillar is
             `checked`.
     """
@@ -48,13 +58,22 @@ class Minions:
         self.unproven: set[str] = set()
         self.problems: dict[str, Any] = {}
         self.refusals: dict[str, Any] = {}
+        self.hosts: dict[str, str] = {}
+        self.schema = "1"
+        self.migrations: list[tuple[str, str]] = []
+        self.unpacked: dict[str, set[str]] = {}
+        self.full: set[str] = set()
+        self.previous: dict[str, str] = {}
+        self.rolled_from: dict[str, str] = {}
+        self.activated_after: dict[str, str] = {}
+        self.newest_first = ["5", "4", "3", "2", "1", "0"]
         self.jobs: list[tuple[str, list[str], dict[str, Any]]] = []
 
     def ask(
         self, tgt: Any, tgt_type: str, functions: Any, arguments: list[Any], timeout: Any
     ) -> dict[str, Any]:
         """Stands for the runner's `_ask`."""
-        names = list(self.on) if tgt_type == "glob" else list(tgt)
+        names = [name for name in self.on if fnmatch(name, tgt)] if tgt_type == "glob" else tgt
         keywords = arguments[0] if isinstance(functions, str) else {}
         if keywords.get("mods", [""])[0].endswith(".checked"):
             functions = "checked"
@@ -68,7 +87,13 @@ class Minions:
     def answer(self, name: str, function: Any, keywords: dict[str, Any]) -> Any:
         """What one minion does and answers."""
         if function == "checked":
-            return self.refusals.get(name, {})
+            return self.refusals.get(name, self.host_state(name))
+        if function == f"{TOOLS}.migrate_down":
+            return self.migrate_down(name, keywords)
+        if function == "state.apply" and keywords["mods"][-1].endswith((".unpack", ".migrate")):
+            return self.prepare(name, keywords)
+        if function == "state.apply" and keywords["mods"][-1].endswith(".rollback"):
+            return self.roll_back(name, keywords["pillar"]["releases"])
         if function == "state.apply":
             return self.apply(name, keywords["pillar"]["releases"]["apps"]["shop"]["release"])
         if function == f"{TOOLS}.mark_bad":
@@ -77,9 +102,51 @@ class Minions:
             return True
         if function == f"{TOOLS}.rollback":
             assert self.on[name] == keywords["leaving"]
+            if keywords.get("test"):
+                return {"release": self.previous.get(name, "1")}
+            self.rolled_from[name] = keywords["leaving"]
+            self.bad.setdefault(name, {})[keywords["leaving"]] = keywords["reason"]
             self.on[name] = keywords["to"]
             return {}
         return self.problems.get(name, self.facts(name))
+
+    def host_state(self, name: str) -> dict[str, Any]:
+        """What the formula's `host` reports."""
+        one = {"__id__": "shop is migrated by its host", "result": True, "comment": ""}
+        return {"host": {**one, "name": self.hosts[name]}} if name in self.hosts else {}
+
+    def prepare(self, name: str, keywords: dict[str, Any]) -> Any:
+        """The formula's `unpack` and `migrate`."""
+        release = keywords["pillar"]["releases"]["apps"]["shop"]["release"]
+        state = {"__id__": "shop is deployed", "__run_num__": 1, "result": True, "comment": "."}
+        if name in self.full:
+            return {"state": {**state, "result": False, "comment": "The disk is full."}}
+        self.unpacked.setdefault(name, set()).add(release)
+        if keywords["mods"][-1].endswith(".migrate"):
+            assert name == self.hosts[name]
+            self.schema = release
+            self.migrations.append((name, release))
+        return {"state": state}
+
+    def roll_back(self, name: str, pillar: dict[str, Any]) -> Any:
+        """The formula's `rollback`."""
+        assert pillar["run"]["app"] == "shop"
+        state = {"__id__": "shop is rolled back", "__run_num__": 1, "result": True, "comment": "."}
+        if name in self.deaf:
+            return {"state": {**state, "result": False, "comment": "It does not stop."}}
+        if self.on[name] == pillar["run"]["from"]:
+            self.rolled_from[name] = pillar["run"]["from"]
+            self.on[name] = pillar["run"]["to"]
+        return {"state": state}
+
+    def migrate_down(self, name: str, keywords: dict[str, Any]) -> Any:
+        """What the host does at the end."""
+        to = keywords["to"]
+        if set(keywords["running"]) != {to}:
+            return "ERROR: the schema is left as it is: another release still runs"
+        old, self.schema = self.schema, to
+        self.migrations.append((name, to))
+        return {"changed": old != to, "old": f"shop {old}", "new": f"shop {to}"}
 
     def apply(self, name: str, release: str) -> Any:
         """The SLS of the formula."""
@@ -106,11 +173,31 @@ class Minions:
                 {"time": "2026-01-01T00:00:00Z", "event": "activated", "release": release},
                 {"time": "2026-01-02T00:00:00Z", "event": "healthy", "release": release},
             ]
+            known = {one: known[one] for one in self.newest_first if one in known} or known
+            if name in self.activated_after:
+                events[0]["previous"] = self.activated_after[name]
+            if name in self.rolled_from:
+                events[0].update(event="rolled_back", previous=self.rolled_from[name])
         return {
             f"{TOOLS}.active": {"release": release, "proven": name not in self.unproven},
             f"{TOOLS}.releases": known,
             f"{TOOLS}.history": events,
+            f"{TOOLS}.schemas": self.schemas(name),
         }
+
+    def schemas(self, name: str) -> dict[str, Any]:
+        """What a minion that was deployed has recorded of its schema."""
+        if name not in self.hosts or self.on[name] is None:
+            return {}
+        known = {
+            "host": self.hosts[name],
+            "place": "postgresql db shop",
+            "version": f"shop {self.schema}",
+            "release": self.schema,
+            "fits": [str(one) for one in range(int(self.schema) + 1)],
+        }
+        change = {"event": "migrated", "time": "2026-01-03T00:00:00Z", "by": self.schema}
+        return {"django default": {**known, **change}}
 
     def did(self, function: str) -> list[list[str]]:
         """The minions of each job of a function."""
@@ -166,7 +253,7 @@ def there() -> Minions:
 
 def test_what_the_loader_finds(runner: Runner) -> None:
     found = [name for name in runner.functions if name.startswith("releases.")]
-    assert sorted(found) == ["releases.fleet", "releases.roll"]
+    assert sorted(found) == ["releases.fleet", "releases.roll", "releases.rollback"]
     for name in found:
         assert "CLI Example:" in runner.functions[name].__doc__
 
@@ -274,15 +361,17 @@ def test_the_plan(runner: Runner, there: Minions) -> None:
 def test_a_roll_out(runner: Runner, there: Minions, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(runner.space["time"], "sleep", pauses.append)
-    pillar = {"releases": {"apps": {"shop": {"keep": 3}}}}
+    pillar = {"releases": {"apps": {"shop": {"keep_releases": 3}}}}
     answer = runner("roll", there, f"{ROOT}/", 2, batch=2, pause=9, pillar=pillar, sls="a, b")
     assert answer["comment"] == "2 was rolled out to 5 minions."
     assert there.did("state.apply") == [["web1"], ["web2", "web3"], ["web4", "web10"]]
     assert pauses == [9, 9]
     applied = [options for function, _, options in there.jobs if function == "state.apply"]
     assert applied[0]["mods"] == ["a", "b"]
-    assert applied[0]["pillar"] == {"releases": {"apps": {"shop": {"keep": 3, "release": "2"}}}}
-    assert pillar == {"releases": {"apps": {"shop": {"keep": 3}}}}
+    assert applied[0]["pillar"] == {
+        "releases": {"apps": {"shop": {"keep_releases": 3, "release": "2"}}}
+    }
+    assert pillar == {"releases": {"apps": {"shop": {"keep_releases": 3}}}}
     assert not {"saltenv", "pillarenv"} & applied[0].keys()
     assert runner.reports == [
         *("canary, 1 of 3: web1", "well on web1", "waiting for 9 seconds"),
@@ -420,10 +509,11 @@ def test_with_the_formula_it_is_about_one_app(
     if key is not None:
         options["pillar_key"] = key
     assert runner("roll", there, ROOT, 2, **options)["result"] is True
-    assert {one["pillar"].get("releases", {}).get("only") for one in applied} == {app}
+    assert {one["pillar"].get("releases", {}).get("run", {}).get("app") for one in applied} == {app}
     assert {(one["saltenv"], one["pillarenv"]) for one in applied} == {("next", "staging")}
     looks = [(names, told["mods"]) for kind, names, told in there.jobs if kind == "checked"]
-    assert looks == ([(["web1", "web2", "web3", "web4", "web10"], [checked])] if checked else [])
+    both = [checked, str(checked).replace("checked", "host")]
+    assert looks == ([(["web1", "web2", "web3", "web4", "web10"], both)] if checked else [])
 
 
 def test_the_formula_refuses_the_pillar_of_one(runner: Runner, there: Minions) -> None:
@@ -530,3 +620,249 @@ def test_a_bug_is_reported_as_one(
     answer = runner.functions["releases.fleet"]
     monkeypatch.setitem(runner.space, "_ask", ask)
     assert answer(ROOT)["comment"].startswith("Unexpected ZeroDivisionError: of a kind; this is a")
+
+
+# --- one database ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shared(there: Minions) -> Minions:
+    """Minions with one database, which web2 migrates."""
+    there.hosts = dict.fromkeys(there.on, "web2")
+    return there
+
+
+def test_the_host_migrates_before_the_first_switch(runner: Runner, shared: Minions) -> None:
+    answer = runner("roll", shared, ROOT, 2, batch=2, test=True)
+    assert answer["comment"].endswith("; web2 migrates the schema first.")
+    assert (answer["host"], shared.migrations) == ("web2", [])
+    answer = runner("roll", shared, ROOT, 2, batch=2)
+    assert answer["comment"] == "2 was rolled out to 5 minions."
+    assert (answer["host"], answer["schema"]) == ("web2", None)
+    assert shared.migrations == [("web2", "2")]
+    applied = [
+        (options["mods"], names) for kind, names, options in shared.jobs if kind == "state.apply"
+    ]
+    unpack = ["releases.bootstrap", "releases.unpack"]
+    assert applied == [
+        (unpack, ["web1", "web2"]),
+        (["releases.migrate"], ["web2"]),
+        (["releases"], ["web1"]),
+        (unpack, ["web2", "web3"]),
+        (["releases"], ["web2", "web3"]),
+        (unpack, ["web4", "web10"]),
+        (["releases"], ["web4", "web10"]),
+    ]
+
+
+def test_what_cannot_unpack_stops_it_before_the_migration(runner: Runner, shared: Minions) -> None:
+    shared.full = {"web1"}
+    answer = runner("roll", shared, ROOT, 2)
+    assert answer["comment"] == (
+        "The roll-out of 2 has failed on web1: shop is deployed: The disk is full."
+    )
+    assert (shared.migrations, shared.schema) == ([("web2", "1")], "1")
+    assert set(shared.on.values()) == {"1"}
+    assert (answer["back"], answer["untouched"][0]) == ({}, "web1")
+    shared.full = {"web3"}
+    answer = runner("roll", shared, ROOT, 2, batch=1)
+    assert answer["back"] == {"web1": "1", "web2": "1"}
+    assert answer["untouched"] == ["web3", "web4", "web10"]
+    assert answer["schema"] == "web2 has migrated the schema down, from shop 2 to shop 1."
+
+
+def test_the_schema_goes_down_when_all_are_back(runner: Runner, shared: Minions) -> None:
+    shared.sick = {("web3", "2")}
+    answer = runner("roll", shared, ROOT, 2, batch=2)
+    assert answer["schema"] == "web2 has migrated the schema down, from shop 2 to shop 1."
+    assert answer["comment"].endswith(f"web1, web2, web3. {answer['schema']}")
+    assert shared.migrations == [("web2", "2"), ("web2", "1")]
+
+
+@pytest.mark.parametrize("case", ["missing", "stuck", "skipped", "mixed", "another"])
+def test_the_schema_stays_for_whoever_may_need_it(
+    runner: Runner, shared: Minions, case: str
+) -> None:
+    shared.sick = {("web3", "2")}
+    tgt = "web*"
+    if case == "missing":
+        shared.down = {"web4"}
+    elif case == "stuck":
+        shared.on["web1"] = None
+    elif case == "skipped":
+        shared.on["web10"] = "2"
+    elif case == "mixed":
+        shared.on["web4"] = "0"
+    else:
+        shared.on["api1"], shared.hosts["api1"] = "2", "web2"
+    answer = runner("roll", shared, ROOT, 2, batch=2, tgt=tgt)
+    assert answer["result"] is False
+    assert answer["schema"].startswith("The schema is left as it is"), answer
+    assert answer["comment"].endswith(answer["schema"])
+    assert (shared.schema, shared.migrations) == ("2", [("web2", "2")])
+
+
+@pytest.mark.parametrize(
+    ("hosts", "words"),
+    [
+        ({"web2": "web2"}, "not all minions have the same host for their schema: none on web1, "),
+        ({"*": "web2", "web3": "web3"}, "not all minions have the same host for their schema: "),
+        ({"*": "db"}, "db, which migrates the schema for all, is not among the minions of the"),
+        ({"*": "web5"}, "web5, which migrates the schema for all, does not answer"),
+    ],
+)
+def test_a_host_that_cannot_be(
+    runner: Runner, there: Minions, hosts: dict[str, str], words: str
+) -> None:
+    there.on["web5"] = "1"
+    there.down = {"web5"}
+    there.hosts = {name: hosts.get(name, hosts.get("*", "")) for name in there.on}
+    there.hosts = {name: host for name, host in there.hosts.items() if host}
+    for test in (True, False):
+        answer = runner("roll", there, ROOT, 2, test=test)
+        assert answer["comment"].startswith(f"Nothing was rolled out: {words}")
+        assert there.did("state.apply") == []
+
+
+def test_a_rollback_of_all(runner: Runner, shared: Minions) -> None:
+    shared.on = dict.fromkeys(shared.on, "2")
+    shared.schema = "2"
+    answer = runner("rollback", shared, ROOT, batch=2, test=True)
+    assert answer["comment"] == (
+        "5 minions would be rolled back to 1, batch 1: web1, web2; batch 2: web3, web4; "
+        "batch 3: web10; web2 migrates the schema last."
+    )
+    assert shared.did("state.apply") == []
+    answer = runner("rollback", shared, ROOT, batch=2, reason="prices are wrong")
+    assert (answer["to"], answer["leaving"]) == ("1", "2")
+    assert all(marks == {"2": "prices are wrong"} for marks in shared.bad.values())
+    assert set(shared.bad) == set(shared.on)
+    assert answer["comment"] == (
+        "5 minions of 5 back on 1. web2 has migrated the schema down, from shop 2 to shop 1."
+    )
+    assert (set(shared.on.values()), shared.migrations) == ({"1"}, [("web2", "1")])
+    # Not one more step back, however often.
+    for _ in range(2):
+        answer = runner("rollback", shared, ROOT)
+        assert answer["comment"] == (
+            "5 minions had been rolled back to 1 already. "
+            "To go further back, give the release as `to`."
+        )
+    assert set(shared.on.values()) == {"1"}
+    assert runner("rollback", shared, ROOT, to=0)["result"] is True
+    assert set(shared.on.values()) == {"0"}
+
+
+@pytest.mark.parametrize("done", [0, 1, 3, 5])
+def test_a_rollback_goes_on_after_an_interruption(
+    runner: Runner, shared: Minions, done: int
+) -> None:
+    """Wherever it was: before, between two batches, and before the schema."""
+    shared.on = dict.fromkeys(shared.on, "2")
+    shared.schema = "2"
+    for name in list(shared.on)[:done]:
+        shared.on[name], shared.rolled_from[name] = "1", "2"
+    shared.previous = dict.fromkeys(list(shared.on)[:done], "0")
+    answer = runner("rollback", shared, ROOT)
+    assert (answer["result"], answer["to"], answer["leaving"]) == (True, "1", "2")
+    assert (set(shared.on.values()), shared.migrations) == ({"1"}, [("web2", "1")])
+
+
+def test_a_rollback_with_a_minion_that_is_away(runner: Runner, shared: Minions) -> None:
+    shared.on = dict.fromkeys(shared.on, "2")
+    shared.schema = "2"
+    shared.down = {"web4"}
+    answer = runner("rollback", shared, ROOT)
+    assert (answer["result"], answer["missing"]) == (False, ["web4"])
+    assert answer["schema"] == "The schema is left as it is, as web4 may need it."
+    shared.down = {"web2"}
+    answer = runner("rollback", shared, ROOT)
+    assert (answer["result"], answer["missing"], shared.on["web4"]) == (False, ["web2"], "1")
+    assert shared.migrations == []
+    shared.down = set()
+    assert runner("rollback", shared, ROOT)["result"] is True
+    assert shared.migrations == [("web2", "1")]
+
+
+def test_a_rollback_without_its_host(runner: Runner, shared: Minions) -> None:
+    """It goes on, and the schema is left as it is."""
+    for hosts, words in (
+        ({"*": "db"}, "as db, which migrates it, does not answer or has no release."),
+        ({"*": "web2", "web3": "web3"}, "as not all minions have the same host: web2, web3."),
+    ):
+        shared.on, shared.rolled_from = dict.fromkeys(shared.on, "2"), {}
+        shared.hosts = {name: hosts.get(name, hosts["*"]) for name in shared.on}
+        answer = runner("rollback", shared, ROOT)
+        assert (answer["result"], set(shared.on.values())) == (True, {"1"})
+        assert answer["schema"] == f"The schema is left as it is, {words}"
+        assert shared.migrations == []
+
+
+def test_a_rollback_after_a_roll_out_that_has_failed(runner: Runner, shared: Minions) -> None:
+    """What that has brought back counts as rolled back; a release that is fixed does not."""
+    shared.on = dict.fromkeys(shared.on, "2")
+    shared.schema = "2"
+    for name in ("web1", "web2"):
+        shared.on[name], shared.bad[name] = "1", {"2": "the roll-out has failed on web10"}
+        shared.activated_after[name] = "2"
+    answer = runner("rollback", shared, ROOT)
+    assert (answer["result"], answer["to"], answer["leaving"]) == (True, "1", "2")
+    assert (set(shared.on.values()), shared.migrations) == ({"1"}, [("web2", "1")])
+
+    fixed = Minions(web1="3")
+    fixed.bad, fixed.activated_after = {"web1": {"2": "leaks"}}, {"web1": "2"}
+    fixed.newest_first = ["3", "2", "1"]
+    answer = runner("rollback", fixed, ROOT, test=True)
+    assert answer["comment"] == "1 minion would be rolled back to 1, batch 1: web1."
+
+
+def test_a_rollback_that_fails_on_one(runner: Runner, shared: Minions) -> None:
+    shared.on = dict.fromkeys(shared.on, "2")
+    shared.schema = "2"
+    shared.deaf = {"web1"}
+    answer = runner("rollback", shared, ROOT)
+    assert answer["failed"] == {
+        "web1": "Is on 1, and not all of its states succeed: shop is rolled back: It does not stop."
+    }
+    assert (answer["result"], shared.migrations) == (False, [])
+    shared.deaf = set()
+    assert runner("rollback", shared, ROOT)["result"] is True
+    assert shared.migrations == [("web2", "1")]
+
+
+def test_a_rollback_that_is_not_clear(runner: Runner, shared: Minions) -> None:
+    shared.on = dict.fromkeys(shared.on, "2")
+    shared.previous = {"web3": "0"}
+    answer = runner("rollback", shared, ROOT)
+    assert answer["comment"] == (
+        "Nothing was rolled back: it is not clear what to roll back to from 2 (0, 1); give the "
+        "release as `to`."
+    )
+    shared.on["web10"] = "5"
+    assert runner("rollback", shared, ROOT)["comment"] == (
+        "Nothing was rolled back: the minions are on several releases, 2, 5; give the one to leave "
+        "as `leaving`."
+    )
+    answer = runner("rollback", shared, ROOT, to=1, leaving=2)
+    assert (answer["result"], answer["elsewhere"]) == (True, {"web10": "5"})
+    assert answer["comment"].endswith(
+        "On another release, and left there: web10. "
+        "The schema is left as it is: another release still runs."
+    )
+    nobody = Minions(web1=None)
+    assert "none of 1 minion is on a release" in runner("rollback", nobody, ROOT)["comment"]
+
+
+def test_the_fleet_shows_the_schema(runner: Runner, shared: Minions) -> None:
+    shared.on["web3"] = "2"
+    shared.hosts["web4"] = "web4"
+    answer = runner("fleet", shared, ROOT)
+    assert answer["comment"] == ("4 of 5 minions are on 1. The schema does not fit web3, web4.")
+    first, second = answer["schemas"]
+    assert (first["host"], first["version"], first["release"]) == ("web2", "shop 1", "1")
+    assert first["since"] == "2026-01-03T00:00:00Z"
+    assert first["misfits"] == {
+        "web3": "Is on 2, and the schema is not known to fit that.",
+        "web4": "Has web4 for the host of the same database.",
+    }
+    assert second["host"] == "web4"
