@@ -531,6 +531,8 @@ RELATIVE = {
     "active": ("srv/app/current",),
     "rollback": ("srv/app",),
     "migrate": ("srv/app/1",),
+    "migrate_down": ("srv/app", "1"),
+    "schemas": ("srv/app",),
     "releases": ("srv/app",),
     "history": ("srv/app",),
     "prune": ("srv/app",),

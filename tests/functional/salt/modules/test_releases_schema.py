@@ -41,7 +41,9 @@ def loaded() -> ModuleType:
 
 
 TABLE = loaded()
-MIGRATION = {"env": {"A": "1"}, "user": "shop", "cwd": "src", "timeout": 5, "wait": 0}
+MIGRATION = {
+    **{"host": "web1", "env": {"A": "1"}, "user": "shop", "cwd": "src", "timeout": 5, "wait": 0}
+}
 PROGRAM = {
     "command": "bin/gunicorn shop.wsgi",
     "socket": "127.0.0.1:8000",
@@ -147,7 +149,10 @@ FULL: dict[str, Any] = {
         "store": {
             "release": "1",
             "source": ["salt://a.tar"],
-            "migrations": {"kind": "commands", "version": "a", "up": "b", "down": "c", **MIGRATION},
+            "migrations": {
+                **{"kind": "commands", "version": "a", "up": "b", "down": "c", "check": "d"},
+                **MIGRATION,
+            },
         },
     },
     "builds": {"/srv/salt/shop/{commit}.tar.gz": BUILD},
@@ -333,7 +338,9 @@ def test_the_keys_are_those_of_the_functions(tmp_path: Path) -> None:
     assert keys == takes("virtualenv_tools.migrate") - {"path", "test"}
     for kind, section in TABLE.MIGRATIONS.sections.items():
         values = {"version": "a", "up": "b", "down": "c {version}", "manage": None}
-        given = {key: values.get(key, "a") for key in section.keys if key not in ("kind", "wait")}
+        given = {
+            key: values.get(key, "a") for key in section.keys if key not in ("kind", "wait", "host")
+        }
         given.update(env={}, timeout=1)
         del given["user"]
         Recipe.of(kind, **given)
