@@ -42,7 +42,12 @@ def loaded() -> ModuleType:
 
 TABLE = loaded()
 MIGRATION = {
-    **{"host": "web1", "env": {"A": "1"}, "user": "shop", "cwd": "src", "timeout": 5, "wait": 0}
+    "host": "web1",
+    "env": {"A": "1"},
+    "user": "shop",
+    "cwd": "src",
+    "timeout": 5,
+    "wait": 0,
 }
 PROGRAM = {
     "command": "bin/gunicorn shop.wsgi",
@@ -150,7 +155,11 @@ FULL: dict[str, Any] = {
             "release": "1",
             "source": ["salt://a.tar"],
             "migrations": {
-                **{"kind": "commands", "version": "a", "up": "b", "down": "c", "check": "d"},
+                "kind": "commands",
+                "version": "a",
+                "up": "b",
+                "down": "c",
+                "check": "d",
                 **MIGRATION,
             },
         },

@@ -517,7 +517,7 @@ def test_with_the_formula_it_is_about_one_app(
 
 
 def test_the_formula_refuses_the_pillar_of_one(runner: Runner, there: Minions) -> None:
-    why = "releases:only: shop is no app of this minion: there are none"
+    why = "releases:run:app: shop is no app of this minion: there are none"
     state = {"__id__": "the pillar of releases", "result": False, "comment": why}
     there.refusals = {"web3": {"a": state}, "web2": ["Rendering failed"], "web10": {"a": state}}
     for options in ({}, {"test": True}):
