@@ -1348,7 +1348,12 @@ def _rollback_releases(
         )
     if wanted.release:
         return wanted, leaving
-    votes = sorted({str(one.left or one.release) for one in there.values()})
+    # One that a roll-out has not reached is on what the others are back on.
+    reached = {one.release for one in there.values() if one.left}
+    left = {
+        one.left or one.release for one in there.values() if one.left or one.release not in reached
+    }
+    votes = sorted(map(str, left))
     if leaving is None and len(votes) > 1:
         raise SaltInvocationError(
             f"nothing was rolled back: the minions are on several releases, {', '.join(votes)}; "

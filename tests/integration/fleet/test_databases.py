@@ -339,7 +339,7 @@ def test_hosts_that_cannot_be(deployed: Shop) -> None:
         migrations["host"] = host
         fleet.write()
         answer = fleet.roll("2")
-        assert (answer["result"], answer["steps"]) == (False, []) or "steps" not in answer
+        assert answer["result"] is False
         assert answer["comment"].startswith(f"Nothing was rolled out: {words}"), answer
     migrations["host"] = fleet.id(HOST)
     fleet.write()

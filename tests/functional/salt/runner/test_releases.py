@@ -805,6 +805,7 @@ def test_a_rollback_after_a_roll_out_that_has_failed(runner: Runner, shared: Min
     for name in ("web1", "web2"):
         shared.on[name], shared.bad[name] = "1", {"2": "the roll-out has failed on web10"}
         shared.activated_after[name] = "2"
+    shared.on["web3"] = "1"  # it was not reached
     answer = runner("rollback", shared, ROOT)
     assert (answer["result"], answer["to"], answer["leaving"]) == (True, "1", "2")
     assert (set(shared.on.values()), shared.migrations) == ({"1"}, [("web2", "1")])
