@@ -236,7 +236,7 @@ def unpack(
 ) -> dict[str, Any]:
     """
     Make a release from an archive of a virtualenv: what
-    :py:func:`virtualenv_relocated.managed <saltext.states.virtualenv_relocated.managed>` does.
+    :py:func:`virtualenv_relocated.managed` does.
 
     The archive is unpacked in a staging directory, relocated for its final path, put onto this
     machine's Python, checked, tested, written to the disk, and only then renamed. An archive with
@@ -735,7 +735,7 @@ prove = mark_healthy  # the name that it had before
 def run(path: str, command: str, user: str | None = None, timeout: float = 60) -> dict[str, Any]:
     """
     Run a command of a release: what the checks of
-    :py:func:`virtualenv_relocated.healthy <saltext.states.virtualenv_relocated.healthy>` do.
+    :py:func:`virtualenv_relocated.healthy` do.
 
     It is run by ``/bin/sh`` with the release's programs on the ``PATH``, the release as working
     directory, and nothing of the minion's environment. What it has left running is ended with it.
@@ -875,7 +875,7 @@ def build(
 ) -> dict[str, Any]:
     """
     Build a bundle from requirements or a project, for
-    :py:func:`virtualenv_relocated.managed <saltext.states.virtualenv_relocated.managed>` to deploy.
+    :py:func:`virtualenv_relocated.managed` to deploy.
 
     The packages are installed into an environment that is kept in a cache and brought exactly in
     step with what is asked for: what did not change is neither fetched nor installed again, and
@@ -1062,7 +1062,7 @@ def migrate(
 ) -> dict[str, Any]:
     """
     Migrate the database's schema to what a release needs: what
-    :py:func:`virtualenv_relocated.migrated <saltext.states.virtualenv_relocated.migrated>` does.
+    :py:func:`virtualenv_relocated.migrated` does.
 
     The schema's version is recorded before and after, and the arguments are kept for the release,
     so that :py:func:`rollback` migrates the schema down by itself. Only the user salt-minion runs
@@ -1189,9 +1189,9 @@ def migrate_down(
     """
     Migrate the schemas that this minion migrates for all down to what a release ran with.
 
-    It is the last step of a rollback of all minions: :py:func:`releases.rollback
-    <saltext.runners.releases.rollback>` calls it when it has seen that no minion needs the schema
-    any more. Nothing is done to schemas that another minion migrates, or each one for itself.
+    It is the last step of a rollback of all minions: :py:func:`releases.rollback` calls it when it
+    has seen that no minion needs the schema any more. Nothing is done to schemas that another
+    minion migrates, or each one for itself.
 
     root
         The directory of the releases, as an absolute path.

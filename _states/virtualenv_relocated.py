@@ -109,12 +109,11 @@ def managed(
         ``salt://``, ``http(s)://``, ``ftp://`` or ``s3://`` URL or a path on the minion; or a list
         of them, of which the first that exists is taken.
 
-        Of a delta bundle (see :py:func:`virtualenv_tools.pack
-        <saltext.modules.virtualenv_tools.pack>`), only what changed is fetched. Where a release is
-        deployed here from ``9c01b7e.tar.gz``, ``4f2a9c1.from-9c01b7e.tar.gz`` is looked for beside
-        a source ``4f2a9c1.tar.gz`` of Salt's own file server or of this machine; or list the delta
-        bundles as ``from`` beside ``full``, by release. The full one is taken where none of them
-        fits, or the other release is not as it was deployed.
+        Of a delta bundle (see :py:func:`virtualenv_tools.pack`), only what changed is fetched.
+        Where a release is deployed here from ``9c01b7e.tar.gz``, ``4f2a9c1.from-9c01b7e.tar.gz`` is
+        looked for beside a source ``4f2a9c1.tar.gz`` of Salt's own file server or of this machine;
+        or list the delta bundles as ``from`` beside ``full``, by release. The full one is taken
+        where none of them fits, or the other release is not as it was deployed.
 
     source_hash, source_hash_name
         What the archive has to hash to, in all forms of
@@ -136,8 +135,7 @@ def managed(
 
     options
         ``python``, ``user``, ``group``, ``mode``, ``smoke``, ``smoke_user``, ``limits``,
-        ``shared``, ``hard_links`` and ``wait``, as for :py:func:`virtualenv_tools.unpack
-        <saltext.modules.virtualenv_tools.unpack>`.
+        ``shared``, ``hard_links`` and ``wait``, as for :py:func:`virtualenv_tools.unpack`.
 
     .. code-block:: yaml
 
@@ -214,11 +212,10 @@ def migrated(
     Migrate the database's schema to what a release needs, before the release is activated.
 
     The schema's version is recorded before and after. When the release is rolled back, be it by
-    :py:func:`healthy` or by :py:func:`virtualenv_tools.rollback
-    <saltext.modules.virtualenv_tools.rollback>`, the schema is migrated down to what the previous
-    release ran with, by the newer code, before that one is activated; where a migration is
-    irreversible, the newer release stays active. Where an older release is set in the pillar again,
-    this state migrates the schema down for it.
+    :py:func:`healthy` or by :py:func:`virtualenv_tools.rollback`, the schema is migrated down to
+    what the previous release ran with, by the newer code, before that one is activated; where a
+    migration is irreversible, the newer release stays active. Where an older release is set in the
+    pillar again, this state migrates the schema down for it.
 
     As the previous release goes on running until the switch, migrations have to leave it working.
 
@@ -242,7 +239,7 @@ def migrated(
     options
         ``host``, ``manage``, ``settings``, ``database``, ``config``, ``version``, ``up``, ``down``,
         ``check``, ``user``, ``cwd``, ``timeout`` and ``wait``, as for
-        :py:func:`virtualenv_tools.migrate <saltext.modules.virtualenv_tools.migrate>`.
+        :py:func:`virtualenv_tools.migrate`.
 
     .. code-block:: yaml
 
@@ -423,7 +420,7 @@ def healthy(
 
     checks
         One or several: a URL, which has to answer with 200; a command, which has to succeed, run as
-        by :py:func:`virtualenv_tools.run <saltext.modules.virtualenv_tools.run>`; or a dictionary
+        by :py:func:`virtualenv_tools.run`; or a dictionary
         of ``url`` with ``status`` and ``match`` (a regular expression that the page has to
         contain), or of ``cmd`` with ``user``.
 
@@ -558,9 +555,8 @@ def packed(name: str, **options: Any) -> dict[str, Any]:
         replaced by the commit. Its SHA-256 is written beside it, as ``<name>.sha256``.
 
     options
-        What to build, and how: all other arguments of :py:func:`virtualenv_tools.build
-        <saltext.modules.virtualenv_tools.build>`, such as ``requirements``, ``project``,
-        ``pip_packages``, ``python``, ``cache`` and ``env``.
+        What to build, and how: all other arguments of :py:func:`virtualenv_tools.build`, such as
+        ``requirements``, ``project``, ``pip_packages``, ``python``, ``cache`` and ``env``.
 
     .. code-block:: yaml
 
