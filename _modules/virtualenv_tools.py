@@ -179,6 +179,38 @@ def info(path: str) -> dict[str, Any]:
         return _printable(core.describe(_absolute(path)))
 
 
+def diff(old: str, new: str, brief: bool = False) -> dict[str, Any]:
+    """
+    Report what differs between two builds: packages, migrations, files. Nothing of them is run.
+
+    old
+        A release, a virtualenv or a full bundle on the minion, as an absolute path.
+
+    new
+        What it is compared with, likewise.
+
+    brief
+        ``True`` compares the packages alone, which is done at once.
+
+    Returns a dictionary: ``old`` and ``new`` (the paths), ``added``, ``removed`` and ``changed``
+    (versions by package; of those that changed, ``old`` and ``new``), ``migrations`` (those that
+    only the new one has), ``files`` (how many were ``added``, ``removed`` and ``changed``; the
+    latter only where both are bundles or were deployed from one), ``size`` (how many bytes the new
+    one has more) and ``summary`` (all that in one line).
+
+    Raises ``CommandExecutionError`` where one of them cannot be read, or is a delta bundle.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' virtualenv_tools.diff /srv/app/9c01b7e /srv/app/4f2a9c1
+        salt build virtualenv_tools.diff /srv/salt/app/9c01b7e.tar.gz /srv/salt/app/4f2a9c1.tar.gz
+    """
+    with _core() as core:
+        return _printable(core.diff(_absolute(old), _absolute(new), brief=bool(brief)).as_dict())
+
+
 def check(path: str, deep: bool = False) -> dict[str, Any]:
     """
     Check whether a virtualenv can run where it is. Nothing is changed.

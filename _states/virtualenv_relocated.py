@@ -182,6 +182,7 @@ def managed(
         if __opts__["test"]:
             _require_one(sources)
             ret["changes"] = {"release": {"old": None, "new": name}}
+            _compare(ret, name, _at_hand(sources[0]))
             return _with(ret, None, f"{name} would be deployed from {' or '.join(sources)}.")
         unused = []
         for chosen, chosen_hash in _deltas(name, source, source_hash, deltas, trust):
@@ -658,11 +659,32 @@ def _deployed(ret: dict[str, Any], name: str, source: str, done: dict[str, Any])
         "python": done["python"],
         "rewritten": done["rewritten"],
     }
+    _compare(ret, name, name)
     _warn(ret, done["problems"])
     size = f"{done['files']:,} members, {done['size'] / 1e6:,.1f} MB"
     if done["reused"]:
         size += f", {done['reused']:,} files taken from another release"
     return _with(ret, True, f"{name} was deployed from {source}: {size}.")
+
+
+def _at_hand(source: str) -> str | None:
+    """Where a source is on this machine already; None where it would have to be fetched."""
+    if not source.startswith("/"):
+        source = __salt__["cp.is_cached"](source) if source.startswith("salt://") else ""
+    return source if os.path.isfile(source) else None
+
+
+def _compare(ret: dict[str, Any], name: str, build: str | None) -> None:
+    """Note how the packages of a build differ from those of the active release."""
+    active = os.path.realpath(os.path.join(os.path.dirname(name), "current"))
+    if build is None or active == os.path.realpath(name) or not os.path.isdir(active):
+        return
+    try:
+        found = __salt__["virtualenv_tools.diff"](active, build, brief=True)
+    except SaltException as error:  # such as an archive of another tool: it is for reading only
+        log.debug("%s is not compared with %s: %s", build, active, error)
+        return
+    ret["changes"]["packages"] = f"{found['summary']} (since {os.path.basename(active)})"
 
 
 def _built(ret: dict[str, Any], done: dict[str, Any]) -> dict[str, Any]:

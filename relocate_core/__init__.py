@@ -23,6 +23,7 @@ _PUBLIC = {
     "relocation.check": "Verdict check",
     "relocation.reinitialize": "Reinitialization reinitialize",
     "relocation.relocate": "Relocation relocate",
+    "bundles.difference": "Difference diff",
     "bundles.pack": "Packing pack",
     "releases.prune": "Pruning prune remove",
     "releases.publish": "Publication publish",

@@ -70,7 +70,7 @@ def test_only_what_changed_is_fetched(deployed: Fleet) -> None:
     (said,) = fleet.highstate("test=True", tgt=fleet.id("web1")).values()
     assert said[0]["result"] is None
     for states in fleet.highstate().values():
-        assert states[0]["comment"].endswith(" files taken from an earlier release.")
+        assert states[0]["comment"].endswith(" files taken from another release.")
         assert "deployed from salt://shop/2.from-1.tar.gz" in states[0]["comment"]
     assert fleet.on() == dict.fromkeys(MINIONS, "2")
     for short in MINIONS:

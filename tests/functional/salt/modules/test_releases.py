@@ -28,8 +28,18 @@ from salt.exceptions import CommandExecutionError
 NAMES = ("1", "2", "3")
 UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\Z")
 FUNCTIONS = {
-    *("activate", "active", "build", "check", "history", "info", "mark_bad", "mark_healthy"),
-    *("migrate", "migrate_down", "pack", "pin", "prune", "reinitialize", "releases", "remove"),
+    *("activate", "active", "build", "check", "diff", "history", "info", "mark_bad"),
+    *(
+        "mark_healthy",
+        "migrate",
+        "migrate_down",
+        "pack",
+        "pin",
+        "prune",
+        "reinitialize",
+        "releases",
+        "remove",
+    ),
     *("rollback", "run", "schemas", "unmark_bad", "unpack", "unpin", "update_path"),
 }
 ALIASES = {"mark": "mark_bad", "unmark": "unmark_bad", "prove": "mark_healthy"}
@@ -532,6 +542,7 @@ RELATIVE = {
     "rollback": ("srv/app",),
     "migrate": ("srv/app/1",),
     "migrate_down": ("srv/app", "1"),
+    "diff": ("srv/app/1", "/srv/app/2"),
     "schemas": ("srv/app",),
     "releases": ("srv/app",),
     "history": ("srv/app",),

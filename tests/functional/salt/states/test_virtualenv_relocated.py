@@ -291,6 +291,25 @@ def test_a_release_is_deployed(app: App, kind: str) -> None:
     assert oct(os.stat(release).st_mode & 0o7777) == "0o755"
 
 
+@pytest.mark.parametrize("source", ["salt://app/2.tar", "ARCHIVE"])
+def test_what_differs_from_the_active_release(source: str, app: App) -> None:
+    """Reported before as well where a bundle is at hand; a plain tar is not read for that."""
+    app.deploy("1")
+    (packages,) = Path(app.path("1")).glob("lib/*/site-packages")
+    (dist,) = packages.glob("omega-*.dist-info")
+    dist.rename(packages / "omega-0.9.dist-info")
+    version = dist.name[len("omega-") : -len(".dist-info")]
+    source = source.replace("ARCHIVE", app.archive("2"))
+    said = app.single("managed", "2", source=source, test=True)
+    assert "packages" not in said["changes"]
+    done = app.single("managed", "2", source=source)
+    assert done["changes"]["packages"] == f"omega 0.9 -> {version} (since 1)"
+    bundle = str(app.minion.root / "app" / "2.tar.gz")
+    app.call("pack", app.path("2"), bundle)
+    said = app.single("managed", "3", source=bundle, test=True)
+    assert said["changes"]["packages"] == f"omega 0.9 -> {version} (since 1)"
+
+
 @pytest.mark.parametrize("listed", [False, True], ids=["one", "list"])
 def test_http_is_asked_only_where_the_release_is_missing(app: App, listed: bool) -> None:
     url = f"{app.site.url}/1.tar"
