@@ -95,6 +95,8 @@ class Reader:
             if wrong is None or not PATIENT.match(command) or time.monotonic() > until:
                 break
             time.sleep(1)
+        if wrong is None and code and not expected:
+            wrong = ["(nothing, as it succeeds)"]
         if wrong is not None:
             missing = "\n".join(wrong)
             raise AssertionError(
