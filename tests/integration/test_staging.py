@@ -18,7 +18,7 @@ from tests.support.minions import CHECKOUT, Masterless
 
 pytest.importorskip("salt", reason="Salt does not run on this Python")
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 ENVIRONMENTS = {"base": "shop", "staging": "shop-staging"}
 """The app of each."""

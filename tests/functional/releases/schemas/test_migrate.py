@@ -127,6 +127,7 @@ def test_what_was_there_before_the_first_migration_is_known(site: Migrated) -> N
     assert site.columns("shop_item") == {"id"}
 
 
+@pytest.mark.slow
 def test_a_release_without_migrations_costs_a_rollback_nothing(two: Migrated) -> None:
     """Its code is not even started: it may be what is broken."""
     path = two.django("C", {"shop": SECOND})
@@ -136,6 +137,7 @@ def test_a_release_without_migrations_costs_a_rollback_nothing(two: Migrated) ->
     assert two.columns("shop_item") == {"id", "price"}
 
 
+@pytest.mark.slow
 def test_several_apps_come_down_in_order(site: Migrated) -> None:
     """What needs another one goes first, across apps; unmigrated and removed apps do not matter."""
     user = {"0001_initial": table("User")}
@@ -179,6 +181,7 @@ def test_a_branch_that_was_merged_comes_down(site: Migrated) -> None:
     assert site.applied() == ["shop.0001_initial", "shop.0002_left"]
 
 
+@pytest.mark.slow
 def test_what_was_squashed_is_not_undone(site: Migrated) -> None:
     """A squashed migration is what it stands for: to undo it would drop the table."""
     both = table("Item", price="IntegerField(default=0)")
@@ -519,6 +522,7 @@ def test_killed_while_it_goes_up(two: Migrated, also: bool) -> None:
     assert two.columns("shop_item") == {"id", "price"}
 
 
+@pytest.mark.slow
 def test_killed_while_it_goes_up_and_given_up(two: Migrated) -> None:
     """The earlier release is set in the pillar again: what was applied so far is undone."""
     two.django("C", {"shop": {**THIRD, "0004_slow": slow(two)}})

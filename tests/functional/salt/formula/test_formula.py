@@ -115,7 +115,12 @@ def shop(request: pytest.FixtureRequest, minion: Masterless, tmp_path: Path) -> 
     manager.end()
 
 
-both_managers = pytest.mark.parametrize("shop", ["supervisor", "systemd"], indirect=True)
+# What systemd does otherwise, the tests of it and of `test_from_bare_to_running` show at once.
+both_managers = pytest.mark.parametrize(
+    "shop",
+    ["supervisor", pytest.param("systemd", marks=pytest.mark.slow)],
+    indirect=True,
+)
 
 
 def world(shop: Shop) -> Any:
