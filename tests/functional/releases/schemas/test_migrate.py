@@ -207,7 +207,7 @@ def test_a_squash_that_stands_for_some_of_it_is_refused(site: Migrated) -> None:
     site.django("B", {"shop": {**THIRD, "0001_squashed": (whole, [], replaced)}})
     site.deploy("A")
     site.deploy("B")
-    words = "shop.0001_squashed stands for several migrations, of which some are to stay"
+    words = "shop.0001_squashed replaces several migrations, of which some are to stay"
     refused(lambda: rollback(site.root), words, site)
 
 
