@@ -339,6 +339,8 @@ def in_tarfile(data: bytes) -> dict[str, str] | None:
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
             for member in archive:
+                if member.type == b"V":  # a volume's label, which tarfile takes for a file
+                    continue
                 kind = "directory" if member.isdir() else "link" if member.issym() else "file"
                 found[posixpath.normpath(member.name)] = kind
     except (tarfile.TarError, ValueError):  # it fails at text that is no UTF-8
