@@ -306,7 +306,7 @@ def _pack(tree: Tree, order: _Order, notify: Notify) -> Packing:
     report.files, report.size = len(members.rows), members.size
     report.compiled, report.references = members.compiled, len(members.references)
     beyond = Limits().exceeded(report.files, report.size, report.packed_size)
-    if beyond:
+    if beyond and order.base is None:  # a delta bundle is small because the base has the rest
         limits = ", ".join(f"{name}: {least}" for name, least in beyond.items())
         reason = f"servers refuse it as too large, unless it is deployed with limits: {{{limits}}}"
         tree.warn(os.path.basename(order.archive), reason)

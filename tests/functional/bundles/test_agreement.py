@@ -140,3 +140,14 @@ def test_what_the_usual_limits_refuse_is_a_warning(
                     unpack(packed.archive, directory, limits=given)
         finally:
             os.close(directory)
+
+
+def test_a_delta_bundle_is_not_too_large_for_being_small(tree: Path, tmp_path: Path) -> None:
+    """What the base has does not count: the ratio to the whole says nothing."""
+    with open(tree / "random", "wb") as file:
+        file.write(os.urandom(40 << 20))
+    full = pack(str(tree), str(tmp_path / "1.tar.gz"))
+    (tree / "new").write_text("new\n")
+    delta = pack(str(tree), str(tmp_path / "2.tar.gz"), delta_from=full.archive)
+    assert delta.size > 200 * delta.packed_size
+    assert delta.warnings == full.warnings
