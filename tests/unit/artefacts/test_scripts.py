@@ -155,7 +155,9 @@ def distlib(interpreter: bytes, arguments: str = "") -> bytes:
     scripts = pytest.importorskip("pip._vendor.distlib.scripts")
     maker = scripts.ScriptMaker(None, None)
     maker.executable = scripts.enquote_executable(os.fsdecode(interpreter))
-    return bytes(maker._get_shebang("utf-8", os.fsencode(arguments)))
+    made = bytes(maker._get_shebang("utf-8", os.fsencode(arguments)))
+    # That of pip 23.0, as Debian 12 has it, ends the form for `sh` without one.
+    return made if made.endswith(b"\n") else made + b"\n"
 
 
 # What distlib quotes well: it knows of the blank alone.
