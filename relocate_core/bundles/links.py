@@ -69,7 +69,7 @@ def fault(
     for _ in range(_MOST_HOPS):
         target = links[link]
         if target.startswith("/"):
-            inside = below(target, prefixes)
+            inside = _inside(link, target, prefixes)
             if inside is None:
                 if not is_base(link, target):
                     return f"points to {printable(target)}, out of the virtualenv"
@@ -105,6 +105,17 @@ def below(target: str, prefixes: tuple[str, ...]) -> str | None:
     return None
 
 
+def _inside(path: str, target: str, prefixes: tuple[str, ...]) -> str | None:
+    """Where in the virtualenv an absolute symlink points to; None where that is out of it.
+
+    So is the base Python of a virtualenv that was made in its own directory, by a path that begins
+    there: `../python/bin/python3 -m venv .` writes `/srv/app/../python/bin/python3`.
+    """
+    if is_base(path, target) and below(os.path.normpath(target), prefixes) is None:
+        return None
+    return below(target, prefixes)
+
+
 def relative(path: str, target: str, prefixes: tuple[str, ...]) -> str:
     """A symlink's target, made relative where it is absolute and in the tree itself.
 
@@ -115,7 +126,7 @@ def relative(path: str, target: str, prefixes: tuple[str, ...]) -> str:
     """
     if not target.startswith("/"):
         return target
-    inside = below(target, prefixes)
+    inside = _inside(path, target, prefixes)
     return target if inside is None else "../" * path.count("/") + (inside.lstrip("/") or ".")
 
 

@@ -244,7 +244,7 @@ class Store:
 
     @contextmanager
     def program_lock(self, name: str, wait: float) -> Iterator[int]:
-        """Hold a lock that programs inherit: one that outlives a killed run is waited for.
+        """Hold a lock that programs inherit: what a killed run has left is waited for.
 
         Args:
             name: of the lock's file.

@@ -78,7 +78,7 @@ def held(records: int, path: str, doing: str, wait: float) -> Iterator[None]:
 
 
 def inherited(file: int, path: str, wait: float) -> AbstractContextManager[None]:
-    """Hold a lock that programs inherit, so that one that outlives a killed run is waited for.
+    """Hold a lock that programs inherit, so that what a killed run has left running is waited for.
 
     Args:
         file: an open file.

@@ -1,4 +1,4 @@
-"""What outlives releases: linked into each of them before it gets its name."""
+"""Persistent data: symlinks in each release before it gets its name."""
 
 from __future__ import annotations
 

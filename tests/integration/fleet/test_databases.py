@@ -223,7 +223,7 @@ def test_all_at_once_and_one_back_by_hand(deployed: Shop) -> None:
 
 @pytest.mark.slow
 def test_a_canary_that_fails(deployed: Shop) -> None:
-    """It goes back by itself, and only then the host takes the schema down."""
+    """It is rolled back, and only then the host migrates the schema down."""
     fleet = deployed
     fleet.sicken("web1", "2")
     answer = fleet.roll("2")

@@ -156,7 +156,7 @@ def distlib(interpreter: bytes, arguments: str = "") -> bytes:
     maker = scripts.ScriptMaker(None, None)
     maker.executable = scripts.enquote_executable(os.fsdecode(interpreter))
     made = bytes(maker._get_shebang("utf-8", os.fsencode(arguments)))
-    # That of pip 23.0, as Debian 12 has it, ends the form for `sh` without one.
+    # As `_write_script` does: that of pip 23.0 does not end the form for `sh` with one.
     return made if made.endswith(b"\n") else made + b"\n"
 
 

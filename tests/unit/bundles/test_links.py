@@ -204,6 +204,10 @@ INSIDE: dict[str, tuple[str, Mapping[str, str]]] = {
     "down-and-up": ("a", {"a": "b/../c/../d"}),
     "through-links": ("a", {"a": "b/c/..", "b": "d", "d/c": "../e/f"}),
     "interpreter": ("bin/python3", {"bin/python3": "/usr/bin/python3.11"}),
+    "interpreter-by-a-way-from-inside": (
+        "bin/python3",
+        {"bin/python3": "/srv/app/../py/bin/python3.11"},
+    ),
     "to-the-interpreter": ("a", {"a": "bin/python", "bin/python": "/usr/bin/python3"}),
     "own-prefix": ("a", {"a": "/srv/app/b"}),
     "own-prefix-itself": ("a", {"a": "/srv/app"}),

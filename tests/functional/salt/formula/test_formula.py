@@ -244,7 +244,7 @@ def test_the_directories_of_persistent_files_and_of_logs_are_made(shop: Shop) ->
 
 
 def test_where_the_release_is_put_in(shop: Shop) -> None:
-    """In all that `managed` and `migrated` take, and not in what outlives a switch."""
+    """In all that `managed` and `migrated` take, and not in what stays through a switch."""
     text = "a {release} b"
     known = shop.minion.functions.pack["__pillar__"]
     known.clear()
