@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 
 
@@ -28,10 +29,18 @@ def _is_elsewhere(server: str) -> bool:
 
 
 def _is_own(family: int, address: tuple[object, ...]) -> bool:
-    """Whether an address is one of this machine's: only to these a socket can be bound."""
+    """Whether an address is one of this machine's: what is sent to one comes from the same one.
+
+    Nothing is sent. That a socket can be bound to an address shows nothing where the kernel allows
+    any (ip_nonlocal_bind), as machines do that can take over the address of another one.
+    """
+    host = str(address[0]).partition("%")[0]
+    known = ipaddress.ip_address(host)
+    if known.is_loopback or known.is_unspecified:
+        return True
     with socket.socket(family, socket.SOCK_DGRAM) as one:
         try:
-            one.bind(address)
+            one.connect((host, 9, *address[2:]))
+            return str(one.getsockname()[0]).partition("%")[0] == host
         except OSError:
             return False
-    return True
