@@ -159,12 +159,11 @@ def roll(
     Bring a release to a few minions first, then to the others in batches; roll back on a failure.
 
     On each minion an SLS is applied, with the release in its pillar. A minion has failed where one
-    of its states has, such as
-    :py:func:`virtualenv_relocated.healthy`, where it
-    does not answer, or where it is not on the release then. Nothing more is rolled out after that,
-    and all minions that this run has switched are rolled back, each to its previous release, by the
-    same SLS and in batches of the same size. There the release is marked bad, so that no highstate
-    brings it back before :py:func:`virtualenv_tools.unmark_bad`.
+    of its states has, such as :py:func:`virtualenv_relocated.healthy`, where it does not answer, or
+    where it is not on the release then. Nothing more is rolled out after that, and all minions that
+    this run has switched are rolled back, each to its previous release, by the same SLS and in
+    batches of the same size. There the release is marked bad, so that no highstate brings it back
+    before :py:func:`virtualenv_tools.unmark_bad`.
 
     With the formula, and a ``host`` in an app's ``migrations``, the minions of a step unpack the
     release first, and before the first switch the host migrates the schema. After a failure it
