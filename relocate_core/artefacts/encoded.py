@@ -10,12 +10,10 @@ languages (`quoting`); where the language of a file is not known, `left` reports
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import NamedTuple
-from urllib.parse import quote_from_bytes
 
 from .prefix import PLAIN, Prefixes, possible_reference, starts_path, url_path
 
@@ -43,6 +41,8 @@ def _escaped(path: bytes) -> bytes:
 
 
 def _quoted(path: bytes) -> bytes:
+    from urllib.parse import quote_from_bytes  # not above: a worker needs it for nothing else
+
     return quote_from_bytes(path, safe="").encode()
 
 
@@ -63,9 +63,8 @@ def needles(plain: Iterable[bytes]) -> tuple[bytes, ...]:
     Args:
         plain: parts of the paths, of plain characters.
     """
-    return tuple(
-        sorted({each.spell(part) for part in plain if b"/" in part for each in _SPELLINGS})
-    )
+    slashes = (b"\\/", b"%2F", b"%2f")
+    return tuple(sorted({part.replace(b"/", one) for part in plain for one in slashes} - {*plain}))
 
 
 def replace(data: bytes, prefixes: Prefixes) -> tuple[bytes, str]:
@@ -117,6 +116,8 @@ def left(data: bytes, prefixes: Prefixes) -> str:
 
 
 def _json(path: bytes) -> bytes:
+    import json
+
     return json.dumps(path.decode("utf-8", "surrogateescape"))[1:-1].encode()
 
 

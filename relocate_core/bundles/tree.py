@@ -16,7 +16,7 @@ from typing import NamedTuple
 from ..archives.tar import CONTROL, DIRECTORY, FILE, LINK, Refused, printable, require_target
 from ..artefacts import bytecode, encoded
 from ..errors import CannotTravel
-from ..relocation.scan import holds_packages, needles
+from ..relocation.scan import needles
 from ..system import files
 from ..virtualenvs import access
 from ..virtualenvs.carried import carried_python
@@ -25,6 +25,7 @@ from ..virtualenvs.evidence import recorded_prefixes
 from ..virtualenvs.interpreter import probe
 from ..virtualenvs.layout import inspect
 from ..virtualenvs.manifest import PLACE, RECORD, directory_mode, file_mode
+from ..virtualenvs.packages import holds_packages
 from . import links as linking
 from .names import LONGEST_PATH, Names, fold, require_config, require_depth
 

@@ -18,7 +18,7 @@ from ..artefacts import bytecode, encoded
 from ..artefacts.prefix import Prefixes
 from ..errors import TreeChanged
 from ..system import files
-from ..virtualenvs.layout import LIBRARIES
+from ..virtualenvs.packages import holds_packages
 
 # Files of up to this size are rewritten in memory as a whole, larger ones as a `kinds.LargeFile`.
 WHOLE = 8 << 20
@@ -26,11 +26,6 @@ _BUFFER = 1 << 18
 # What compressed files and UTF-16 begin with, and how much of one is inflated at the most.
 HIDDEN_FIRST = frozenset(b"P\x1fB\xfd\xff\xfe")
 _INFLATED = 256 << 20
-
-_PACKAGES = (
-    *(f"{one}/{kind}" for one in LIBRARIES for kind in ("python", "pypy")),
-    "site-packages",
-)
 
 Directory = tuple[str, list[str]]
 """A directory's path relative to the virtualenv, and the regular files in it to look at."""
@@ -91,6 +86,8 @@ class Scanner:
             for path, names in directories:
                 name = ""
                 directory = cursor.open(path)
+                # Configuration has such spellings, and packages have none: nearly all files are
+                # spared the search for them.
                 self.wanted = self.needles if holds_packages(path) else self.spellings
                 simple = len(self.wanted) == 1
                 for name in names:
@@ -196,14 +193,6 @@ class Scanner:
 
 def _join(directory: str, name: str) -> str:
     return f"{directory}/{name}" if directory else name
-
-
-def holds_packages(directory: str) -> bool:
-    """Whether a directory is of packages, where nobody writes a path with other slashes.
-
-    Configuration has such spellings, and it is elsewhere: nearly all files are spared the search.
-    """
-    return directory.startswith(_PACKAGES)
 
 
 def needles(paths: tuple[bytes, ...]) -> tuple[bytes, ...]:

@@ -2,27 +2,24 @@
 
 A minion's job may be a thread or a daemonic process, where forking is unsafe and `multiprocessing`
 refuses to start. So the workers are programs of their own: this interpreter, isolated, running
-`serve`, fed through pipes. Where that cannot be had - an embedded interpreter, a core inside a zip,
-no room for a process - the scan runs here, slower.
+`worker.serve`, fed through pipes. Where that cannot be had - an embedded interpreter, a core inside
+a zip, no room for a process - the scan runs here, slower.
 """
 
 from __future__ import annotations
 
-import gc
 import marshal
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import chain
-from typing import Any
 
-from ..artefacts.prefix import Prefixes
 from ..system import files
-from ..system.pipes import SIZE, Worker, answers
+from ..system.pipes import Worker, answers
 from ..system.processes import usable_cores
 from .scan import Directory, Findings, Scanner
+from .worker import GREETING, packed
 
 # Fewer files than this are scanned sooner than a process starts.
 ALONE = 3000
@@ -30,14 +27,13 @@ MOST_WORKERS = 4
 # Small enough that the workers finish together, large enough that messages cost nothing.
 BATCH_FILES = 400
 
-_GREETING = b"\0ready to scan\n"
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 # Run by `python -c`: gives the package a name of its own, whatever is installed under that name.
 _BOOTSTRAP = (
     "import sys;m=sys.modules['relocate_core']=type(sys)('relocate_core');"
     "m.__path__=[sys.argv[1]];"
-    "from relocate_core.relocation.workers import serve;serve(int(sys.argv[2]))"
+    "from relocate_core.relocation.worker import serve;serve(int(sys.argv[2]))"
 )
 
 
@@ -115,13 +111,13 @@ def _start(scanner: Scanner) -> list[Worker[Batch]]:
     if count < 2 or not sys.executable or not _LOADED or _fingerprint() != _LOADED:
         return []
     command = [sys.executable, "-I", "-S", "-B", "-c", _BOOTSTRAP, _PACKAGE, str(scanner.root)]
-    arguments = _packed((scanner.prefixes.arguments, scanner.write, scanner.account))
+    arguments = packed((scanner.prefixes.arguments, scanner.write, scanner.account))
     workers: list[Worker[Batch]] = []
     with suppress(OSError, ValueError):
         for _ in range(count):
             # The descriptor carries the lock on the virtualenv as well: should this process be
             # killed, the lock is held until the last worker has put down its batch.
-            worker: Worker[Batch] = Worker(command, _GREETING, pass_fds=(scanner.root,))
+            worker: Worker[Batch] = Worker(command, GREETING, pass_fds=(scanner.root,))
             workers.append(worker)
             worker.send(arguments)
     return workers
@@ -142,7 +138,7 @@ def _feed(
             if worker is None:
                 scanner.scan(batch, take)
             else:
-                worker.give(batch, _packed(batch))
+                worker.give(batch, packed(batch))
     finally:
         try:
             while any(worker.tasks for worker in workers):
@@ -176,49 +172,3 @@ def _clear(root: int, batch: Batch, process: int) -> None:
                     os.unlink(name, dir_fd=directory)
         finally:
             os.close(directory)
-
-
-# --- in the worker --------------------------------------------------------------------------------
-
-
-def serve(root: int) -> None:
-    """Scan the batches that come in on standard input, until it is closed.
-
-    Args:
-        root: the inherited descriptor of the virtualenv.
-    """
-    # Ctrl-C goes to the whole group; the parent decides what to do.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    gc.disable()  # nothing here is a cycle, and looking for them takes time
-    with suppress(EOFError, BrokenPipeError):
-        prefixes, write, account = _receive(0)
-        scanner = Scanner(root, Prefixes(*prefixes), write, account)
-        files.write_all(1, _GREETING)
-        while True:
-            scanner.scan(_receive(0), _answer)
-
-
-def _answer(findings: Findings) -> None:
-    files.write_all(1, _packed(tuple(findings)))
-
-
-def _packed(message: Any) -> bytes:
-    """A message of plain values, with its length before it."""
-    body = marshal.dumps(message)
-    return len(body).to_bytes(SIZE, "little") + body
-
-
-def _receive(pipe: int) -> Any:
-    """Read one message; raises `EOFError` where the other side has gone."""
-    return marshal.loads(_exactly(pipe, int.from_bytes(_exactly(pipe, SIZE), "little")))
-
-
-def _exactly(pipe: int, size: int) -> bytes:
-    pieces = []
-    while size:
-        piece = os.read(pipe, size)
-        if not piece:
-            raise EOFError
-        pieces.append(piece)
-        size -= len(piece)
-    return b"".join(pieces)

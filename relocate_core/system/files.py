@@ -9,7 +9,6 @@ old file or the new one, and at most a temporary file that the next run removes.
 from __future__ import annotations
 
 import errno
-import hashlib
 import itertools
 import os
 import stat
@@ -113,6 +112,8 @@ def read_whole(file: int) -> bytes:
 
 def digest(file: int, algorithm: str = "sha256") -> bytes:
     """The digest of the rest of an open file."""
+    import hashlib  # not above: the workers of a relocation need it for nothing, and start faster
+
     found = hashlib.new(algorithm)
     while piece := os.read(file, 1 << 20):
         found.update(piece)

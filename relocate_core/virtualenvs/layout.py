@@ -13,11 +13,9 @@ from ..artefacts import metadata, scripts
 from ..artefacts.quoting import CSH, FISH, SH, Language
 from ..errors import InvalidPath, NotAVirtualenv, TreeError
 from ..progress import Report
+from .packages import LIBRARIES
 
 _LIB = re.compile(r"(python|pypy)(\d+\.\d+)(t?)\Z")
-# Fedora, RHEL and openSUSE have compiled packages in lib64, Debian what pip installs in local.
-LIBRARIES = ("lib", "lib64", "local/lib")
-"""The directories that may have the library of a Python."""
 _PACKAGES = ("site-packages", "dist-packages")
 _WORD = rb"((?:'[^']*'|\"(?:[^\"\\]|\\.)*\"|\\.|[^\s;'\"()\\])+)"
 _ASSIGNED = re.compile(rb"VIRTUAL_ENV(?:=|[ \t]+)(?:\$\(cygpath )?" + _WORD)
