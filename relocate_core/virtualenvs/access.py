@@ -71,20 +71,21 @@ def unreadable(environment: Virtualenv, reader: Reader) -> Iterator[str]:
         environment: the virtualenv.
         reader: who.
     """
-    top = environment.path
-    ahead = [""]
+    places = ("bin", *environment.site_packages)
+    ahead = [("", False)]
     while ahead:
-        relative = ahead.pop()
-        with os.scandir(os.path.join(top, relative)) as entries:
+        above, inside = ahead.pop()
+        with os.scandir(os.path.join(environment.path, above)) as entries:
             for entry in entries:
-                path = relative + entry.name
-                is_directory = entry.is_dir(follow_symlinks=False)
-                if entry.is_symlink() or not is_needed(environment, path):
+                if entry.name == "__pycache__" or entry.is_symlink():
+                    continue
+                path = above + entry.name
+                if not inside and not is_needed(environment, path):
                     continue
                 if not reader.may_read(entry.stat(follow_symlinks=False)):
                     yield path
-                if is_directory:
-                    ahead.append(f"{path}/")
+                if entry.is_dir(follow_symlinks=False):
+                    ahead.append((f"{path}/", inside or path in places))
 
 
 def closed_to_others(environment: Virtualenv, modes: Iterable[tuple[str, int, bool]]) -> list[str]:
