@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import shutil
 import sys
 import traceback
@@ -75,6 +76,16 @@ def temporaries(tree: str) -> list[str]:
         for name in (*directories, *names)
         if name.startswith(".relocating-")
     ]
+
+
+def sampled(steps: int, every: int) -> list[int]:
+    """Which of so many steps are tried, other ones each time: one in `every`, and one in three of
+    the last ten, where what was written gets its name; all of them for 1.
+    """
+    first = random.SystemRandom().randrange(every) + 1
+    last = random.SystemRandom().randrange(3)
+    tail = range(max(1, steps - 9 + last), steps + 1, 3)
+    return sorted({*range(first, steps + 1, every), *tail})
 
 
 class Steps:

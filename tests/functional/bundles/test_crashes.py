@@ -32,7 +32,7 @@ from tests.support.archives import remove
 from tests.support.bundles import unpack_by_tar
 from tests.support.environments import Fingerprint, digest
 from tests.support.roots import left_behind
-from tests.support.steps import ROOT, Steps, in_child, small, temporaries
+from tests.support.steps import ROOT, Steps, in_child, sampled, small, temporaries
 
 slow = pytest.mark.slow
 
@@ -233,9 +233,7 @@ def points(world: World, name: str, every: int) -> tuple[list[int], object]:
     wanted = case.result(world)
     TREES.update({"B": wanted, "B-A": wanted} if "X" in os.listdir(world.root) else {})
     assert steps.done
-    first = random.SystemRandom().randrange(every) + 1
-    last = range(max(1, steps.done - 8), steps.done + 1)
-    return sorted({*range(first, steps.done + 1, every), *last}), wanted
+    return sampled(steps.done, every), wanted
 
 
 def healed(world: World, name: str, wanted: object) -> list[str]:

@@ -23,7 +23,7 @@ from relocate_core.releases import history
 from relocate_core.releases.root import CURRENT, UNREPORTED
 from tests.support import roots
 from tests.support.roots import Site, State, left_behind, needs_root, shape
-from tests.support.steps import Steps, in_child
+from tests.support.steps import Steps, in_child, sampled
 
 
 @dataclass(frozen=True)
@@ -65,21 +65,18 @@ CASES = {
     "remove": Case("AB", "C", lambda site: remove(site.path("C")), gone="C"),
 }
 LONG = ("publish-first", "publish-beside", "prune", "remove")
-"""Those of hundreds of steps, of which only some are tried by default."""
+"""Those of hundreds of steps."""
+SOME = {**dict.fromkeys(CASES, 4), **dict.fromkeys(LONG, 150)}
+"""One in how many steps is tried by default."""
 SELDOM = ("activate-first", "rollback-to", "publish-first")
 """Those that are much like another one."""
 
 
 def variants() -> list[Any]:
-    """Each case, and after how many steps each: some of them, and all where it may take long."""
+    """Each case, and one in how many steps: some of them by default, and all."""
     slow = pytest.mark.slow
-    some = [
-        pytest.param(
-            name, 150 if name in LONG else 1, id=name, marks=slow if name in SELDOM else ()
-        )
-        for name in CASES
-    ]
-    return some + [pytest.param(name, 1, id=f"{name}-every-step", marks=slow) for name in LONG]
+    some = [pytest.param(name, SOME[name], id=name) for name in CASES if name not in SELDOM]
+    return some + [pytest.param(name, 1, id=f"{name}-every-step", marks=slow) for name in CASES]
 
 
 @pytest.fixture(scope="module")
@@ -162,9 +159,7 @@ def test_killed_after_a_step(name: str, every: int, site: Site, tmp_path: Path) 
     stage = Stage.set_up(site, CASES[name], tmp_path)
     steps, _ = stage.count()
     found: dict[int, list[str]] = {}
-    # The last steps are where the release gets its name, and where it is written down.
-    first = random.SystemRandom().randrange(every) + 1
-    points = sorted({*range(first, steps + 1, every), *range(max(1, steps - 10), steps + 1)})
+    points = sampled(steps, every)
     for step in points:
         site.restore(stage.kept)
         before = site.current()
@@ -191,7 +186,10 @@ def test_the_end_of_a_rollback(site: Site, tmp_path: Path) -> None:
     assert seen[-1].startswith("ftruncate ")
 
 
-@pytest.mark.parametrize("between", ["publish", "prune", "activate", "mark_healthy"])
+@pytest.mark.parametrize(
+    "between",
+    ["publish", pytest.param("prune", marks=pytest.mark.slow), "activate", "mark_healthy"],
+)
 def test_another_call_between_a_killed_rollback_and_the_same_one(
     between: str, site: Site, tmp_path: Path
 ) -> None:
@@ -365,15 +363,11 @@ FAULTS: dict[str, Callable[[int], Steps]] = {
     "EACCES": lambda step: Steps(fail_at=(step, errno.EACCES)),
 }
 BY_DEFAULT = (
-    *(("publish-beside", fault) for fault in ("EIO", "full-disk")),
-    *(("activate", fault) for fault in ("EIO", "full-disk")),
+    *(("publish-beside", "full-disk"), ("activate", "EIO"), ("activate", "full-disk")),
     *(("rollback-leaving", "EIO"), ("mark", "full-disk"), ("remove", "EIO")),
 )
 FAILING = [
-    *(
-        pytest.param(case, fault, 89 if case in LONG else 1, id=f"{case}-{fault}")
-        for case, fault in BY_DEFAULT
-    ),
+    *(pytest.param(case, fault, SOME[case], id=f"{case}-{fault}") for case, fault in BY_DEFAULT),
     *(
         pytest.param(
             case,
@@ -384,7 +378,6 @@ FAILING = [
         )
         for case in CASES
         for fault in FAULTS
-        if case in LONG or (case, fault) not in BY_DEFAULT
     ),
 ]
 
@@ -395,9 +388,7 @@ def test_a_failing_step(name: str, fault: str, every: int, site: Site, tmp_path:
     stage = Stage.set_up(site, CASES[name], tmp_path)
     steps, seen = stage.count()
     found: dict[str, list[str]] = {}
-    # Other ones each time; a fault is reported with its step.
-    first = random.SystemRandom().randrange(every) + 1
-    points = sorted({*range(first, steps + 1, every), *range(max(1, steps - 10), steps + 1)})
+    points = sampled(steps, every)
     failures = 0
     for step in points:
         site.restore(stage.kept)
