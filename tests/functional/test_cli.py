@@ -269,7 +269,7 @@ def test_nobody_reads_the_output(arguments: list[str], venv: Environment) -> Non
     assert (done.returncode, done.stderr) == (1, b"")
 
 
-@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("alone", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_control_c(alone: bool, big: Environment, tmp_path: Path) -> None:
     """In the middle of a large tree, as a terminal sends it: to all processes of the group."""
     tree = copy(big.path, tmp_path / "tree")

@@ -215,9 +215,9 @@ def checkout(tmp_path: Path) -> Path:
     ("tool", "installer"),
     [
         ("venv", "pip"),
-        ("venv", "uv"),
-        ("virtualenv", "uv"),
         ("uv", "uv"),
+        pytest.param("venv", "uv", marks=pytest.mark.slow),
+        pytest.param("virtualenv", "uv", marks=pytest.mark.slow),
         pytest.param("virtualenv", "pip", marks=pytest.mark.slow),
         pytest.param("uv", "pip", marks=pytest.mark.slow),
     ],
@@ -258,6 +258,7 @@ def test_nothing_is_done_where_nothing_has_changed(each: Shop) -> None:
     assert (now.st_ino, now.st_mtime_ns) == (state.st_ino, state.st_mtime_ns)
 
 
+@pytest.mark.slow
 def test_only_what_is_no_longer_wanted_is_removed(both: Shop) -> None:
     both.build("alpha", "gamma")
     before = both.state()
@@ -354,6 +355,7 @@ def test_the_same_inputs_give_the_same_bytes(each: Shop) -> None:
     each.build("alpha", "gamma")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "tool",
     ["venv", *(pytest.param(one, marks=pytest.mark.slow) for one in ("virtualenv", "uv"))],
@@ -678,6 +680,7 @@ def test_an_existing_file_that_is_no_bundle_is_replaced(shop: Shop) -> None:
 # --- variables and credentials --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_misleading_variables_do_not_mislead(both: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     elsewhere = both.directory / "elsewhere"
     for name in ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "UV_TARGET", "PYTHONPATH", "PYTHONHOME"):
@@ -939,6 +942,7 @@ def test_the_reason_from_the_output_of_a_tool(output: str, expected: str) -> Non
 # --- delta bundles --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_latest_bundles_are_packed_against(shop: Shop, tmp_path: Path) -> None:
     for commit, wanted in (("a", ["gamma"]), ("b", ["gamma"]), ("c", ["alpha", "gamma"])):
         template = str(shop.directory / "shop-{commit}.tar.gz")

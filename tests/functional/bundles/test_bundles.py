@@ -283,8 +283,13 @@ BY_KIND = ("another process", "files in another order")
 @pytest.mark.parametrize(
     ("name", "how"),
     [
-        *(("uv-3.12", how) for how in AGAIN if how not in BY_KIND),
-        *(pytest.param(*one.values, how, marks=one.marks) for one in ALL for how in BY_KIND),
+        *(("uv-3.12", how) for how in AGAIN),
+        *(
+            pytest.param(*one.values, how, marks=pytest.mark.slow)
+            for one in ALL
+            for how in BY_KIND
+            if one.values != ("uv-3.12",)
+        ),
     ],
 )
 def test_the_same_bytes(name: str, how: str, shop: Shop, place: Path) -> None:
@@ -650,6 +655,7 @@ def test_python_2(place: Path) -> None:
 # --- another patch version of the same Python -----------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "way", ["newer to older", pytest.param("older to newer", marks=pytest.mark.slow)]
 )
@@ -1320,6 +1326,7 @@ def test_a_directory_that_cannot_be_written_to(tiny: Built, place: Path) -> None
     assert os.listdir(place) == ["made"]
 
 
+@pytest.mark.slow
 def test_a_failure_leaves_the_archive_before(tiny: Built, place: Path) -> None:
     """Killed or full, the one that stood there stands, with its digest; the next run cleans up."""
     archive = place / "one.tar.gz"

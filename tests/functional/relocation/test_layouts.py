@@ -82,6 +82,7 @@ def test_lib64(lib64: Path, tmp_path: Path) -> None:
     assert (found.kind, found.file) == ("record", str(source.relative_to(moved)))
 
 
+@pytest.mark.slow
 def test_an_editable_install_in_lib64(lib64: Path, tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     shutil.move(lib64 / "src" / "alpha", tmp_path / "outside" / "alpha")

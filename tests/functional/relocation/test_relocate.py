@@ -136,7 +136,7 @@ def test_a_moved_virtualenv_works(kind: str, shape: str, stack: ExitStack, tmp_p
 @pytest.mark.parametrize(
     ("kind", "shape"),
     [
-        ("venv-3.11", "quotes"),
+        pytest.param("venv-3.11", "quotes", marks=pytest.mark.slow),
         pytest.param("venv-3.12", "dollar", marks=pytest.mark.slow),
         pytest.param("virtualenv-20", "space", marks=pytest.mark.slow),
         ("virtualenv-21", "quotes"),
@@ -151,7 +151,10 @@ def test_activation(kind: str, shape: str, shell: str, stack: ExitStack, tmp_pat
     ]
 
 
-@pytest.mark.parametrize("options", [{"copies": True}, {"system_site_packages": True}])
+@pytest.mark.parametrize(
+    "options",
+    [{"copies": True}, pytest.param({"system_site_packages": True}, marks=pytest.mark.slow)],
+)
 def test_variants(options: dict[str, Any], stack: ExitStack, tmp_path: Path) -> None:
     made = stand(stack, tmp_path, "shorter", "venv-3.11", packages=PACKAGES, **options)
     assert_moves(made, str(tmp_path))

@@ -21,6 +21,7 @@ def results(answers: dict[str, list[dict[str, Any]]]) -> list[list[bool | None]]
     return [one for number, one in enumerate(found) if one not in found[:number]]
 
 
+@pytest.mark.slow
 def test_highstates(fleet: Fleet) -> None:
     view = fleet.view()
     assert view["comment"] == "None of 3 minions is on a release."

@@ -129,6 +129,7 @@ def everywhere(**releases: str) -> dict[str, dict[str, str]]:
     return {short: dict(programs) for short in MINIONS}
 
 
+@pytest.mark.slow
 def test_from_bare_to_running(fleet: Formula) -> None:
     tree = environments.digest(fleet.base)
     for states in fleet.by_id("test=True").values():
@@ -147,6 +148,7 @@ def test_from_bare_to_running(fleet: Formula) -> None:
     assert fleet.view()["comment"] == "All 3 minions are on 1."
 
 
+@pytest.mark.slow
 def test_a_roll_out_is_about_one_app(fleet: Formula) -> None:
     """The other one is not made, and what is wrong with it does not count."""
     del fleet.apps["blog"]["source"]

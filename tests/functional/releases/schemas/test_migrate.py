@@ -115,6 +115,7 @@ def test_a_schema_goes_up_and_back(site: Migrated) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_what_was_there_before_the_first_migration_is_known(site: Migrated) -> None:
     """Though the release that was active then was never migrated: it ran with what was found."""
     site.django("A", {"shop": FIRST})
@@ -244,6 +245,7 @@ def test_an_irreversible_migration_stops_a_rollback(site: Migrated, operation: s
     assert "shop.0004_y" in site.applied()
 
 
+@pytest.mark.slow
 def test_a_migration_that_is_not_in_the_code_any_more(two: Migrated) -> None:
     two.django("C", {"shop": FIRST, "more": {"0001_initial": table("More")}})
     two.deploy("C")
@@ -285,6 +287,7 @@ def test_a_rollback_to_what_needs_more(two: Migrated) -> None:
 # --- by pillar ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_release_that_is_set_back(two: Migrated) -> None:
     """Its own code knows nothing of what is applied; the newer code takes it down, and up again."""
     two.django("C", {"shop": THIRD})
@@ -563,6 +566,7 @@ def add(name: str, below: str, table: str = "item") -> tuple[Any, str, str]:
     return below, column, f"op.drop_column({table!r}, {name!r})"
 
 
+@pytest.mark.slow
 def test_alembic(site: Migrated) -> None:
     """Told before, done once, undone by a rollback and by pillar."""
     one = {"a1": ITEM}
@@ -597,6 +601,7 @@ def test_alembic_with_several_heads(site: Migrated) -> None:
     assert site.columns("item") == {"id", "left"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "down",
     [

@@ -134,9 +134,9 @@ def world(shop: Shop) -> Any:
 @pytest.mark.parametrize(
     ("shop", "sls"),
     [
-        ("supervisor", "releases"),
-        ("systemd", "formula.releases"),
-        pytest.param("supervisor", "formula.releases", marks=pytest.mark.slow),
+        ("supervisor", "formula.releases"),
+        pytest.param("supervisor", "releases", marks=pytest.mark.slow),
+        pytest.param("systemd", "formula.releases", marks=pytest.mark.slow),
         pytest.param("systemd", "releases", marks=pytest.mark.slow),
     ],
     indirect=["shop"],
@@ -295,6 +295,7 @@ def test_a_python_is_installed_where_it_is_not_there(shop: Shop, python: str) ->
 # --- each SLS alone -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_part_alone_one_after_the_other(shop: Shop) -> None:
     for part in PARTS:
         changed = shop.done(f"releases.{part}")
@@ -384,6 +385,7 @@ def test_clean(shop: Shop) -> None:
     assert not shop.root.exists()
 
 
+@pytest.mark.slow
 def test_a_build_machine_packs(shop: Shop) -> None:
     bundle = str(shop.directory / "deep" / "shop.tar.gz")
     pillar = {"releases": {"builds": {bundle: {"pip_packages": ["nothing-of-that-name"]}}}}
@@ -437,6 +439,7 @@ def test_a_program_that_is_removed_is_stopped(shop: Shop) -> None:
     assert shop.done(programs=programs) == {}
 
 
+@pytest.mark.slow
 @both_managers
 def test_a_socket_that_is_removed_is_closed(shop: Shop) -> None:
     web = shop.app["programs"]["web"]
@@ -492,6 +495,7 @@ def test_an_app_that_is_removed_is_stopped(shop: Shop) -> None:
     assert (shop.manager.runs_on(), os.listdir(shop.manager.configs)) == ({}, [])
 
 
+@pytest.mark.slow
 def test_another_process_manager_takes_over(shop: Shop) -> None:
     shop.done()
     before = processes(shop)
@@ -510,6 +514,7 @@ def test_another_process_manager_takes_over(shop: Shop) -> None:
         systemd.end()
 
 
+@pytest.mark.slow
 def test_a_web_server_that_is_removed(shop: Shop) -> None:
     loaded = shop.directory / "loaded"
     for server in ("nginx", "apache"):
@@ -557,6 +562,7 @@ def test_disable_and_enable(shop: Shop) -> None:
 # --- several apps ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_apps(shop: Shop) -> None:
     other = {
         "release": "2",
