@@ -67,6 +67,29 @@ def test_every_page_is_in_the_index() -> None:
     assert set(SITE) <= {*linked, index}
 
 
+def test_the_architecture_lists_every_module_of_the_core() -> None:
+    """In the listing of its rooms, each beside its package, and none that is not there."""
+    (listing,) = re.findall(r"```\n(relocate_core/\n.*?)```", TOP[1].read_text(), re.S)
+    found: dict[str, set[str]] = {}
+    package = ""
+    for line in listing.splitlines()[1:]:
+        depth = len(line) - len(line.lstrip())
+        words = line.split("(")[0].split()
+        if depth == 2:  # with what it is for behind it
+            package = words[0]
+            found.setdefault("", set()).add(package)
+        else:
+            found.setdefault(package, set()).update(words)
+    core = CHECKOUT / "relocate_core"
+    for package in sorted(name for name in found[""] if name.endswith("/")):
+        modules = {path.stem for path in (core / package).rglob("*.py")} - {"__init__"}
+        inner = {path.name + "/" for path in (core / package).rglob("*") if path.is_dir()}
+        assert found[package] == modules | inner - {"__pycache__/"}, package
+    assert {name for name in found[""] if name.endswith(".py")} == {
+        path.name for path in core.glob("*.py") if path.name != "__main__.py"
+    }
+
+
 def test_the_readme_is_short() -> None:
     assert len((CHECKOUT / "README.md").read_text().split()) <= 700
 
