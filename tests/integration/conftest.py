@@ -49,9 +49,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return minions.file_root(tmp_path_factory.mktemp("root"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def master(salt_factories: Any, root: Path) -> Iterator[Any]:
-    """A running master."""
+    """A running master; it ends with these tests, as one that waits takes its time as well."""
     daemon = salt_factories.salt_master_daemon(
         random_string("master-"),
         defaults={"open_mode": True},
@@ -67,7 +67,7 @@ def master(salt_factories: Any, root: Path) -> Iterator[Any]:
         yield daemon
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def minion(master: Any) -> Iterator[Any]:
     """A running minion of that master."""
     daemon = master.salt_minion_daemon(
@@ -78,7 +78,7 @@ def minion(master: Any) -> Iterator[Any]:
         yield daemon
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def salt(master: Any, minion: Any) -> Any:
     """The command `salt`, for that minion; several threads may call it at once."""
 

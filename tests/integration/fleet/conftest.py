@@ -241,7 +241,7 @@ def fleet_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def all_minions(
     salt_factories: Any,
     fleet_root: Path,
