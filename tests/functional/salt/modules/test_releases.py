@@ -628,7 +628,8 @@ def test_wrong_arguments(
     two: Site, function: str, arguments: tuple[str, ...], options: dict[str, Any], words: str
 ) -> None:
     os.mkdir(two.path("stray"))
-    two("unpack", two.archive("1"), os.path.join(os.path.dirname(two.root), "other", "1"))
+    if "../other/1" in options.values():
+        two("unpack", two.archive("1"), os.path.join(os.path.dirname(two.root), "other", "1"))
     before = two.world()
     given = [value.replace("ROOT", two.root) for value in arguments]
     two.refused(words.replace("ROOT", re.escape(two.root)), function, *given, **options)
