@@ -591,9 +591,9 @@ def prune(root: str, keep: int = 5, test: bool | None = None) -> dict[str, Any]:
     """
     Remove old releases.
 
-    The active one, the previous one, pinned ones and those that a process uses always stay. A
-    release that is marked bad does not count as one of those to keep. What is no release is not
-    touched.
+    The active one, the previous one, pinned ones, those that a process uses, and the one whose code
+    alone can migrate a schema down always stay. A release that is marked bad does not count as one
+    of those to keep. What is no release is not touched.
 
     root
         The directory of the releases, as an absolute path.
