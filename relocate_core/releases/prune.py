@@ -188,9 +188,7 @@ def _plan(root: Root, keep: int) -> Pruning:
     return found
 
 
-def _needed(
-    release: Release, previous: set[str | None], migrated: Mapping[str, str]
-) -> str | None:
+def _needed(release: Release, previous: set[str | None], migrated: Mapping[str, str]) -> str | None:
     """Why a release stays, however old or bad it is.
 
     Args:
