@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import random
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-pytest.importorskip("pytestshellutils", reason="pytest-salt-factories is not installed")
-
-from pytestshellutils.exceptions import FactoryTimeout
+pytest.importorskip("saltfactories", reason="pytest-salt-factories is not installed")
 
 from relocate_core import pack
 from tests.integration.fleet.conftest import MINIONS, Fleet
@@ -347,21 +346,44 @@ def test_a_roll_out_and_a_rollback(deployed: Shop) -> None:
 
 
 @pytest.mark.slow
-def test_killed_and_called_again(deployed: Shop) -> None:
-    """The runner of a roll-out and of a rollback, again and again, wherever that is."""
+def test_killed_in_each_job_and_called_again(deployed: Shop) -> None:
+    """The runner of a roll-out and of a rollback, wherever it is; the jobs are not known before."""
     fleet = deployed
-    for function, arguments, wanted in (
-        ("releases.roll", ("2", "batch=1"), "2"),
-        ("releases.rollback", ("batch=1",), "1"),
-    ):
-        for seconds in (4, 9, 14, 19):
-            with suppress(FactoryTimeout):
-                fleet.master.salt_run_cli().run(function, fleet.root, *arguments, _timeout=seconds)
+    calls = {
+        "2": ("releases.roll", fleet.root, "2", "canary=0", "batch=2"),
+        "1": ("releases.rollback", fleet.root, "batch=2"),
+    }
+    seed = random.randrange(2)
+    for number in itertools.count(1):
+        killed = set()
+        for wanted, call in calls.items():
+            before = fleet.altered()
+            # With another one each time: it ends with all answers there, or with none.
+            where = "KILLED_IN" if (number + seed) % 2 else "KILLED_AFTER"
+            if fleet.is_killed(*call, **{where: number}):
+                killed.add(wanted)
             assert fleet.answers() == dict.fromkeys(MINIONS, True)
-        answer, code = fleet.run(function, fleet.root, *arguments)
-        assert (answer["result"], code) == (True, 0), answer
-        fleet.all_on(wanted)
-    assert len(fleet.server.logged(r'ALTER TABLE "shop_item" ADD COLUMN "price"')) > 0
+            answer, code = fleet.run(*call)
+            assert (answer["result"], code) == (True, 0), (number, where, answer)
+            fleet.all_on(wanted)
+            assert fleet.altered() - before == 1, (number, where)
+            claims = fleet.salt("virtualenv_tools.claimed", fleet.root)
+            assert not any(claims.values()), claims
+            view = fleet.view()
+            (shown,) = view["schemas"]
+            assert (shown["host"], shown["version"]) == (HOST, VERSIONS["django"][wanted])
+            assert (view["stragglers"], shown["misfits"]) == ({}, {})
+        fleet.salt("virtualenv_tools.unmark_bad", f"{fleet.root}/2")
+        if not killed:
+            break
+    assert number > 12
+    events = fleet.salt("virtualenv_tools.history", fleet.root, "limit=1000")
+    migrated = {
+        short: [line.split()[1] for line in lines if " migrated" in line]
+        for short, lines in events.items()
+    }
+    assert [short for short, lines in migrated.items() if lines] == [HOST]
+    assert len(migrated[HOST]) == 1 + 2 * number
 
 
 @pytest.mark.slow
