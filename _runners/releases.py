@@ -1212,7 +1212,7 @@ class _Rollout:
             line = _difference(self.wanted, name, before, places)
             if line is not None:
                 self.changes[before] = line
-                _report(f"since {before}: {line}")
+                _report(f"what changes since {before}: {line}")
 
     def _changes_by_line(self) -> dict[str, list[str]]:
         """The minions, by what changes there."""
@@ -1233,7 +1233,7 @@ class _Rollout:
         self.failed = _apply(wanted, names, wanted.release, unpack)
         self.compare(_without(minions, self.failed))
         if is_first and not self.failed:
-            _report(f"migrating by {host}")
+            _report(f"migrating the schema on {host}")
             self.failed = _apply(wanted, [host], wanted.release, [f"{wanted.formula}.migrate"])
         if self.failed:
             _report(f"failed on {_few(self.failed)}, before anything was switched there")
@@ -1262,7 +1262,7 @@ class _Rollout:
                     f"and its root is {wanted.root}"
                 )
         self.switched += [name for name in minions if after[name].release == wanted.release]
-        _report(f"failed on {_few(self.failed)}" if self.failed else f"well on {_few(minions)}")
+        _report(f"failed on {_few(self.failed)}" if self.failed else f"done on {_few(minions)}")
         return after
 
     def _roll_back(self, after: Mapping[str, _Standing]) -> None:
@@ -1289,7 +1289,7 @@ class _Rollout:
     def _return(self, previous: Mapping[str, str]) -> None:
         """Switch minions to their previous releases, by the SLS or else without it."""
         wanted, minions = self.wanted, list(previous)
-        _report(f"back: {_few(minions)}")
+        _report(f"rolling back {_few(minions)}")
         name, why = next(iter(self.failed.items()))
         reason = f"the roll-out has failed on {name}: {_first(why)}"
         path = f"{wanted.root}/{wanted.release}"
@@ -1583,7 +1583,7 @@ class _Rollback:
             if number:
                 _claim(self.wanted, list(self.before), self.doing)
             _report(
-                f"{step.name} of {len(self.steps)}: back to {self.wanted.release}: "
+                f"{step.name} of {len(self.steps)}: rolling back to {self.wanted.release}: "
                 f"{_few(step.minions)}"
             )
             self._return(step.minions)
@@ -1713,6 +1713,7 @@ def _migrate_down(wanted: _Wanted, host: str, minions: Sequence[str]) -> str | N
     to = str(found[host].release)
     running = sorted({str(found[name].release) for name in users if found[name].release})
     keywords = {"root": wanted.root, "to": to, "running": running, "link": wanted.link}
+    _report(f"migrating the schema down on {host}, where that is needed")
     try:
         function = f"{_TOOLS}.migrate_down"
         answer = _ask([host], "list", function, [_keywords(**keywords)], wanted.timeout).get(host)

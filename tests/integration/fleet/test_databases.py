@@ -317,7 +317,10 @@ def test_a_roll_out_and_a_rollback(deployed: Shop) -> None:
     """And what the fleet shows of the schema; two at once are refused."""
     fleet = deployed
     said = fleet.roll("2", "batch=100%", "test=True")
-    assert said["comment"].endswith("; web2 migrates the schema first."), said
+    assert said["comment"].endswith(
+        "; web2 migrates the schema first. "
+        "On web1, web2, web10: the same packages; migrations shop 0002_price."
+    ), said
     answer = fleet.roll("2", "batch=100%")
     assert (answer["result"], answer["schema"]) == (True, None), answer
     fleet.all_on("2")

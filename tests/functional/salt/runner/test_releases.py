@@ -420,9 +420,9 @@ def test_a_roll_out(runner: Runner, there: Minions, monkeypatch: pytest.MonkeyPa
     assert pillar == {"releases": {"apps": {"shop": {"keep_releases": 3}}}}
     assert not {"saltenv", "pillarenv"} & applied[0].keys()
     assert runner.reports == [
-        *("canary, 1 of 3: web1", "well on web1", "waiting for 9 seconds"),
-        *("batch 1, 2 of 3: web2, web3", "well on web2, web3", "waiting for 9 seconds"),
-        *("batch 2, 3 of 3: web4, web10", "well on web4, web10"),
+        *("canary, 1 of 3: web1", "done on web1", "waiting for 9 seconds"),
+        *("batch 1, 2 of 3: web2, web3", "done on web2, web3", "waiting for 9 seconds"),
+        *("batch 2, 3 of 3: web4, web10", "done on web4, web10"),
     ]
     there.jobs.clear()
     assert runner("roll", there, ROOT, 2)["comment"] == (
@@ -472,8 +472,8 @@ def test_what_a_roll_out_changes(runner: Runner, there: Minions) -> None:
     there.diffs = {(f"{ROOT}/{old}", f"{ROOT}/2"): line for old in ("0", "1")}
     answer = runner("roll", there, ROOT, 2, batch="100%")
     assert answer["changes"] == {line: ["web1", "web2", "web3", "web4"]}
-    said = [one for one in runner.reports if one.startswith("since")]
-    assert said == [f"since 1: {line}", f"since 0: {line}"]
+    said = [one for one in runner.reports if one.startswith("what")]
+    assert said == [f"what changes since {old}: {line}" for old in ("1", "0")]
 
 
 def test_what_another_master_works_on_is_left_alone(runner: Runner, there: Minions) -> None:
