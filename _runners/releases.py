@@ -52,6 +52,8 @@ _SHOWN_MINIONS = 3
 _FORMULA = re.compile(r"(?:[^.]+\.)*?releases(?![^.])")
 _APP_KEY = re.compile(r"releases:apps:([^:]+):release")
 _SILENT = "does not answer"
+# A claim lasts an hour; a step takes much less.
+_RENEWAL = 600.0
 # What may not run twice in one root.
 _CHANGING = {"runner.releases.roll": "roll-out", "runner.releases.rollback": "rollback"}
 
@@ -298,8 +300,9 @@ def roll(
             if test:
                 rollout.compare(list(plan.before), facts or {})
             else:
-                with _alone(wanted, list(plan.before), rollout.doing):
-                    result = rollout.run()
+                doing = f"roll-out of {wanted.release}"
+                with _alone(wanted, list(plan.before), doing) as renew:
+                    result = rollout.run(renew)
         finally:  # whatever interrupts it, the answer has what was done until then
             ret.update(rollout.facts())
         return {**ret, "result": result, "comment": rollout.comment(result)}
@@ -426,8 +429,9 @@ def rollback(
         result = None
         try:
             if not test:
-                with _alone(wanted, list(run.before), run.doing):
-                    result = run.run()
+                doing = f"rollback to {wanted.release}"
+                with _alone(wanted, list(run.before), doing) as renew:
+                    result = run.run(renew)
         finally:
             ret.update(run.facts())
         return {**ret, "result": result, "comment": run.comment(result)}
@@ -608,10 +612,21 @@ def _refuse_second(root: str) -> None:
 
 
 @contextlib.contextmanager
-def _alone(wanted: _Wanted, names: list[str], doing: str) -> Iterator[None]:
-    """Keep the runs of other masters, whose jobs this one does not see, from these minions."""
+def _alone(wanted: _Wanted, names: list[str], doing: str) -> Iterator[Callable[[], None]]:
+    """Keep the runs of other masters, whose jobs this one does not see, from these minions.
+
+    Gives what renews their claims, which is to be called before each step.
+    """
+    claimed = time.monotonic()
+
+    def renew() -> None:
+        nonlocal claimed
+        if time.monotonic() - claimed > _RENEWAL:
+            _claim(wanted, names, doing)
+            claimed = time.monotonic()
+
     if not names:
-        yield
+        yield renew
         return
     holder = str(__opts__["id"])
     try:
@@ -624,7 +639,7 @@ def _alone(wanted: _Wanted, names: list[str], doing: str) -> Iterator[None]:
                 "that was killed, call it again there, or run virtualenv_tools.unclaim on these "
                 "minions"
             )
-        yield
+        yield renew
     finally:
         _call(wanted, names, "unclaim", root=wanted.root, holder=holder)
 
@@ -1128,7 +1143,6 @@ class _Rollout:
         back: the release that a minion is back on.
         stuck: why a minion could not be rolled back.
         untouched: the minions that were not reached before the failure.
-        doing: what it does, in a few words.
         schema: what became of the schema that a host migrates for all; a sentence.
         changes: what the release changes, in a line for each release that it replaces.
     """
@@ -1144,17 +1158,15 @@ class _Rollout:
         self.back: dict[str, str] = {}
         self.stuck: dict[str, str] = {}
         self.untouched: list[str] = []
-        self.doing = f"roll-out of {wanted.release}"
 
-    def run(self) -> bool:
+    def run(self, renew: Callable[[], None]) -> bool:
         """Do all steps, or roll back after the first one that fails; whether none did."""
         steps = self.plan.steps
         for number, step in enumerate(steps):
             if number and self.wanted.pause:
                 _report(f"waiting for {self.wanted.pause:g} seconds")
                 time.sleep(self.wanted.pause)
-            if number:
-                _claim(self.wanted, list(self.plan.before), self.doing)
+            renew()
             _report(f"{step.name}, {number + 1} of {len(steps)}: {_few(step.minions)}")
             later = [one for step in steps[number + 1 :] for one in step.minions]
             self._prepare(step.minions, is_first=not number)
@@ -1545,7 +1557,6 @@ class _Rollback:
         missing: those that do not answer.
         host: who migrates the schema for all.
         schema: what became of that; a sentence.
-        doing: what it does, in a few words.
     """
 
     def __init__(
@@ -1575,13 +1586,11 @@ class _Rollback:
             if one.answers and not _is_clear(one)
         }
         self.schema: str | None = None
-        self.doing = f"rollback to {wanted.release}"
 
-    def run(self) -> bool:
+    def run(self, renew: Callable[[], None]) -> bool:
         """Do all batches, whatever becomes of one, then the schema; whether all went well."""
-        for number, step in enumerate(self.steps):
-            if number:
-                _claim(self.wanted, list(self.before), self.doing)
+        for step in self.steps:
+            renew()
             _report(
                 f"{step.name} of {len(self.steps)}: rolling back to {self.wanted.release}: "
                 f"{_few(step.minions)}"
@@ -1678,7 +1687,8 @@ class _Rollback:
             yield f"The rollback has failed on {name}: {_first(why)}.{more}"
         if self.missing:
             do = "does" if len(self.missing) == 1 else "do"
-            yield f"{_few(self.missing)} {do} not answer: call this again when {do} so."
+            it = "it does" if len(self.missing) == 1 else "they do"
+            yield f"{_few(self.missing)} {do} not answer: call this again when {it}."
         if self.elsewhere:
             yield f"On another release, and left there: {_few(self.elsewhere)}."
         if self.schema:
