@@ -1,8 +1,9 @@
-"""Roll-outs on one machine: a master, many minions with a /srv of their own, and one PostgreSQL.
+"""Roll-outs on one machine: a master, many minions in mount namespaces, and one PostgreSQL.
 
-Each minion is in a mount namespace. The app is a Django site whose schema one of them migrates for
-all. Timed are highstates, a roll-out, the rollback of all, and a roll-out that fails in its third
-batch; after each, what every minion runs and what the schema is at has to be right. It needs root.
+All minions have the app in the same directory, and each has another one there. The app is a Django
+site whose schema one of them migrates for all. Timed are highstates, a roll-out, the rollback of
+all, and a roll-out that fails in its third batch; after each, what every minion runs and what the
+schema is at has to be right. It needs root.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from tests.support.projects import column, django_files, libraries, table
 NEEDED = ("django", "asgiref", "sqlparse", "psycopg", "typing_extensions")
 COLUMNS = ("id", "price", "colour")
 """What the table has: each release one more."""
-IN_ITS_OWN_SRV = 'mount --make-rprivate / && mount --bind "$0" /srv && exec "$@"'
+IN_ITS_OWN_SRV = 'mount --make-rprivate / && mount --bind "$0/srv" "$0/../srv" && exec "$@"'
 READY_SECONDS = 300.0
 STEP_SECONDS = 1200.0
 
@@ -72,14 +73,20 @@ class Fleet:
         return self.directory / "files"
 
     def srv(self, name: str) -> Path:
-        """What a minion has as /srv."""
+        """What a minion has as `srv` of the directory."""
         return self.directory / name / "srv"
+
+    @property
+    def root(self) -> str:
+        """The root of the app, on each minion."""
+        return f"{self.directory}/srv/shop"
 
     # --- set-up ---------------------------------------------------------------------------------
 
     def write(self) -> None:
         """Write the file root, the pillar, and the configuration of the master."""
         self.file_root.mkdir(parents=True)
+        (self.directory / "srv").mkdir()
         for modules in ("_modules", "_states", "_utils", "_runners"):
             (self.file_root / modules).symlink_to(CHECKOUT / modules)
         (self.file_root / "releases").symlink_to(CHECKOUT / "formula" / "releases")
@@ -124,11 +131,12 @@ class Fleet:
         """Write into pillar what a highstate should bring."""
         app = {
             "release": release,
+            "root": self.root,
             "source": "salt://shop/{release}.tar.gz",
             "user": "root",
             "group": "root",
             "health": {
-                "checks": "read which < etc/which && test ! -e /srv/sick-$which",
+                "checks": f"read which < etc/which && test ! -e {self.directory}/srv/sick-$which",
                 "attempts": 2,
                 "interval": 0.1,
             },
@@ -146,11 +154,12 @@ class Fleet:
         """Start all daemons; they are ready when each minion has answered and has our modules."""
         self.daemon("salt-master", "master")
         for name in self.names:
-            srv = ("unshare", "--mount", "sh", "-c", IN_ITS_OWN_SRV, str(self.srv(name)))
+            srv = ("unshare", "--mount", "sh", "-c", IN_ITS_OWN_SRV, str(self.directory / name))
             self.daemon("salt-minion", name, *srv)
         until = time.monotonic() + READY_SECONDS
         while len(up := self.salt("test.ping")) < len(self.names):
-            if time.monotonic() > until:
+            dead = [one.args for one in self.processes if one.poll() is not None]
+            if dead or time.monotonic() > until:
                 raise BenchError(f"only {len(up)} minions answer: see {self.directory}")
             time.sleep(2)
         self.salt("saltutil.sync_all")
@@ -272,7 +281,7 @@ def pack_releases(work: Path, directory: Path) -> str:
 def running(options: argparse.Namespace) -> Iterator[tuple[Fleet, str]]:
     """The fleet, and how large a release is; all of it ends with the block."""
     if os.geteuid() != 0 or shutil.which("unshare") is None:
-        raise BenchError("it needs root, and unshare of util-linux, for a /srv of each minion")
+        raise BenchError("it needs root, and unshare of util-linux, for the mount namespaces")
     work = Path(tempfile.mkdtemp(prefix="fleet-"))
     names = [f"web{number}" for number in range(1, options.minions + 1)]
     try:
@@ -302,7 +311,7 @@ def measure(fleet: Fleet, batch: str) -> None:
     if changed:
         raise BenchError(f"the second highstate has changed something: {changed}")
     answer = fleet.timed(
-        "plan of a roll-out", "releases.roll", "/srv/shop", "2", *rolled, "test=True"
+        "plan of a roll-out", "releases.roll", fleet.root, "2", *rolled, "test=True"
     )
     say(answer["comment"])
     steps = answer["steps"]
@@ -310,21 +319,21 @@ def measure(fleet: Fleet, batch: str) -> None:
     answer = fleet.timed(
         f"roll-out, a canary and {len(steps) - 1} batches",
         "releases.roll",
-        "/srv/shop",
+        fleet.root,
         "2",
         *rolled,
     )
     fleet.require("2", answer, True)
-    answer = fleet.timed("rollback of all", "releases.rollback", "/srv/shop", *rolled)
+    answer = fleet.timed("rollback of all", "releases.rollback", fleet.root, *rolled)
     fleet.require("1", answer, True)
     (fleet.srv(steps[3]["minions"][-1]) / "sick-3").touch()
     answer = fleet.timed(
         "roll-out that fails in the third batch, and is rolled back",
-        *("releases.roll", "/srv/shop", "3", *rolled),
+        *("releases.roll", fleet.root, "3", *rolled),
     )
     say(answer["comment"])
     fleet.require("1", answer, False)
-    answer = fleet.timed("releases.fleet", "releases.fleet", "/srv/shop", "brief=True")
+    answer = fleet.timed("releases.fleet", "releases.fleet", fleet.root, "brief=True")
     say(answer["comment"])
 
 
