@@ -407,6 +407,15 @@ def test_hosts_that_cannot_be(deployed: Shop) -> None:
     tgt = f"tgt={fleet.id('web1')},{fleet.id('web10')}"
     answer = fleet.roll("2", tgt, "tgt_type=list")
     assert "web2, which migrates the schema for all, is not among the minions" in answer["comment"]
+    away = fleet.daemons[HOST]
+    away.terminate()
+    try:
+        answer = fleet.roll("2", "timeout=5")
+    finally:
+        away.start()
+    assert answer["comment"] == (
+        "Nothing was rolled out: web2, which migrates the schema for all, does not answer."
+    )
     fleet.all_on("1")
 
     # A highstate with such a host changes nothing in the database.
