@@ -179,18 +179,22 @@ def info(path: str) -> dict[str, Any]:
         return _printable(core.describe(_absolute(path)))
 
 
-def diff(old: str, new: str, brief: bool = False) -> dict[str, Any]:
+def diff(old: str, new: str, brief: bool = False, saltenv: str = "base") -> dict[str, Any]:
     """
     Report what differs between two builds: packages, migrations, files. Nothing of them is run.
 
     old
-        A release, a virtualenv or a full bundle on the minion, as an absolute path.
+        A release, a virtualenv or a full bundle: an absolute path on the minion, or a URL that Salt
+        can fetch. What was fetched for this is removed from the minion's cache.
 
     new
         What it is compared with, likewise.
 
     brief
         ``True`` compares the packages alone, which is done at once.
+
+    saltenv
+        The environment of a ``salt://`` URL.
 
     Returns a dictionary: ``old`` and ``new`` (the paths), ``added``, ``removed`` and ``changed``
     (versions by package; of those that changed, ``old`` and ``new``), ``migrations`` (those that
@@ -205,10 +209,11 @@ def diff(old: str, new: str, brief: bool = False) -> dict[str, Any]:
     .. code-block:: bash
 
         salt '*' virtualenv_tools.diff /srv/app/9c01b7e /srv/app/4f2a9c1
+        salt web1 virtualenv_tools.diff /srv/app/current salt://app/4f2a9c1.tar.gz
         salt build virtualenv_tools.diff /srv/salt/app/9c01b7e.tar.gz /srv/salt/app/4f2a9c1.tar.gz
     """
-    with _core() as core:
-        return _printable(core.diff(_absolute(old), _absolute(new), brief=bool(brief)).as_dict())
+    with _core() as core, _at_hand(old, saltenv) as before, _at_hand(new, saltenv) as after:
+        return _printable(core.diff(before, after, brief=bool(brief)).as_dict())
 
 
 def check(path: str, deep: bool = False) -> dict[str, Any]:
@@ -591,9 +596,9 @@ def prune(root: str, keep: int = 5, test: bool | None = None) -> dict[str, Any]:
     """
     Remove old releases.
 
-    The active one, the previous one, pinned ones and those that a process uses always stay. A
-    release that is marked bad does not count as one of those to keep. What is no release is not
-    touched.
+    The active one, the previous one, pinned ones, those that a process uses, and the one whose code
+    alone can migrate a schema down always stay. A release that is marked bad does not count as one
+    of those to keep. What is no release is not touched.
 
     root
         The directory of the releases, as an absolute path.
@@ -1295,7 +1300,95 @@ def schemas(root: str) -> dict[str, Any]:
         return dict(_printable(core.schemas(_absolute(root))))
 
 
+def claim(root: str, holder: str, doing: str, wait: float = 300) -> dict[str, Any]:
+    """
+    Claim a root for a roll-out, or renew the claim; the runner ``releases`` does it at each step.
+
+    It keeps the roll-outs of other masters out, until :py:func:`unclaim`, or until an hour has
+    passed without a renewal. States and functions on this minion do not look at it.
+
+    root
+        The directory of the releases, as an absolute path.
+
+    holder
+        Who claims it: the master's ID.
+
+    doing
+        What for, in a few words.
+
+    wait
+        Seconds to wait for another run in the same root.
+
+    Returns a dictionary: ``claimed``, and where that is ``False``, of the claim that there is
+    ``holder``, ``doing``, ``since`` (UTC) and ``living``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'web*' virtualenv_tools.claim /srv/app me 'no roll-outs today'
+    """
+    seconds = _seconds(wait)
+    with _core() as core, _reporting(root) as (job, _):
+        found = core.claim(_absolute(root), str(holder), str(doing), job=job, wait=seconds)
+    return {"claimed": True} if found is None else {"claimed": False, **_claim_facts(found)}
+
+
+def claimed(root: str) -> dict[str, Any]:
+    """
+    Report whose a root is: of the master that rolls something out there.
+
+    root
+        The directory of the releases, as an absolute path.
+
+    Returns a dictionary: ``holder``, ``doing`` and ``since`` (UTC), and ``living``: whether it
+    keeps others out. It is empty where nobody has claimed it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'web*' virtualenv_tools.claimed /srv/app
+    """
+    with _core() as core:
+        found = core.claimed(core.Root(_absolute(root)))
+    return {} if found is None else _claim_facts(found)
+
+
+def unclaim(root: str, holder: str | None = None, wait: float = 300) -> bool:
+    """
+    Take the claim on a root away: by hand, where a roll-out of another master was killed.
+
+    root
+        The directory of the releases, as an absolute path.
+
+    holder
+        Whose claim; by default that of anybody.
+
+    wait
+        Seconds to wait for another run in the same root.
+
+    Returns whether there was such a claim.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'web*' virtualenv_tools.unclaim /srv/app
+    """
+    seconds = _seconds(wait)
+    who = None if holder is None else str(holder)
+    with _core() as core, _reporting(root) as (job, _):
+        return bool(core.unclaim(_absolute(root), who, job=job, wait=seconds))
+
+
 # --- arguments and answers ------------------------------------------------------------------------
+
+
+def _claim_facts(claim: Any) -> dict[str, Any]:
+    facts = claim.as_dict()
+    del facts["renewed"]
+    return dict(_printable({**facts, "living": claim.is_living()}))
 
 
 def _absolute(path: Any, what: str = "the path of a virtualenv") -> str:
@@ -1405,6 +1498,22 @@ def _fetched(archive: str, source_hash: str | None, saltenv: str) -> tuple[str, 
             f"cannot fetch {archive}: see that it exists, and that this minion may read it"
         )
     return file, digests
+
+
+@contextmanager
+def _at_hand(build: str, saltenv: str) -> Iterator[str]:
+    """A build as a path on this machine; what is fetched for it stays no longer than the block."""
+    if not re.match(r"[a-z0-9]+://", str(build)):
+        yield _absolute(build)
+        return
+    cached = __salt__["cp.is_cached"](build, saltenv)
+    file, _ = _fetched(build, None, saltenv)
+    try:
+        yield file
+    finally:
+        if not cached and os.path.realpath(file).startswith(os.path.realpath(__opts__["cachedir"])):
+            with suppress(OSError):
+                os.unlink(file)
 
 
 def _line(event: dict[str, Any]) -> str:

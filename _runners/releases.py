@@ -43,7 +43,7 @@ __load__ = ["fleet", "roll", "rollback"]
 _TOOLS = "virtualenv_tools"
 # How much of a minion's history is asked for: the switch to its release is rarely further back.
 _EVENTS = 20
-_ASKED = ("active", "releases", "history", "schemas")
+_ASKED = ("active", "releases", "history", "schemas", "claimed")
 # A number has a minion wait for a state run that is under way. With `True` Salt 3008 puts the job
 # aside and answers at once.
 _QUEUE = 10
@@ -52,6 +52,8 @@ _SHOWN_MINIONS = 3
 _FORMULA = re.compile(r"(?:[^.]+\.)*?releases(?![^.])")
 _APP_KEY = re.compile(r"releases:apps:([^:]+):release")
 _SILENT = "does not answer"
+# A claim lasts an hour; a step takes much less.
+_RENEWAL = 600.0
 # What may not run twice in one root.
 _CHANGING = {"runner.releases.roll": "roll-out", "runner.releases.rollback": "rollback"}
 
@@ -173,7 +175,8 @@ def roll(
 
     It may be called again at any time: a minion that has the release already is skipped, so a
     roll-out that was interrupted goes on. One that does not answer in the beginning is left out,
-    and reported as missing.
+    and reported as missing. While it runs, another one on the same minions is refused, also that of
+    another master.
 
     The release is in the pillar of this run only. Write it into the pillar itself when it is rolled
     out, as the next highstate deploys the release that the pillar has.
@@ -223,6 +226,8 @@ def roll(
 
     test
         ``True`` reports on which minions it would be done, and in which order, and does none of it.
+        For ``changes``, one minion of those on the same release fetches the full bundle, reads it
+        and removes it again.
 
     Returns a dictionary:
 
@@ -233,6 +238,9 @@ def roll(
         The steps of the roll-out, each with its name and its minions.
     ``before``
         What each minion of the steps was on before.
+    ``changes``
+        How the packages of the release differ from that, and which migrations it brings; the
+        minions, by a line such as ``django 5.2.1 -> 5.2.4, +orjson 3.11``.
     ``switched``
         Which minions are on the release by this run.
     ``skipped``
@@ -281,13 +289,20 @@ def roll(
             _refuse_second(directory)
         ret.update(release=wanted.release)
         found = _standings(directory, wanted.link, tgt, tgt_type, wanted.timeout)
+        if not test:
+            _drop_claims(wanted, found)
         plan = _plan(wanted, found)
-        host = _require_host(_require_app(wanted, list(plan.before)), plan, found)
+        facts = _require_app(wanted, list(plan.before))
+        host = _require_host(facts, plan, found)
         rollout = _Rollout(wanted, plan, host)
         result = None if plan.steps else True
         try:
-            if not test:
-                result = rollout.run()
+            if test:
+                rollout.compare(list(plan.before), facts or {})
+            else:
+                doing = f"roll-out of {wanted.release}"
+                with _alone(wanted, list(plan.before), doing) as renew:
+                    result = rollout.run(renew)
         finally:  # whatever interrupts it, the answer has what was done until then
             ret.update(rollout.facts())
         return {**ret, "result": result, "comment": rollout.comment(result)}
@@ -406,13 +421,17 @@ def rollback(
         if not test:
             _refuse_second(directory)
         found = _standings(directory, wanted.link, tgt, tgt_type, wanted.timeout)
+        if not test:
+            _drop_claims(wanted, found)
         left = None if leaving is None else _name(leaving, "the release to leave")
         wanted, left = _rollback_releases(wanted, left, found)
         run = _Rollback(wanted, left, str(reason), found)
         result = None
         try:
             if not test:
-                result = run.run()
+                doing = f"rollback to {wanted.release}"
+                with _alone(wanted, list(run.before), doing) as renew:
+                    result = run.run(renew)
         finally:
             ret.update(run.facts())
         return {**ret, "result": result, "comment": run.comment(result)}
@@ -592,6 +611,63 @@ def _refuse_second(root: str) -> None:
             )
 
 
+@contextlib.contextmanager
+def _alone(wanted: _Wanted, names: list[str], doing: str) -> Iterator[Callable[[], None]]:
+    """Keep the runs of other masters, whose jobs this one does not see, from these minions.
+
+    Gives what renews their claims, which is to be called before each step.
+    """
+    claimed = time.monotonic()
+
+    def renew() -> None:
+        nonlocal claimed
+        if time.monotonic() - claimed > _RENEWAL:
+            _claim(wanted, names, doing)
+            claimed = time.monotonic()
+
+    if not names:
+        yield renew
+        return
+    holder = str(__opts__["id"])
+    try:
+        others = _claim(wanted, names, doing)
+        if others:
+            claim = next(iter(others.values()))
+            raise SaltInvocationError(
+                f"nothing was changed: {claim['holder']} is at work in {wanted.root} on "
+                f"{_few(others)} ({claim['doing']}, since {claim['since']}): wait for its end; if "
+                "that was killed, call it again there, or run virtualenv_tools.unclaim on these "
+                "minions"
+            )
+        yield renew
+    finally:
+        _call(wanted, names, "unclaim", root=wanted.root, holder=holder)
+
+
+def _drop_claims(wanted: _Wanted, found: Mapping[str, _Standing]) -> None:
+    """Take away what a run of this master has left of its claims: no other one is under way."""
+    holder = str(__opts__["id"])
+    left = [name for name, one in found.items() if one.holder == holder]
+    if left:
+        _call(wanted, left, "unclaim", root=wanted.root, holder=holder)
+
+
+def _claim(wanted: _Wanted, minions: list[str], doing: str) -> dict[str, Mapping[str, Any]]:
+    """Claim minions, or renew that; the claims of others that are there."""
+    keywords = _keywords(root=wanted.root, holder=str(__opts__["id"]), doing=doing)
+    try:
+        answers = _ask(minions, "list", f"{_TOOLS}.claim", [keywords], wanted.timeout)
+    except SaltException as error:  # whatever keeps it from that shows in the next step
+        log.error("The minions are not claimed: %s", error)
+        return {}
+    found = {name: (one or {}).get("ret") for name, one in answers.items()}
+    return {
+        name: one
+        for name, one in found.items()
+        if isinstance(one, Mapping) and one.get("claimed") is False
+    }
+
+
 # --- asking ---------------------------------------------------------------------------------------
 
 
@@ -652,6 +728,7 @@ class _Standing(NamedTuple):
         bad: why a release is marked bad, by name.
         left: the release that it has been rolled back from, by whatever means.
         schemas: what is recorded of the schemas, by name.
+        holder: whose claim there is: the master with a run under way, or one that was killed.
     """
 
     problem: str | None = None
@@ -664,6 +741,7 @@ class _Standing(NamedTuple):
     bad: Mapping[str, str] = {}
     left: str | None = None
     schemas: Mapping[str, Mapping[str, Any]] = {}
+    holder: str | None = None
 
 
 def _standings(
@@ -675,6 +753,7 @@ def _standings(
         [_keywords(link=f"{root}/{link}")],
         [_keywords(root=root)],
         [_keywords(root=root, limit=_EVENTS, full=True)],
+        [_keywords(root=root)],
         [_keywords(root=root)],
     ]
     answers = _ask(tgt, tgt_type, functions, arguments, timeout)
@@ -693,14 +772,15 @@ def _standing(answer: Any, root: str, link: str) -> _Standing:
     for part in parts:
         if not isinstance(part, (Mapping, list)):
             return _Standing(_problem(part))
-    active, known, events, schemas = parts
+    active, known, events, schemas, claim = parts
+    holder = claim.get("holder")
     if not known:
-        return _Standing(f"has no release in {root}")
+        return _Standing(f"has no release in {root}", holder=holder)
     release = active["release"]
     bad = {name: str(one["bad"]) for name, one in known.items() if one.get("bad") is not None}
     if release is None:
         problem = f"has releases in {root}, and none of them is active"
-        return _Standing(problem, bad=bad, schemas=schemas)
+        return _Standing(problem, bad=bad, schemas=schemas, holder=holder)
     event = _switch(events, release, link)
     return _Standing(
         release=release,
@@ -711,6 +791,7 @@ def _standing(answer: Any, root: str, link: str) -> _Standing:
         bad=bad,
         left=_left_release(event, release, list(known), bad),
         schemas=schemas,
+        holder=holder,
     )
 
 
@@ -971,7 +1052,7 @@ def _plan(wanted: _Wanted, found: Mapping[str, _Standing]) -> _Plan:
     # One that was not found healthy is tried again.
     skipped = [name for name, one in there.items() if one.release == wanted.release and one.healthy]
     before = {name: there[name].release for name in _without(there, skipped)}
-    _require_not_bad(wanted, {name: there[name] for name in before})
+    _require_not_bad(wanted, {name: there[name] for name in before}, skipped)
     # All that answer are counted, so a second call goes on with the same steps.
     size = _batch_size(wanted.batch, len(there))
     steps = [
@@ -994,18 +1075,27 @@ def _require_usable(there: Mapping[str, _Standing]) -> None:
             raise SaltInvocationError(f"nothing was rolled out: {name} {one.problem}")
 
 
-def _require_not_bad(wanted: _Wanted, minions: Mapping[str, _Standing]) -> None:
-    """Refuse a release that is marked bad on one of the minions."""
+def _require_not_bad(
+    wanted: _Wanted, minions: Mapping[str, _Standing], skipped: Sequence[str]
+) -> None:
+    """Refuse a release that is marked bad on one of the minions, if others have it or not."""
     marked = {
         name: one.bad[wanted.release] for name, one in minions.items() if wanted.release in one.bad
     }
     if marked:
         reason = _clause(next(iter(marked.values())))
+        more = f"; {_still_on_it(skipped)}" if skipped else ""
         raise SaltInvocationError(
             f"nothing was rolled out: {wanted.release} is marked bad on {_few(marked)} "
             f"({reason}); if it is good, run virtualenv_tools.unmark_bad "
-            f"{wanted.root}/{wanted.release} there first"
+            f"{wanted.root}/{wanted.release} there first{more}"
         )
+
+
+def _still_on_it(minions: Sequence[str]) -> str:
+    """What had a release before a roll-out of it fails, and how it is rolled back."""
+    are = "is" if len(minions) == 1 else "are"
+    return f"{_few(minions)} had it before, and {are} still on it: releases.rollback rolls back all"
 
 
 def _groups(
@@ -1054,6 +1144,7 @@ class _Rollout:
         stuck: why a minion could not be rolled back.
         untouched: the minions that were not reached before the failure.
         schema: what became of the schema that a host migrates for all; a sentence.
+        changes: what the release changes, in a line for each release that it replaces.
     """
 
     def __init__(self, wanted: _Wanted, plan: _Plan, host: str | None) -> None:
@@ -1061,19 +1152,21 @@ class _Rollout:
         self.plan = plan
         self.host = host
         self.schema: str | None = None
+        self.changes: dict[str, str] = {}
         self.switched: list[str] = []
         self.failed: dict[str, str] = {}
         self.back: dict[str, str] = {}
         self.stuck: dict[str, str] = {}
         self.untouched: list[str] = []
 
-    def run(self) -> bool:
+    def run(self, renew: Callable[[], None]) -> bool:
         """Do all steps, or roll back after the first one that fails; whether none did."""
         steps = self.plan.steps
         for number, step in enumerate(steps):
             if number and self.wanted.pause:
                 _report(f"waiting for {self.wanted.pause:g} seconds")
                 time.sleep(self.wanted.pause)
+            renew()
             _report(f"{step.name}, {number + 1} of {len(steps)}: {_few(step.minions)}")
             later = [one for step in steps[number + 1 :] for one in step.minions]
             self._prepare(step.minions, is_first=not number)
@@ -1084,6 +1177,7 @@ class _Rollout:
                 self.untouched = [*_without(step.minions, after), *later]
             else:
                 after = self._switch(step.minions)
+                self.compare(step.minions)
                 self.untouched = later if self.failed else []
             if self.failed:
                 self._roll_back(after)
@@ -1097,6 +1191,7 @@ class _Rollout:
         return {
             "steps": [{"step": step.name, "minions": step.minions} for step in plan.steps],
             "before": plan.before,
+            "changes": self._changes_by_line(),
             "switched": self.switched,
             "skipped": plan.skipped,
             "failed": {name: _sentence(why) for name, why in self.failed.items()},
@@ -1108,6 +1203,37 @@ class _Rollout:
             "schema": self.schema,
         }
 
+    def compare(self, minions: list[str], facts: Mapping[str, _Facts] = {}) -> None:
+        """Report what the release changes; of those that replace the same one, one is asked.
+
+        Args:
+            minions: where it is deployed, or will be.
+            facts: where it comes from, for minions that have not deployed it.
+        """
+        first: dict[str, str] = {}
+        for name in minions:
+            before = self.plan.before.get(name)
+            if before is not None and before != self.wanted.release:
+                first.setdefault(before, name)
+        for before, name in first.items():
+            if before in self.changes:
+                continue
+            places = [f"{self.wanted.root}/{self.wanted.release}"]
+            if name in facts and facts[name].source:
+                places.append(str(facts[name].source))
+            line = _difference(self.wanted, name, before, places)
+            if line is not None:
+                self.changes[before] = line
+                _report(f"what changes since {before}: {line}")
+
+    def _changes_by_line(self) -> dict[str, list[str]]:
+        """The minions, by what changes there."""
+        found: dict[str, list[str]] = {}
+        for name, before in self.plan.before.items():
+            if before in self.changes:
+                found.setdefault(self.changes[before], []).append(name)
+        return found
+
     def _prepare(self, minions: list[str], is_first: bool) -> None:
         """Have the release unpacked, and the schema migrated, before anything is switched."""
         wanted, host = self.wanted, self.host
@@ -1117,8 +1243,9 @@ class _Rollout:
         _report(f"unpacking on {_few(names)}")
         unpack = [f"{wanted.formula}.bootstrap", f"{wanted.formula}.unpack"]
         self.failed = _apply(wanted, names, wanted.release, unpack)
+        self.compare(_without(minions, self.failed))
         if is_first and not self.failed:
-            _report(f"migrating by {host}")
+            _report(f"migrating the schema on {host}")
             self.failed = _apply(wanted, [host], wanted.release, [f"{wanted.formula}.migrate"])
         if self.failed:
             _report(f"failed on {_few(self.failed)}, before anything was switched there")
@@ -1147,7 +1274,7 @@ class _Rollout:
                     f"and its root is {wanted.root}"
                 )
         self.switched += [name for name in minions if after[name].release == wanted.release]
-        _report(f"failed on {_few(self.failed)}" if self.failed else f"well on {_few(minions)}")
+        _report(f"failed on {_few(self.failed)}" if self.failed else f"done on {_few(minions)}")
         return after
 
     def _roll_back(self, after: Mapping[str, _Standing]) -> None:
@@ -1174,7 +1301,7 @@ class _Rollout:
     def _return(self, previous: Mapping[str, str]) -> None:
         """Switch minions to their previous releases, by the SLS or else without it."""
         wanted, minions = self.wanted, list(previous)
-        _report(f"back: {_few(minions)}")
+        _report(f"rolling back {_few(minions)}")
         name, why = next(iter(self.failed.items()))
         reason = f"the roll-out has failed on {name}: {_first(why)}"
         path = f"{wanted.root}/{wanted.release}"
@@ -1223,6 +1350,8 @@ class _Rollout:
             steps = "; ".join(self._line(step) for step in plan.steps)
             first = f"; {self.host} migrates the schema first" if self.host else ""
             yield f"{release} would be rolled out, {steps}{first}."
+            for line, minions in self._changes_by_line().items():
+                yield f"On {_few(minions)}: {line}."
         elif not plan.steps:
             yield f"{release} is on {skipped} already; nothing was to be done."
         else:
@@ -1242,6 +1371,8 @@ class _Rollout:
             yield f"Back on the previous release: {_few(self.back)}."
         if self.stuck:
             yield f"Look after {_few(self.stuck)}."
+        if self.plan.skipped:
+            yield f"{_still_on_it(self.plan.skipped)}."
         if self.schema:
             yield self.schema
 
@@ -1257,15 +1388,27 @@ class _Rollout:
         return f"from {before or 'none'}"
 
 
-def _require_app(wanted: _Wanted, minions: list[str]) -> dict[str, str | None] | None:
+class _Facts(NamedTuple):
+    """What the formula knows of an app on a minion.
+
+    Attributes:
+        host: who migrates its schema for all.
+        source: where its release comes from, where that is one place.
+    """
+
+    host: str | None
+    source: str | None
+
+
+def _require_app(wanted: _Wanted, minions: list[str]) -> dict[str, _Facts] | None:
     """Have the formula verify the pillar of each minion, as `checked` does it.
 
     Returns:
-        The host of each minion's schema; None where there is no formula to be asked.
+        What it knows of the app on each of them; None where there is no formula to be asked.
     """
     if wanted.app is None or not minions:
         return None
-    sls = [f"{wanted.formula}.checked", f"{wanted.formula}.host"]
+    sls = [f"{wanted.formula}.checked", f"{wanted.formula}.facts"]
     answers = _states(wanted, minions, wanted.override(wanted.release), sls)
     # It has a state only where there is something to report; for Salt, none at all is a failure.
     found = {name: one for name, one in answers.items() if one is None or one.get("ret") != {}}
@@ -1277,27 +1420,45 @@ def _require_app(wanted: _Wanted, minions: list[str]) -> dict[str, str | None] |
             f"nothing was rolled out: {_few(same)} cannot take the release from "
             f"{wanted.pillar_key}: {why}"
         )
-    return {name: _named_host(one, wanted.app) for name, one in answers.items()}
+    return {name: _facts(one, wanted.app) for name, one in answers.items()}
 
 
-def _named_host(answer: Any, app: str) -> str | None:
-    """What the formula's `host` reports."""
-    for one in answer["ret"].values():
-        if one.get("__id__") == f"{app} is migrated by its host":
-            return str(one["name"])
+def _facts(answer: Any, app: str) -> _Facts:
+    """What the formula's `facts` reports."""
+    named = {one.get("__id__"): str(one.get("name")) for one in answer["ret"].values()}
+    return _Facts(
+        host=named.get(f"{app} is migrated by its host"),
+        source=named.get(f"{app} is deployed from its source"),
+    )
+
+
+def _difference(wanted: _Wanted, minion: str, old: str, places: Sequence[str]) -> str | None:
+    """How the first of some builds that can be read differs from a release, in one line."""
+    environment = {} if wanted.saltenv is None else {"saltenv": wanted.saltenv}
+    for place in places:
+        keywords = _keywords(old=f"{wanted.root}/{old}", new=place, **environment)
+        try:
+            answers = _ask([minion], "list", f"{_TOOLS}.diff", [keywords], wanted.timeout)
+        except SaltException as error:
+            log.info("%s is not compared: %s", place, error)
+            continue
+        returned = (answers.get(minion) or {}).get("ret")
+        if isinstance(returned, Mapping) and returned.get("summary"):
+            return str(returned["summary"])
+        log.info("%s is not compared: %s", place, returned)
     return None
 
 
 def _require_host(
-    named: Mapping[str, str | None] | None, plan: _Plan, found: Mapping[str, _Standing]
+    facts: Mapping[str, _Facts] | None, plan: _Plan, found: Mapping[str, _Standing]
 ) -> str | None:
     """Who migrates the schema for all; None where each minion does that for itself."""
-    if named is None:  # no formula, or nothing to do
+    if facts is None:  # no formula, or nothing to do
         hosts = _recorded_hosts({name: found[name] for name in plan.before})
     else:
-        hosts = {
-            one or "": [name for name in named if named[name] == one] for one in named.values()
-        }
+        hosts = {}
+        for name, one in facts.items():
+            hosts.setdefault(one.host or "", []).append(name)
     if len(hosts) > 1:
         each = "; ".join(
             f"{host or 'none'} on {_few(minions)}" for host, minions in sorted(hosts.items())
@@ -1426,11 +1587,12 @@ class _Rollback:
         }
         self.schema: str | None = None
 
-    def run(self) -> bool:
+    def run(self, renew: Callable[[], None]) -> bool:
         """Do all batches, whatever becomes of one, then the schema; whether all went well."""
         for step in self.steps:
+            renew()
             _report(
-                f"{step.name} of {len(self.steps)}: back to {self.wanted.release}: "
+                f"{step.name} of {len(self.steps)}: rolling back to {self.wanted.release}: "
                 f"{_few(step.minions)}"
             )
             self._return(step.minions)
@@ -1525,7 +1687,8 @@ class _Rollback:
             yield f"The rollback has failed on {name}: {_first(why)}.{more}"
         if self.missing:
             do = "does" if len(self.missing) == 1 else "do"
-            yield f"{_few(self.missing)} {do} not answer: call this again when {do} so."
+            it = "it does" if len(self.missing) == 1 else "they do"
+            yield f"{_few(self.missing)} {do} not answer: call this again when {it}."
         if self.elsewhere:
             yield f"On another release, and left there: {_few(self.elsewhere)}."
         if self.schema:
@@ -1560,6 +1723,7 @@ def _migrate_down(wanted: _Wanted, host: str, minions: Sequence[str]) -> str | N
     to = str(found[host].release)
     running = sorted({str(found[name].release) for name in users if found[name].release})
     keywords = {"root": wanted.root, "to": to, "running": running, "link": wanted.link}
+    _report(f"migrating the schema down on {host}, where that is needed")
     try:
         function = f"{_TOOLS}.migrate_down"
         answer = _ask([host], "list", function, [_keywords(**keywords)], wanted.timeout).get(host)

@@ -482,9 +482,9 @@ def pruned(name: str, keep: int = 5) -> dict[str, Any]:
     """
     Remove old releases.
 
-    The active one, the previous one, pinned ones and those that a process uses always stay. A
-    release that is marked bad does not count as one of those to keep. What is no release is not
-    touched.
+    The active one, the previous one, pinned ones, those that a process uses, and the one whose code
+    alone can migrate a schema down always stay. A release that is marked bad does not count as one
+    of those to keep. What is no release is not touched.
 
     name
         The root: the directory of the releases.

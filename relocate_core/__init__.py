@@ -25,6 +25,7 @@ _PUBLIC = {
     "relocation.relocate": "Relocation relocate",
     "bundles.difference": "Difference diff",
     "bundles.pack": "Packing pack",
+    "releases.claims": "Claim claim claimed unclaim",
     "releases.prune": "Pruning prune remove",
     "releases.publish": "Publication publish",
     "releases.root": "Release Root",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ from ..progress import Notify, Report, silent
 from ..system.processes import using
 from . import history
 from .root import WAIT, Release, Root, name_of
+from .schemas import record
 from .store import locked
 
 
@@ -51,9 +53,9 @@ def prune(
 ) -> Pruning:
     """Remove old releases: all but the active one, the previous one, and the latest good ones.
 
-    Spared as well is what is pinned, or used by a process. A release that is marked bad does not
-    count as one of those to keep; it stays as long as a good one of its age does. What is in the
-    root and is no release is not looked at.
+    Spared as well is what is pinned, or used by a process, and whose code alone can migrate a
+    schema down. A release that is marked bad does not count as one of those to keep; it stays as
+    long as a good one of its age does. What is in the root and is no release is not looked at.
 
     Args:
         directory: the root.
@@ -65,6 +67,7 @@ def prune(
 
     Raises:
         InvalidPath: `keep` is no number of at least one.
+        CannotMigrate: the record of the schemas is damaged, so it is not known what they need.
         Busy: another run was at work all the time.
     """
     if not _is_count(keep):
@@ -162,10 +165,11 @@ def _plan(root: Root, keep: int) -> Pruning:
         reverse=True,
     )
     previous = {next(root.previous(link), None) for link in root.links()}
+    migrated = {known.top: schema for schema, known in record.read(root).items()}
     good = 0
     doomed: list[Release] = []
     for release in latest:
-        reason = _needed(release, previous)
+        reason = _needed(release, previous, migrated)
         if release.bad is None and (reason or good < keep):
             good += 1
             reason = reason or "one of the latest"
@@ -184,9 +188,20 @@ def _plan(root: Root, keep: int) -> Pruning:
     return found
 
 
-def _needed(release: Release, previous: set[str | None]) -> str | None:
+def _needed(release: Release, previous: set[str | None], migrated: Mapping[str, str]) -> str | None:
+    """Why a release stays, however old or bad it is.
+
+    Args:
+        release: the release.
+        previous: the previous release of each link.
+        migrated: the schema whose migrations only a release's code knows all, by its name.
+    """
     if release.active:
         return f"active, by {', '.join(release.active)}"
     if release.name in previous:
         return "the previous release"
-    return "pinned" if release.pinned else None
+    if release.pinned:
+        return "pinned"
+    if release.name in migrated:
+        return f"only its code can migrate the {migrated[release.name]} schema down"
+    return None

@@ -145,6 +145,19 @@ def django_files(apps: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return files
 
 
+def alembic_files(revisions: Mapping[str, tuple[Any, str, str]]) -> dict[str, str]:
+    """The files of an Alembic project, by path: what is below, up and down, by revision."""
+    files = {
+        "alembic.ini": "[alembic]\nscript_location = %(here)s/versions\n"
+        "path_separator = os\nversion_locations = %(here)s/versions/versions\n",
+        "versions/env.py": _ENVIRONMENT,
+    }
+    for revision, (below, up, down) in revisions.items():
+        text = _REVISION.format(name=revision, below=below, up=up, down=down)
+        files[f"versions/versions/{revision}.py"] = text
+    return files
+
+
 @dataclass
 class Migrated:
     """A root of releases that share a database.
@@ -213,15 +226,7 @@ class Migrated:
 
     def alembic(self, name: str, revisions: Mapping[str, tuple[Any, str, str]]) -> str:
         """Deploy an Alembic project: what is below, up and down, by revision."""
-        files = {
-            "alembic.ini": "[alembic]\nscript_location = %(here)s/versions\n"
-            "path_separator = os\nversion_locations = %(here)s/versions/versions\n",
-            "versions/env.py": _ENVIRONMENT,
-        }
-        for revision, (below, up, down) in revisions.items():
-            text = _REVISION.format(name=revision, below=below, up=up, down=down)
-            files[f"versions/versions/{revision}.py"] = text
-        return self.release(name, files)
+        return self.release(name, alembic_files(revisions))
 
     def recipe(self, kind: str = "django", **options: Any) -> Recipe:
         """How they are migrated, with the variables that they need."""

@@ -7,7 +7,7 @@ import shutil
 import textwrap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,40 @@ def _absolute(path, what="the path of a virtualenv"):
     if isinstance(path, str):
         path = path.replace("/{EACH}/", "/" + __opts__["id"] + "/")
     return _absolute_for_all(path, what)
+"""
+
+# The runner ends where an environment variable says so: KILLED_IN the job of that number, as soon
+# as it is published, or KILLED_AFTER it, with its answers.
+KILLED = """
+
+import os
+
+_ask_always, _client_always = _ask, _client
+_jobs = 0
+
+
+def _ask(*arguments):
+    global _jobs
+    _jobs += 1
+    answers = _ask_always(*arguments)
+    if os.environ.get("KILLED_AFTER") == str(_jobs):
+        os._exit(9)
+    return answers
+
+
+@contextlib.contextmanager
+def _client():
+    with _client_always() as client:
+        cmd_iter = client.cmd_iter
+
+        def published(*arguments, **options):
+            for part in cmd_iter(*arguments, **options):
+                if os.environ.get("KILLED_IN") == str(_jobs):
+                    os._exit(9)
+                yield part
+
+        client.cmd_iter = published
+        yield client
 """
 
 SLS = """
@@ -182,6 +216,13 @@ class Fleet:
         assert "Traceback" not in done.stdout, done
         return self.short(done.data), done.returncode
 
+    def is_killed(self, function: str, *arguments: str, **where: int) -> bool:
+        """Call a runner that is to end in a job or after it; whether it came to that."""
+        env = {key: str(value) for key, value in where.items()}
+        done = self.master.salt_run_cli(timeout=SECONDS).run(function, *arguments, env=env)
+        assert "Traceback" not in done.stdout, done
+        return bool(done.returncode == 9)
+
     def orchestrate(self, *arguments: str, **wanted: Any) -> tuple[dict[str, Any], int]:
         """The answer of the one state of the orchestration, and the return code."""
         wanted = {"root": self.root, "sls": "shop", "pillar_key": "shop:release", **wanted}
@@ -223,8 +264,9 @@ def fleet_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = minions.file_root(tmp_path_factory.mktemp("fleet-root"))
     shutil.copytree(minions.CHECKOUT / "_runners", directory / "_runners", dirs_exist_ok=True)
     shutil.copytree(minions.CHECKOUT / "formula" / "releases", directory / "formula" / "releases")
-    with (directory / "_modules" / "virtualenv_tools.py").open("a") as module:
-        module.write(ROOTS)
+    for file, more in (("_modules/virtualenv_tools", ROOTS), ("_runners/releases", KILLED)):
+        with (directory / f"{file}.py").open("a") as module:
+            module.write(more)
     (directory / "top.sls").write_text("base: {'*': [shop]}")
     (directory / "shop.sls").write_text(textwrap.dedent(SLS))
     bundles = directory / "shop"
@@ -249,16 +291,28 @@ def all_minions(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Fleet]:
     """A running master with three running minions, which have the modules."""
-    pillar = tmp_path_factory.mktemp("fleet-pillar")
-    (pillar / "top.sls").write_text("base: {'*': [shop]}")
-    (pillar / "shop.sls").write_text("{}")
-    master = salt_factories.salt_master_daemon(
+    pillar = pillar_root(tmp_path_factory.mktemp("fleet-pillar"))
+    master = new_master(salt_factories, fleet_root, pillar)
+    with master.started(), running([master], fleet_root, pillar, fleet_base) as (fleet,):
+        yield fleet
+
+
+def pillar_root(directory: Path) -> Path:
+    """A pillar for all minions, which is empty."""
+    (directory / "top.sls").write_text("base: {'*': [shop]}")
+    (directory / "shop.sls").write_text("{}")
+    return directory
+
+
+def new_master(salt_factories: Any, file_root: Path, pillar: Path) -> Any:
+    """A master that is not running yet."""
+    return salt_factories.salt_master_daemon(
         random_string("fleet-"),
         defaults={"open_mode": True},
         overrides={
             "interface": "127.0.0.1",
             "log_server_host": "127.0.0.1",
-            "file_roots": {"base": [str(fleet_root), str(fleet_root / "formula")]},
+            "file_roots": {"base": [str(file_root), str(file_root / "formula")]},
             "pillar_roots": {"base": [str(pillar)]},
             "fileserver_update_interval": 1,
             "enable_fqdns_grains": False,
@@ -267,14 +321,20 @@ def all_minions(
             "gather_job_timeout": 15,
         },
     )
+
+
+@contextmanager
+def running(
+    masters: list[Any], file_root: Path, pillar: Path, base: Path
+) -> Iterator[tuple[Fleet, ...]]:
+    """Three minions of running masters, which have the modules; the fleet of each master."""
     prefix = random_string("", size=4)
     with ExitStack() as running:
-        running.enter_context(master.started())
         daemons = {
-            short: master.salt_minion_daemon(
+            short: masters[0].salt_minion_daemon(
                 f"{prefix}-{short}",
                 overrides={
-                    "master": "127.0.0.1",
+                    "master": [f"127.0.0.1:{one.config['ret_port']}" for one in masters],
                     "enable_fqdns_grains": False,
                     "autoload_dynamic_modules": False,  # a sync of all files with each highstate
                 },
@@ -283,12 +343,13 @@ def all_minions(
         }
         running.callback(_each, daemons, "terminate")
         _each(daemons, "start")
-        fleet = Fleet(master, daemons, fleet_root, pillar / "shop.sls", fleet_base)
-        fleet.begin("none")
-        synced = fleet.salt("saltutil.sync_all")
+        fleets = tuple(Fleet(one, daemons, file_root, pillar / "shop.sls", base) for one in masters)
+        fleets[0].begin("none")
+        synced = fleets[0].salt("saltutil.sync_all")
         assert set(synced) == set(MINIONS)
-        assert fleet.run("saltutil.sync_runners")[0] == ["runners.releases"]
-        yield fleet
+        for fleet in fleets:
+            assert fleet.run("saltutil.sync_runners")[0] == ["runners.releases"]
+        yield fleets
 
 
 def _each(daemons: dict[str, Any], what: str) -> None:

@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import random
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-pytest.importorskip("pytestshellutils", reason="pytest-salt-factories is not installed")
-
-from pytestshellutils.exceptions import FactoryTimeout
+pytest.importorskip("saltfactories", reason="pytest-salt-factories is not installed")
 
 from relocate_core import pack
 from tests.integration.fleet.conftest import MINIONS, Fleet
 from tests.integration.fleet.test_formula import ID, Formula, everywhere
 from tests.support import minions, postgres
 from tests.support.minions import WHICH
-from tests.support.projects import column, django_files, libraries, table
+from tests.support.projects import alembic_files, column, django_files, libraries, table
 
 pytestmark = pytest.mark.integration
 
 HOST = "web2"
 """Neither the first one that is switched, nor the last one."""
-NEEDED = ("django", "asgiref", "sqlparse", "psycopg", "typing_extensions")
+BOTH = pytest.mark.parametrize("kind", ["django", "alembic"])
+NEEDED = {
+    "django": ("django", "asgiref", "sqlparse", "psycopg", "typing_extensions"),
+    "alembic": ("alembic", "mako", "markupsafe", "sqlalchemy", "psycopg", "typing_extensions"),
+}
+VERSIONS = {
+    "django": {"1": "shop 0001_initial", "2": "shop 0002_price"},
+    "alembic": {"1": "0001_initial", "2": "0002_price"},
+}
+"""What the schema is at with a release, in words."""
 COLUMNS = {"1": ["id"], "2": ["id", "price"], "3": ["id", "price", "colour"]}
 _APP = """
 import os, psycopg
@@ -45,11 +53,15 @@ class Shop(Formula):
 
     Attributes:
         server: that PostgreSQL.
+        kind: what migrates it.
     """
 
-    def __init__(self, fleet: Fleet, managers: Path, server: postgres.Server) -> None:
+    def __init__(
+        self, fleet: Fleet, managers: Path, server: postgres.Server, kind: str = "django"
+    ) -> None:
         super().__init__(fleet, managers)
         self.server = server
+        self.kind = kind
         self.env = {"SERVER": f"127.0.0.1 {server.port}", "DATABASE": "none"}
         app = self.apps["shop"]
         self.apps.clear()
@@ -58,16 +70,12 @@ class Shop(Formula):
         answers = f"env SERVER='{self.env['SERVER']}' bin/python app.py"
         sick = f"test ! -e {self.base}/{ID}/sick-always"
         app.update(
-            source="salt://db/{release}.tar.gz",
+            source=f"salt://{kind}/{{release}}.tar.gz",
             health={**health, "checks": f"{sick} && {answers} && {health['checks']}"},
-            migrations={
-                "kind": "django",
-                "host": self.id(HOST),
-                "settings": "project.settings",
-                "env": self.env,
-                "wait": 60,
-            },
+            migrations={"kind": kind, "host": self.id(HOST), "env": self.env, "wait": 60},
         )
+        if kind == "django":
+            app["migrations"]["settings"] = "project.settings"
 
     def schema(self) -> list[str]:
         """The columns of the table."""
@@ -76,7 +84,7 @@ class Shop(Formula):
 
     def altered(self) -> int:
         """How often the table was changed, by the database's own log."""
-        columns = 'CREATE TABLE "shop_item"|ALTER TABLE "shop_item" (ADD|DROP) COLUMN'
+        columns = 'CREATE TABLE "?shop_item"?|ALTER TABLE "?shop_item"? (ADD|DROP) COLUMN'
         return len(self.server.logged(columns))
 
     def answers(self) -> dict[str, bool]:
@@ -96,6 +104,11 @@ class Shop(Formula):
         assert self.answers() == dict.fromkeys(MINIONS, True)
         assert self.schema() == sorted(COLUMNS[release])
 
+    def down(self, old: str, new: str) -> str:
+        """What is reported of a schema that goes down from a release to another one."""
+        known = VERSIONS[self.kind]
+        return f"web2 has migrated the schema down, from {known[old]} to {known[new]}."
+
     def back(self, *arguments: str) -> Any:
         """What `releases.rollback` answers."""
         answer, code = self.run("releases.rollback", self.root, *arguments)
@@ -111,30 +124,46 @@ def server() -> Iterator[postgres.Server]:
 
 
 @pytest.fixture(scope="module")
-def bundles(fleet_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Three releases, each with a column more."""
-    first = {"0001_initial": table("Item")}
-    second = {**first, "0002_price": column("item", "price")}
-    third = {**second, "0003_colour": column("item", "colour")}
-    directory = fleet_root / "db"
-    directory.mkdir()
-    build = tmp_path_factory.mktemp("build") / "shop"
+def bundles(fleet_root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Three releases of each kind, each with a column more."""
     python = os.path.realpath(sys.executable)
-    subprocess.run([python, "-m", "venv", "--without-pip", str(build)], check=True)
-    (packages,) = build.glob("lib/python*/site-packages")
     with libraries() as installed:
-        for library in NEEDED:
-            for found in Path(installed).glob(f"{library}*"):
-                _copy(found, packages / found.name)
-        for name, migrations in zip(COLUMNS, (first, second, third)):
-            app = _APP.format(columns=", ".join(COLUMNS[name]))
-            files = {**django_files({"shop": migrations}), "app.py": app, WHICH: f"{name}\n"}
-            for path, text in files.items():
-                file = build / path
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(text)
-            pack(str(build), str(directory / f"{name}.tar.gz"))
-        yield directory
+        for kind, needed in NEEDED.items():
+            build = tmp_path_factory.mktemp("build") / kind
+            subprocess.run([python, "-m", "venv", "--without-pip", str(build)], check=True)
+            (packages,) = build.glob("lib/python*/site-packages")
+            for found in Path(installed).iterdir():
+                if found.name.lower().startswith(needed):
+                    _copy(found, packages / found.name)
+            (fleet_root / kind).mkdir()
+            for name in COLUMNS:
+                _pack(build, fleet_root / kind / f"{name}.tar.gz", kind, name)
+
+
+def _pack(build: Path, archive: Path, kind: str, name: str) -> None:
+    """Pack a release, with what the earlier ones have."""
+    columns = COLUMNS[name]
+    app = _APP.format(columns=", ".join(columns))
+    for path, text in {**_project(kind, columns), "app.py": app, WHICH: f"{name}\n"}.items():
+        file = build / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    pack(str(build), str(archive))
+
+
+def _project(kind: str, columns: list[str]) -> dict[str, str]:
+    """The files of a project whose migrations bring these columns."""
+    names = ["0001_initial", *(f"000{n}_{one}" for n, one in enumerate(columns[1:], 2))]
+    if kind == "django":
+        more = (column("item", one) for one in columns[1:])
+        return django_files({"shop": dict(zip(names, (table("Item"), *more)))})
+    first = "op.create_table('shop_item', sa.Column('id', sa.Integer, primary_key=True))"
+    steps = [(first, "op.drop_table('shop_item')")]
+    for one in columns[1:]:
+        up = f"op.add_column('shop_item', sa.Column('{one}', sa.Integer, server_default='0'))"
+        steps.append((up, f"op.drop_column('shop_item', '{one}')"))
+    below = [None, *names]
+    return alembic_files({name: (below[n], *steps[n]) for n, name in enumerate(names)})
 
 
 def _copy(found: Path, place: Path) -> None:
@@ -147,13 +176,19 @@ def _copy(found: Path, place: Path) -> None:
 
 
 @pytest.fixture
+def kind() -> str:
+    """What migrates the schema."""
+    return "django"
+
+
+@pytest.fixture
 def fleet(
-    all_minions: Fleet, tmp_path: Path, server: postgres.Server, bundles: Path
+    all_minions: Fleet, tmp_path: Path, server: postgres.Server, bundles: None, kind: str
 ) -> Iterator[Shop]:
     """The fleet with an app that has not been deployed yet, and an empty database."""
     server.query("drop schema public cascade")
     server.query("create schema public")
-    made = Shop(all_minions, tmp_path, server)
+    made = Shop(all_minions, tmp_path, server, kind)
     made.begin("shop")
     yield made
     for manager in made.managers.values():
@@ -175,6 +210,7 @@ def failures(states: dict[str, dict[str, Any]]) -> list[str]:
 
 
 @pytest.mark.slow
+@BOTH
 def test_all_at_once_and_one_back_by_hand(deployed: Shop) -> None:
     """A highstate on all minions migrates once; one minion's rollback leaves that to the others."""
     fleet = deployed
@@ -215,13 +251,12 @@ def test_all_at_once_and_one_back_by_hand(deployed: Shop) -> None:
     # The rest of the fleet, and the schema with the last one.
     answer = fleet.back("leaving=2")
     assert answer["result"] is True, answer
-    assert answer["schema"] == (
-        "web2 has migrated the schema down, from shop 0002_price to shop 0001_initial."
-    )
+    assert answer["schema"] == fleet.down("2", "1")
     fleet.all_on("1")
 
 
 @pytest.mark.slow
+@BOTH
 def test_a_canary_that_fails(deployed: Shop) -> None:
     """It is rolled back, and only then the host migrates the schema down."""
     fleet = deployed
@@ -229,9 +264,7 @@ def test_a_canary_that_fails(deployed: Shop) -> None:
     answer = fleet.roll("2")
     assert answer["result"] is False
     assert (answer["host"], answer["back"]) == (HOST, {"web1": "1"})
-    assert answer["schema"] == (
-        "web2 has migrated the schema down, from shop 0002_price to shop 0001_initial."
-    )
+    assert answer["schema"] == fleet.down("2", "1")
     fleet.all_on("1")
 
 
@@ -275,7 +308,7 @@ def test_a_minion_that_vanishes(deployed: Shop) -> None:
         away.start()
     answer = fleet.back()
     assert answer["result"] is True, answer
-    assert answer["schema"].startswith("web2 has migrated the schema down, from shop 0002_price")
+    assert answer["schema"] == fleet.down("2", "1")
     fleet.all_on("1")
 
 
@@ -284,7 +317,10 @@ def test_a_roll_out_and_a_rollback(deployed: Shop) -> None:
     """And what the fleet shows of the schema; two at once are refused."""
     fleet = deployed
     said = fleet.roll("2", "batch=100%", "test=True")
-    assert said["comment"].endswith("; web2 migrates the schema first."), said
+    assert said["comment"].endswith(
+        "; web2 migrates the schema first. "
+        "On web1, web2, web10: the same packages; migrations shop 0002_price."
+    ), said
     answer = fleet.roll("2", "batch=100%")
     assert (answer["result"], answer["schema"]) == (True, None), answer
     fleet.all_on("2")
@@ -313,21 +349,44 @@ def test_a_roll_out_and_a_rollback(deployed: Shop) -> None:
 
 
 @pytest.mark.slow
-def test_killed_and_called_again(deployed: Shop) -> None:
-    """The runner of a roll-out and of a rollback, again and again, wherever that is."""
+def test_killed_in_each_job_and_called_again(deployed: Shop) -> None:
+    """The runner of a roll-out and of a rollback, wherever it is; the jobs are not known before."""
     fleet = deployed
-    for function, arguments, wanted in (
-        ("releases.roll", ("2", "batch=1"), "2"),
-        ("releases.rollback", ("batch=1",), "1"),
-    ):
-        for seconds in (4, 9, 14, 19):
-            with suppress(FactoryTimeout):
-                fleet.master.salt_run_cli().run(function, fleet.root, *arguments, _timeout=seconds)
+    calls = {
+        "2": ("releases.roll", fleet.root, "2", "canary=0", "batch=2"),
+        "1": ("releases.rollback", fleet.root, "batch=2"),
+    }
+    seed = random.randrange(2)
+    for number in itertools.count(1):
+        killed = set()
+        for wanted, call in calls.items():
+            before = fleet.altered()
+            # With another one each time: it ends with all answers there, or with none.
+            where = "KILLED_IN" if (number + seed) % 2 else "KILLED_AFTER"
+            if fleet.is_killed(*call, **{where: number}):
+                killed.add(wanted)
             assert fleet.answers() == dict.fromkeys(MINIONS, True)
-        answer, code = fleet.run(function, fleet.root, *arguments)
-        assert (answer["result"], code) == (True, 0), answer
-        fleet.all_on(wanted)
-    assert len(fleet.server.logged(r'ALTER TABLE "shop_item" ADD COLUMN "price"')) > 0
+            answer, code = fleet.run(*call)
+            assert (answer["result"], code) == (True, 0), (number, where, answer)
+            fleet.all_on(wanted)
+            assert fleet.altered() - before == 1, (number, where)
+            claims = fleet.salt("virtualenv_tools.claimed", fleet.root)
+            assert not any(claims.values()), claims
+            view = fleet.view()
+            (shown,) = view["schemas"]
+            assert (shown["host"], shown["version"]) == (HOST, VERSIONS["django"][wanted])
+            assert (view["stragglers"], shown["misfits"]) == ({}, {})
+        fleet.salt("virtualenv_tools.unmark_bad", f"{fleet.root}/2")
+        if not killed:
+            break
+    assert number > 12
+    events = fleet.salt("virtualenv_tools.history", fleet.root, "limit=1000")
+    migrated = {
+        short: [line.split()[1] for line in lines if " migrated" in line]
+        for short, lines in events.items()
+    }
+    assert [short for short, lines in migrated.items() if lines] == [HOST]
+    assert len(migrated[HOST]) == 1 + 2 * number
 
 
 @pytest.mark.slow
@@ -348,6 +407,15 @@ def test_hosts_that_cannot_be(deployed: Shop) -> None:
     tgt = f"tgt={fleet.id('web1')},{fleet.id('web10')}"
     answer = fleet.roll("2", tgt, "tgt_type=list")
     assert "web2, which migrates the schema for all, is not among the minions" in answer["comment"]
+    away = fleet.daemons[HOST]
+    away.terminate()
+    try:
+        answer = fleet.roll("2", "timeout=5")
+    finally:
+        away.start()
+    assert answer["comment"] == (
+        "Nothing was rolled out: web2, which migrates the schema for all, does not answer."
+    )
     fleet.all_on("1")
 
     # A highstate with such a host changes nothing in the database.

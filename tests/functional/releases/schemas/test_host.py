@@ -17,6 +17,7 @@ from relocate_core import (
     activate,
     migrate,
     migrate_down,
+    prune,
     rollback,
     schemas,
     wait_for_schema,
@@ -143,6 +144,24 @@ def test_one_servers_rollback_leaves_the_schema_to_the_others(servers: Servers) 
     assert (done.undone, servers.columns()) == (["shop.0002_price"], {"id"})
     assert migrate_down(*down, running=["A"]).changed is False
     assert servers.web1.events()[-1].startswith("migrated_back A ")
+
+
+def test_prune_leaves_the_host_what_migrates_down(servers: Servers) -> None:
+    """Between a rollback of each server and that of the schema, which is the last."""
+    for name, migrations in (("A", FIRST), ("B", SECOND)):
+        servers.django(name, migrations)
+        servers.up(name)
+        servers.wait(name)
+    for site in (servers.web1, servers.web2):
+        rollback(site.root, reason="slow")
+        done = prune(site.root, 1)
+        assert (done.removed, set(done.kept)) == ([], {"A", "B"})
+        assert done.kept["B"] == "only its code can migrate the django default schema down"
+    done = migrate_down(servers.web1.root, "A", HOST, running=["A"])
+    assert (done.changed, servers.columns()) == (True, {"id"})
+    assert prune(servers.web1.root, 1).removed == ["B"]
+    assert servers.wait("A").lacking == []
+    assert prune(servers.web2.root, 1).removed == ["B"]
 
 
 def test_what_is_recorded(servers: Servers) -> None:

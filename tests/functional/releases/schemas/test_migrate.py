@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from relocate_core import Root, activate, migrate, rollback
+from relocate_core import Root, activate, migrate, prune, rollback
 from relocate_core.errors import Busy, CannotMigrate, MarkedBad, NotARelease, RelocateError
 from relocate_core.releases.root import RECORDS
 from relocate_core.releases.schemas.record import NAME
@@ -266,6 +266,19 @@ def test_the_code_that_migrated_is_gone(two: Migrated) -> None:
     refused(lambda: rollback(two.root), words, two)
     rollback(two.root, migrate=False)
     assert two.current() == "A"
+
+
+def test_prune_keeps_the_code_that_migrates_down(two: Migrated) -> None:
+    """However bad that release is, as long as the schema is at what it has made of it."""
+    two.django("C", {"shop": THIRD})
+    two.deploy("C")
+    rollback(two.root, migrate=False)
+    done = prune(two.root, 1)
+    assert (two.current(), done.removed) == ("B", [])
+    assert done.kept["C"] == "only its code can migrate the django default schema down"
+    rollback(two.root)
+    assert (two.current(), two.columns("shop_item")) == ("A", {"id"})
+    assert sorted(prune(two.root, 1).removed) == ["B", "C"]
 
 
 def test_another_database(two: Migrated) -> None:

@@ -29,6 +29,7 @@ NAMES = ("1", "2", "3")
 UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\Z")
 FUNCTIONS = {
     *("activate", "active", "build", "check", "diff", "history", "info", "mark_bad"),
+    *("claim", "claimed", "unclaim"),
     *(
         "mark_healthy",
         "migrate",
@@ -532,6 +533,36 @@ def test_remove(two: Site) -> None:
         two("remove", two.path("2"), test=True)
 
 
+def test_a_claim(two: Site) -> None:
+    assert two("claimed", two.root) == {}
+    assert two("claim", two.root, "a", "roll-out of 3") == {"claimed": True}
+    known = two("claimed", two.root)
+    assert UTC.match(known.pop("since"))
+    assert known == {"holder": "a", "doing": "roll-out of 3", "living": True}
+    refused = two("claim", two.root, "b", "roll-out of 1")
+    assert (refused["claimed"], refused["holder"], refused["doing"]) == (
+        *(False, "a"),
+        "roll-out of 3",
+    )
+    two("activate", two.path("1"))  # no function looks at it
+    assert two("unclaim", two.root, "b") is False
+    assert two("unclaim", two.root) is True
+    assert two("claimed", two.root) == {}
+
+
+def test_a_release_compared_with_a_bundle_of_the_master(two: Site) -> None:
+    """It does not stay in the cache of the minion, unless it was there before."""
+    url = "salt://app/bundle.tar.gz"
+    two("pack", two.path("2"), str(two.minion.root / "app" / "bundle.tar.gz"))
+    before = two.world()
+    assert two("diff", two.path("1"), url)["summary"] == "the same packages"
+    assert two.world() == before
+    cached = two.minion.functions["cp.cache_file"](url)
+    two("diff", two.path("1"), url)
+    assert os.path.isfile(cached)
+    two.refused("cannot fetch salt://app/none", "diff", two.path("1"), "salt://app/none.tar.gz")
+
+
 # --- wrong arguments ------------------------------------------------------------------------------
 
 RELATIVE = {
@@ -544,6 +575,9 @@ RELATIVE = {
     "migrate_down": ("srv/app", "1"),
     "diff": ("srv/app/1", "/srv/app/2"),
     "schemas": ("srv/app",),
+    "claim": ("srv/app", "a master", "a roll-out"),
+    "claimed": ("srv/app",),
+    "unclaim": ("srv/app",),
     "releases": ("srv/app",),
     "history": ("srv/app",),
     "prune": ("srv/app",),

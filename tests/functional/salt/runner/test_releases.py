@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,10 @@ from salt.exceptions import SaltReqTimeoutError
 
 ROOT = "/srv/shop"
 TOOLS = "virtualenv_tools"
+
+
+class Killed(BaseException):
+    """The runner is killed: nothing that it wants to do after that is done."""
 
 
 class Minions:
@@ -44,6 +50,10 @@ class Minions:
         rolled_from: what a minion was rolled back from.
         activated_after: what a minion was on before its release was activated.
         newest_first: all releases that there are, in that order.
+        diffs: how a build differs from a release, by their paths.
+        sources: where a minion deploys its release from, as the formula has it.
+        claims: whose a minion is.
+        last_job: after which job the runner is killed, counted from the next one on.
         jobs: all jobs, as (function, minions, arguments); the formula's look at the pillar is
             `checked`.
     """
@@ -67,6 +77,10 @@ class Minions:
         self.rolled_from: dict[str, str] = {}
         self.activated_after: dict[str, str] = {}
         self.newest_first = ["5", "4", "3", "2", "1", "0"]
+        self.diffs: dict[tuple[str, str], str] = {}
+        self.sources: dict[str, str] = {}
+        self.claims: dict[str, str] = {}
+        self.last_job: int | None = None
         self.jobs: list[tuple[str, list[str], dict[str, Any]]] = []
 
     def ask(
@@ -77,12 +91,19 @@ class Minions:
         keywords = arguments[0] if isinstance(functions, str) else {}
         if keywords.get("mods", [""])[0].endswith(".checked"):
             functions = "checked"
+        if self.last_job is not None and self.last_job <= 0:
+            raise Killed
         self.jobs.append((functions if isinstance(functions, str) else "facts", names, keywords))
         json.dumps(arguments)
-        return {
+        answers = {
             name: None if name in self.down else {"ret": self.answer(name, functions, keywords)}
             for name in names
         }
+        if self.last_job is not None:
+            self.last_job -= 1
+            if not self.last_job:
+                raise Killed
+        return answers
 
     def answer(self, name: str, function: Any, keywords: dict[str, Any]) -> Any:
         """What one minion does and answers."""
@@ -90,6 +111,17 @@ class Minions:
             return self.refusals.get(name, self.host_state(name))
         if function == f"{TOOLS}.migrate_down":
             return self.migrate_down(name, keywords)
+        if function == f"{TOOLS}.diff":
+            line = self.diffs.get((keywords["old"], keywords["new"]))
+            return "ERROR: it does not exist" if line is None else {"summary": line}
+        if function == f"{TOOLS}.claim":
+            holder = self.claims.setdefault(name, keywords["holder"])
+            claim = {"holder": holder, "doing": "roll-out of 3", "since": "2026-01-01T00:00:00Z"}
+            return {"claimed": holder == keywords["holder"], **claim}
+        if function == f"{TOOLS}.unclaim":
+            if self.claims.get(name) == keywords["holder"]:
+                del self.claims[name]
+            return True
         if function == "state.apply" and keywords["mods"][-1].endswith((".unpack", ".migrate")):
             return self.prepare(name, keywords)
         if function == "state.apply" and keywords["mods"][-1].endswith(".rollback"):
@@ -112,8 +144,15 @@ class Minions:
 
     def host_state(self, name: str) -> dict[str, Any]:
         """What the formula's `host` reports."""
-        one = {"__id__": "shop is migrated by its host", "result": True, "comment": ""}
-        return {"host": {**one, "name": self.hosts[name]}} if name in self.hosts else {}
+        found = {
+            "shop is migrated by its host": self.hosts.get(name),
+            "shop is deployed from its source": self.sources.get(name),
+        }
+        return {
+            key: {"__id__": key, "result": True, "comment": "", "name": value}
+            for key, value in found.items()
+            if value is not None
+        }
 
     def prepare(self, name: str, keywords: dict[str, Any]) -> Any:
         """The formula's `unpack` and `migrate`."""
@@ -124,8 +163,9 @@ class Minions:
         self.unpacked.setdefault(name, set()).add(release)
         if keywords["mods"][-1].endswith(".migrate"):
             assert name == self.hosts[name]
+            if self.schema != release:
+                self.migrations.append((name, release))
             self.schema = release
-            self.migrations.append((name, release))
         return {"state": state}
 
     def roll_back(self, name: str, pillar: dict[str, Any]) -> Any:
@@ -145,7 +185,8 @@ class Minions:
         if set(keywords["running"]) != {to}:
             return "ERROR: the schema is left as it is: another release still runs"
         old, self.schema = self.schema, to
-        self.migrations.append((name, to))
+        if old != to:
+            self.migrations.append((name, to))
         return {"changed": old != to, "old": f"shop {old}", "new": f"shop {to}"}
 
     def apply(self, name: str, release: str) -> Any:
@@ -157,9 +198,13 @@ class Minions:
         elif (name, release) in self.sick:
             self.bad.setdefault(name, {})[release] = "answers with 500"
             self.on[name] = before or release
+            self.rolled_from[name] = release
             state.update(result=False, comment=f"{release} answers with 500. It is marked bad.")
         elif name in self.broken:
             return ["Rendering SLS 'base:releases' failed: no such key"]
+        if before not in (None, self.on[name]):
+            self.activated_after[name] = str(before)
+            self.rolled_from.pop(name, None)
         return {"state": state}
 
     def facts(self, name: str) -> dict[str, Any]:
@@ -183,6 +228,7 @@ class Minions:
             f"{TOOLS}.releases": known,
             f"{TOOLS}.history": events,
             f"{TOOLS}.schemas": self.schemas(name),
+            f"{TOOLS}.claimed": {"holder": self.claims[name]} if name in self.claims else {},
         }
 
     def schemas(self, name: str) -> dict[str, Any]:
@@ -374,9 +420,9 @@ def test_a_roll_out(runner: Runner, there: Minions, monkeypatch: pytest.MonkeyPa
     assert pillar == {"releases": {"apps": {"shop": {"keep_releases": 3}}}}
     assert not {"saltenv", "pillarenv"} & applied[0].keys()
     assert runner.reports == [
-        *("canary, 1 of 3: web1", "well on web1", "waiting for 9 seconds"),
-        *("batch 1, 2 of 3: web2, web3", "well on web2, web3", "waiting for 9 seconds"),
-        *("batch 2, 3 of 3: web4, web10", "well on web4, web10"),
+        *("canary, 1 of 3: web1", "done on web1", "waiting for 9 seconds"),
+        *("batch 1, 2 of 3: web2, web3", "done on web2, web3", "waiting for 9 seconds"),
+        *("batch 2, 3 of 3: web4, web10", "done on web4, web10"),
     ]
     there.jobs.clear()
     assert runner("roll", there, ROOT, 2)["comment"] == (
@@ -409,6 +455,53 @@ def test_a_failure(runner: Runner, there: Minions) -> None:
         f"Nothing was rolled out: 2 is marked bad on web1, web2, web3 ({why}); if it is good, run "
         f"virtualenv_tools.unmark_bad {ROOT}/2 there first."
     )
+
+
+def test_what_a_roll_out_changes(runner: Runner, there: Minions) -> None:
+    """Minions on the same release are asked once, and those with the same line share it."""
+    there.on["web4"] = "0"
+    there.on["web10"] = None
+    there.sources = dict.fromkeys(there.on, "salt://shop/2.tar.gz")
+    line = "django 5.2.1 -> 5.2.4, +orjson 3.11; migrations shop 0002_price"
+    there.diffs = {(f"{ROOT}/1", "salt://shop/2.tar.gz"): line}
+    answer = runner("roll", there, ROOT, 2, batch="100%", test=True)
+    assert answer["comment"].endswith(f"web10 (from none). On web1, web2, web3: {line}.")
+    assert answer["changes"] == {line: ["web1", "web2", "web3"]}
+    assert there.did(f"{TOOLS}.diff") == [["web1"], ["web1"], ["web4"], ["web4"]]
+    runner.reports.clear()
+    there.diffs = {(f"{ROOT}/{old}", f"{ROOT}/2"): line for old in ("0", "1")}
+    answer = runner("roll", there, ROOT, 2, batch="100%")
+    assert answer["changes"] == {line: ["web1", "web2", "web3", "web4"]}
+    said = [one for one in runner.reports if one.startswith("what")]
+    assert said == [f"what changes since {old}: {line}" for old in ("1", "0")]
+
+
+def test_what_another_master_works_on_is_left_alone(runner: Runner, there: Minions) -> None:
+    there.claims = {"web3": "other_master"}
+    words = (
+        f"Nothing was changed: other_master is at work in {ROOT} on web3 (roll-out of 3, since "
+        "2026-01-01T00:00:00Z): wait for its end; if that was killed, call it again there, or run "
+        "virtualenv_tools.unclaim on these minions."
+    )
+    for function in ("roll", "rollback"):
+        there.on, options = dict.fromkeys(there.on, "2"), {"to": "1"}
+        if function == "roll":
+            there.on, options = dict.fromkeys(there.on, "1"), {"release": "2"}
+        answer = runner(function, there, ROOT, **options)
+        assert (answer["comment"], there.did("state.apply")) == (words, [])
+        assert (there.claims, len(set(there.on.values()))) == ({"web3": "other_master"}, 1)
+    there.claims = {}
+    assert runner("rollback", there, ROOT, to=1)["result"] is True
+    assert there.claims == {}
+
+
+def test_claims_are_renewed_where_it_takes_long(
+    runner: Runner, there: Minions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(0, 301)
+    monkeypatch.setattr(runner.space["time"], "monotonic", lambda: float(next(clock)))
+    assert runner("roll", there, ROOT, 2, canary=0, batch=1)["result"] is True
+    assert there.did(f"{TOOLS}.claim") == [["web1", "web2", "web3", "web4", "web10"]] * 3
 
 
 def test_a_failure_after_the_switch(runner: Runner, there: Minions) -> None:
@@ -512,7 +605,7 @@ def test_with_the_formula_it_is_about_one_app(
     assert {one["pillar"].get("releases", {}).get("run", {}).get("app") for one in applied} == {app}
     assert {(one["saltenv"], one["pillarenv"]) for one in applied} == {("next", "staging")}
     looks = [(names, told["mods"]) for kind, names, told in there.jobs if kind == "checked"]
-    both = [checked, str(checked).replace("checked", "host")]
+    both = [checked, str(checked).replace("checked", "facts")]
     assert looks == ([(["web1", "web2", "web3", "web4", "web10"], both)] if checked else [])
 
 
@@ -661,7 +754,7 @@ def test_what_cannot_unpack_stops_it_before_the_migration(runner: Runner, shared
     assert answer["comment"] == (
         "The roll-out of 2 has failed on web1: shop is deployed: The disk is full."
     )
-    assert (shared.migrations, shared.schema) == ([("web2", "1")], "1")
+    assert (shared.migrations, shared.schema) == ([], "1")
     assert set(shared.on.values()) == {"1"}
     assert (answer["back"], answer["untouched"][0]) == ({}, "web1")
     shared.full = {"web3"}
@@ -852,6 +945,90 @@ def test_a_rollback_that_is_not_clear(runner: Runner, shared: Minions) -> None:
     )
     nobody = Minions(web1=None)
     assert "none of 1 minion is on a release" in runner("rollback", nobody, ROOT)["comment"]
+
+
+def after_each_job(
+    call: Callable[[Minions], Any], begin: Callable[[], Minions], jobs: int = 0
+) -> Iterator[tuple[int, Minions]]:
+    """What is there when the runner is killed after each of its jobs, however many these are.
+
+    Args:
+        call: what is killed.
+        begin: what there is before it.
+        jobs: the number of jobs that the call was known to make at least.
+    """
+    for number in itertools.count(1):
+        there = begin()
+        there.last_job = number
+        try:
+            call(there)
+        except Killed:
+            there.last_job = None
+            yield number, there
+        else:
+            assert number > jobs
+            return
+
+
+def fleet_of_five(release: str) -> Minions:
+    """Five minions on a release, with the schema that it needs."""
+    there = Minions(**dict.fromkeys(("web1", "web2", "web3", "web4", "web10"), release))
+    there.hosts, there.schema = dict.fromkeys(there.on, "web2"), release
+    return there
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "before", "after", "jobs"),
+    [
+        ("roll", {"release": "2"}, "1", "2", 13),
+        ("rollback", {}, "2", "1", 10),
+    ],
+)
+def test_killed_after_each_job_and_called_again(
+    runner: Runner, function: str, arguments: dict[str, str], before: str, after: str, jobs: int
+) -> None:
+    """Once, and the second call once more: the last one finishes, and nothing is done twice."""
+
+    def call(there: Minions) -> Any:
+        return runner(function, there, ROOT, batch=2, **arguments)
+
+    def again(there: Minions) -> Callable[[], Minions]:
+        return lambda: copy.deepcopy(there)
+
+    for number, once in after_each_job(call, lambda: fleet_of_five(before), jobs):
+        twice = after_each_job(call, again(once)) if not number % 4 else ()
+        for there in [once, *(there for _, there in twice)]:
+            answer = call(there)
+            assert answer["result"] is True, answer
+            assert (set(there.on.values()), there.schema) == ({after}, after)
+            assert (there.migrations, there.claims) == ([("web2", after)], {})
+            view = runner("fleet", there, ROOT)
+            assert (view["stragglers"], view["schemas"][0]["misfits"]) == ({}, {})
+
+
+def test_killed_in_a_roll_out_that_fails(runner: Runner) -> None:
+    """The same call, or where it refuses the bad release, the rollback that it names, ends it."""
+
+    def begin() -> Minions:
+        there = fleet_of_five("1")
+        there.sick = {("web3", "2")}
+        return there
+
+    def call(there: Minions) -> Any:
+        return runner("roll", there, ROOT, "2", batch=2)
+
+    refused = 0
+    for _, there in after_each_job(call, begin, 15):
+        answer = call(there)
+        assert answer["result"] is False
+        if there.schema != "1" or set(there.on.values()) != {"1"}:
+            refused += answer["comment"].startswith("Nothing was rolled out: 2 is marked bad on")
+            named = "still on it: releases.rollback rolls back all" in answer["comment"]
+            assert named == ("2" in there.on.values())
+            assert runner("rollback", there, ROOT)["result"] is True
+        assert (set(there.on.values()), there.schema) == ({"1"}, "1")
+        assert (there.migrations, there.claims) == ([("web2", "2"), ("web2", "1")], {})
+    assert refused > 3
 
 
 def test_the_fleet_shows_the_schema(runner: Runner, shared: Minions) -> None:
