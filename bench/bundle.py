@@ -12,7 +12,7 @@ the contenders taking turns in going first. Nothing that is done before a run is
 Relocated is what tar has unpacked of the bundle, with virtualenv-tools3 on the virtualenv that was
 packed. Deployed is by one `state.apply` of `virtualenv_relocated.managed` and `active`, Salt's own
 start included, with `tar -xzf` of the same files as tar itself packs them. The next release is
-deployed where the first one stands in a root of its own: by hard links, and by copies, which are
+deployed beside the first one, in a root of its own: by hard links, and by copies, which are
 clones where the file system has them. Links touch the files of the first release, and a later
 deploy then hashes all that it takes from there: that is measured once, after the links are gone.
 
@@ -117,8 +117,8 @@ class Way(Contender):
 class Packed(Times):
     size: int = 0
     digests: set[str] = field(default_factory=set)
-    facts: dict[str, Any] = field(default_factory=dict)
-    """What the packing says of itself."""
+    report: dict[str, Any] = field(default_factory=dict)
+    """What the packing reports."""
 
 
 @dataclass(frozen=True)
@@ -209,8 +209,8 @@ def pack_all(place: Place) -> dict[str, Packed]:
     ways = [packer(place, "bundle", ending, case.tree) for ending in place.endings]
     ways += [Way(PLAIN, (*plain, "-C", str(unpacked), "."), prepare=unpack)]
     packed = {way.name: Packed() for way in ways}
-    for way, told in in_turns(ways, PACKINGS):
-        pack(place, way, told, packed[way.name])
+    for way, announced in in_turns(ways, PACKINGS):
+        pack(place, way, announced, packed[way.name])
     ways = [
         packer(place, "next", ending, case.following, "--delta-from", str(base))
         for ending in place.endings
@@ -235,7 +235,7 @@ def packer(place: Place, name: str, ending: str, tree: Tree, *more: str) -> Way:
     return Way(f"{name}{ending}", command)
 
 
-def pack(place: Place, way: Way, told: str, packed: Packed) -> None:
+def pack(place: Place, way: Way, announced: str, packed: Packed) -> None:
     """Time one packing."""
     way.prepare()
     archive = Path(next(one for one in way.command if one.startswith(f"{place.work}/")))
@@ -244,8 +244,8 @@ def pack(place: Place, way: Way, told: str, packed: Packed) -> None:
     packed.size = archive.stat().st_size
     packed.digests.add(sha256_of(archive))
     if "--json" in way.command:
-        packed.facts = json.loads(last_line(place.log))
-    say(f"{told} {packed.runs[-1]:.2f} s, {packed.size / 1e6:,.1f} MB")
+        packed.report = json.loads(last_line(place.log))
+    say(f"{announced} {packed.runs[-1]:.2f} s, {packed.size / 1e6:,.1f} MB")
 
 
 def tar_out(archive: Path, directory: Path) -> None:
@@ -278,14 +278,14 @@ def files_of(path: Path) -> Iterator[str]:
 def all_states(place: Place) -> dict[str, Sls]:
     """What the minion applies, by name."""
 
-    def vouched(name: str, ending: str) -> dict[str, str]:
+    def verified(name: str, ending: str) -> dict[str, str]:
         archive = place.archive(name, ending)
         return {"source": str(archive), "source_hash": f"sha256={sha256_of(archive)}"}
 
-    full = vouched(FULL, place.endings[-1])
-    source = {"full": full.pop("source"), "from": {NAME: vouched("next", ".tar.gz")}}
+    full = verified(FULL, place.endings[-1])
+    source = {"full": full.pop("source"), "from": {NAME: verified("next", ".tar.gz")}}
     states = {
-        ending.rpartition(".")[2]: our_states(place.release, **vouched("bundle", ending))
+        ending.rpartition(".")[2]: our_states(place.release, **verified("bundle", ending))
         for ending in place.endings
     }
     return {
@@ -389,9 +389,9 @@ def undone(place: Place, release: Path, archive: Path) -> str:
     """What a deploy did not do, or nothing."""
     found = place.minion.answered()
     states = found.items() if isinstance(found, dict) else ()
-    told = [state["comment"] for key, state in states if key.endswith("_|-managed")]
-    if len(told) != 1 or f" was deployed from {archive}: " not in told[0]:
-        return f"it was not deployed from {archive}: {' '.join(told)}"
+    comments = [state["comment"] for key, state in states if key.endswith("_|-managed")]
+    if len(comments) != 1 or f" was deployed from {archive}: " not in comments[0]:
+        return f"it was not deployed from {archive}: {' '.join(comments)}"
     return "" if at_home(release) else "bin/pip does not run out of the release afterwards"
 
 
@@ -419,10 +419,10 @@ def measure(place: Place, rounds: int) -> dict[str, Applied]:
             say(f"bench: once before all: {way.name}")
             if problem := one_run(place, way, Applied()):
                 raise BenchError(f"{way.name} does not work here: {problem}")
-    for way, told in in_turns([way for way in ways if way.name != HASHED], rounds):
+    for way, announced in in_turns([way for way in ways if way.name != HASHED], rounds):
         took = times[way.name]
         took.problem = one_run(place, way, took) or took.problem
-        say(f"{told} {took.runs[-1]:.2f} s")
+        say(f"{announced} {took.runs[-1]:.2f} s")
     last = times[HASHED]
     last.problem = one_run(place, ways[-1], last)
     say(f"bench: once: {HASHED} {last.runs[-1]:.2f} s")
@@ -535,11 +535,11 @@ def goals(measured: Measured) -> list[Goal]:
     return wanted
 
 
-def heading(case: Case, told: str, packed: Mapping[str, Packed]) -> str:
+def heading(case: Case, title: str, packed: Mapping[str, Packed]) -> str:
     """What was measured."""
-    whole, after = packed["bundle.tar.gz"].facts, packed["next.tar.gz"].facts
+    whole, after = packed["bundle.tar.gz"].report, packed["next.tar.gz"].report
     return (
-        f"{told}. As packed {whole['files']:,} files, directories and links, of which "
+        f"{title}. As packed {whole['files']:,} files, directories and links, of which "
         f"{whole['references']:,} name the old path. The next release has {case.change}, and "
         f"carries {after['carried']:,} files:"
     )
@@ -558,14 +558,14 @@ def bench(cache: Path, options: argparse.Namespace) -> str:
     parts = []
     for case in cases:
         with work_directory(cache, int(ROOM * case.tree.size)) as work:
-            told = setting(case.tree, work, options.rounds)
+            title = setting(case.tree, work, options.rounds)
             minion = Minion(work / "minion", salt_call)
             place = Place(work, tools, case, minion, endings)
             packed = pack_all(place)
             minion.set_up(**all_states(place))
             times = measure(place, options.rounds)
             held = memory(place, times)
-            measured = Measured(heading(case, told, packed), packed, times, held)
+            measured = Measured(heading(case, title, packed), packed, times, held)
         parts.append("\n".join(tables(measured)))
     if len(endings) == 1:
         parts.append("There is no zstd here, so nothing is packed with it.")

@@ -4,12 +4,12 @@
     python3 bench/deploy.py --rounds 3
 
 The archive is a `.tar.gz` of the virtualenv that `relocate.py` measures, made once and kept beside
-it. Three ways lead from there to a release, each into a fresh directory, in memory where there is
-room; removing the one before is not timed. The contenders take turns in going first.
+it. There are three ways from it to a release, each into a fresh directory, in memory where there is
+room; removing the previous one is not timed. The contenders take turns in going first.
 
 Ours is one `state.apply` of `virtualenv_relocated.managed` and `active`. Salt's own way is one of
 `archive.extracted` with the tar program, virtualenv-tools3 by `cmd.run`, and `file.symlink`. As
-Salt's start is inside both, what the states took by themselves stands beside it. Then each of the
+Salt's start is inside both, what the states took by themselves is beside it. Then each of the
 two is applied again, with nothing to do. `tar -xzf` neither checks nor relocates anything, and is
 there because nothing can deploy an archive without unpacking it.
 
@@ -144,16 +144,16 @@ def compare(
         problem = problem or deploy(contender, minion, release, unused, idle=True)
         if problem and contender.name == OURS:
             raise BenchError(f"{OURS} does not work here: {problem}")
-    for contender, told in in_turns(field_of, rounds):
+    for contender, announced in in_turns(field_of, rounds):
         fresh(contender, release)
         took = times[contender.name]
         took.problem = deploy(contender, minion, release, took) or took.problem
-        told += f" {took.runs[-1]:.2f} s"
+        announced += f" {took.runs[-1]:.2f} s"
         if contender.states:
             second = idle[contender.name]
             second.problem = deploy(contender, minion, release, second, True) or second.problem
-            told += f", {IDLE} {second.runs[-1]:.2f} s"
-        say(told)
+            announced += f", {IDLE} {second.runs[-1]:.2f} s"
+        say(announced)
     return times, idle
 
 

@@ -72,7 +72,7 @@ def compare(
     """Times of all contenders, ours with nothing left to do, and our peak of memory."""
     times = {contender.name: Times() for contender in field_of}
     idle = Times()
-    for contender, told in in_turns(field_of, rounds):
+    for contender, announced in in_turns(field_of, rounds):
         fresh_copy(tree, copy)
         command = (*contender.command, str(copy))
         took = times[contender.name]
@@ -80,7 +80,7 @@ def compare(
             took.problem = f"exit code {code}: {last_line(log)}"
         elif contender.relocates and not at_home(copy):
             took.problem = "bin/pip does not run afterwards"
-        say(f"{told} {took.runs[-1]:.2f} s")
+        say(f"{announced} {took.runs[-1]:.2f} s")
         if contender.name == OURS:
             run(command, log, idle)
     fresh_copy(tree, copy)

@@ -148,7 +148,7 @@ def build_tree(
 def kept_tree(
     cache: Path, name: str, wanted: Mapping[str, Any], title: str, build: Callable[[Path], None]
 ) -> Tree:
-    """A virtualenv that is built once, then moved aside, so that its old path is gone."""
+    """A virtualenv that is built once, then moved, so that its old path is gone."""
     path = cache / name
     facts = cache / f"{name}.json"
     old = cache / "build" / NAME
@@ -223,7 +223,7 @@ def fresh_copy(tree: Tree, copy: Path) -> None:
 
 
 def in_turns(field_of: Sequence[AnyContender], rounds: int) -> Iterator[tuple[AnyContender, str]]:
-    """All contenders in every round, each time another one first; and what to tell of each run."""
+    """All contenders in every round, each time another one first; and how a run is announced."""
     for number in range(rounds):
         turn = number % len(field_of)
         for contender in (*field_of[turn:], *field_of[:turn]):
@@ -428,7 +428,7 @@ def apply(command: Sequence[str], minion: Minion, took: Applied, idle: bool = Fa
 
 
 def note(minion: Minion, took: Applied, idle: bool) -> str:
-    """Take down how long each state took; what is wrong with one of them, or nothing."""
+    """Record how long each state took; what is wrong with one of them, or nothing."""
     took.states.append({})
     found = minion.answered()
     if not isinstance(found, dict):  # one of errors, or none at all
@@ -448,7 +448,7 @@ def note(minion: Minion, took: Applied, idle: bool) -> str:
 
 
 def setting(tree: Tree, work: Path, rounds: int) -> str:
-    """What is measured, on what; also told at once."""
+    """What is measured, on what; also printed at once."""
     where = "memory" if work.parent == MEMORY else "the disk"
     text = (
         f"{tree.files:,} files, {tree.pycs:,} of them compiled, {tree.size / 1e6:,.0f} MB, "
