@@ -539,7 +539,8 @@ def releases(root: str) -> dict[str, Any]:
 
     Returns a dictionary of dictionaries, by name: ``active`` (the links that point to it), ``bad``
     (why it is marked) and ``pinned`` where that is so, ``published`` (UTC), ``source``,
-    ``python_version``, ``files``, ``size`` (bytes) and ``job`` (Salt's job id).
+    ``python_version``, ``files``, ``size`` (bytes), ``job`` (Salt's job id), and ``bundle`` where
+    it was deployed from one.
 
     CLI Example:
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import Any
 
 import pytest
 
+import relocate_core
 from relocate_core import cli
+from relocate_core.releases import root, smoke
+from relocate_core.releases.schemas import recipe
 from tests.support.minions import CHECKOUT, Masterless
 
 DOCS = CHECKOUT / "docs"
@@ -96,6 +100,65 @@ def test_options_are_there() -> None:
         for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", line)
     }
     assert {"--update-path", "--reinitialize", "--pack"} <= used <= known
+
+
+# --- what is claimed is true ----------------------------------------------------------------------
+
+
+def words_of(page: str) -> str:
+    """A page's text, on one line."""
+    return " ".join((DOCS / page).read_text().split())
+
+
+def test_times_are_those_of_the_code() -> None:
+    waits = {
+        inspect.signature(function).parameters["wait"].default
+        for function in (relocate_core.relocate, relocate_core.reinitialize)
+    }
+    assert waits == {30}
+    assert "`update_path` and `reinitialize` wait 30 seconds; packing does not wait" in words_of(
+        "operations.md"
+    )
+    assert "wait" not in inspect.signature(relocate_core.pack).parameters
+    assert root.WAIT == 300
+    assert "five minutes by default (`wait`)" in words_of("operations.md")
+    assert smoke.SECONDS == 300
+    assert "Each smoke test may take 300 seconds" in words_of("operations.md")
+    assert recipe.SECONDS == 600
+    assert "may take 300 seconds each, migrations 600 (`timeout`)" in words_of("sizing.md")
+
+
+def test_all_exit_codes_are_described() -> None:
+    known = re.findall(r"(?:^|[:;] )(\d+) ", " ".join((cli._parser().epilog or "").split()))
+    assert known == re.findall(r"^\| (\d+) \|", (DOCS / "commands.md").read_text(), re.M)
+    assert known == ["0", "1", "2", "130"]
+
+
+class _Everything(dict[str, Any]):
+    """A record that has whatever is looked for."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return key
+
+    def __getitem__(self, key: str) -> Any:
+        return key
+
+
+def test_all_that_releases_returns_is_described() -> None:
+    body = ast.parse((CHECKOUT / MODULES["virtualenv_tools"]).read_text()).body
+    (function,) = (one for one in body if getattr(one, "name", "") == "releases")
+    assert isinstance(function, ast.FunctionDef)
+    described = (ast.get_docstring(function) or "").partition("Returns")[2].partition("CLI")[0]
+    found = root.Release("1", "/srv/shop/1", _Everything(), ("current",), "it crashes", True)
+    assert set(re.findall(r"``(\w+)``", described)) == set(found.as_dict())
+
+
+@by_page(PAGES)
+def test_releases_are_named_one_by_one(page: Path) -> None:
+    """As `/srv/shop/*` also matches `current` and `shared`."""
+    for language in ("console", ""):
+        for code in blocks(page, language):
+            assert not re.search(r"^[#$] virtualenv-tools .*/\*", code, re.M)
 
 
 # --- what is shown is right -----------------------------------------------------------------------
