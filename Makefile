@@ -30,7 +30,7 @@ NO_COMPILER := setup: some packages that Salt needs have no wheels for the newes
 	has none for 3.14), and there is no C compiler, or no Python.h: install both (on Debian: gcc \
 	and python3-dev), or choose an older Python, for example PYTHON=python3.13
 
-.PHONY: help demo unit test test-all matrix lint format docs bench clean
+.PHONY: help demo unit test test-all matrix lint format docs changelog bench clean
 
 help: ## show this list
 	@echo 'Usage: make TARGET'
@@ -69,6 +69,9 @@ docs: $(DOCS_READY) ## build the documentation as a site, into docs/_build
 	@$(BIN)/python docs/pillar.py
 	@echo 'docs: sphinx-build -W docs docs/_build'
 	@$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build
+
+changelog: $(DOCS_READY) ## show what the next release changes (VERSION=0.1.0: write it)
+	@$(BIN)/towncrier build $(if $(VERSION),--yes --version $(VERSION),--draft --version next)
 
 bench: $(READY) ## our speed and memory beside other tools and Salt's own states, on a large tree
 	@$(BIN)/python bench/relocate.py

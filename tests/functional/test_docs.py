@@ -153,6 +153,13 @@ def test_all_that_releases_returns_is_described() -> None:
     assert set(re.findall(r"``(\w+)``", described)) == set(found.as_dict())
 
 
+def test_each_entry_for_the_changelog_is_of_a_kind() -> None:
+    for entry in (CHECKOUT / "changelog.d").iterdir():
+        assert re.fullmatch(
+            r"\+[a-z0-9-]+\.(added|changed|fixed|removed)\.md|\.gitignore", entry.name
+        )
+
+
 @by_page(PAGES)
 def test_releases_are_named_one_by_one(page: Path) -> None:
     """As `/srv/shop/*` also matches `current` and `shared`."""

@@ -44,7 +44,15 @@ EXCEPTIONS: dict[tuple[str, str], str] = {}
 """The reason why a file (the first of each key) has such a word (the second)."""
 
 AVOIDED = re.compile(rf"\b(?:{'|'.join(INSTEAD)})\b", re.I)
-WRITTEN = ("*.md", "docs/**/*.md", "docs/*.py", "docs/images/*.svg", "pillar.*", "Makefile")
+WRITTEN = (
+    "*.md",
+    "changelog.d/*.md",
+    "docs/**/*.md",
+    "docs/*.py",
+    "docs/images/*.svg",
+    "pillar.*",
+    "Makefile",
+)
 SHOWN = ("formula/**/*", "demo/*")
 PROGRAMS = ("_modules", "_runners", "_states", "bench", "relocate_core", "saltext_virtualenv_tools")
 
