@@ -73,10 +73,11 @@ docs: $(DOCS_READY) ## build the documentation as a site, into docs/_build
 changelog: $(DOCS_READY) ## show what the next release changes (VERSION=0.1.0: write it)
 	@$(BIN)/towncrier build $(if $(VERSION),--yes --version $(VERSION),--draft --version next)
 
-bench: $(READY) ## our speed and memory beside other tools and Salt's own states, on a large tree
-	@$(BIN)/python bench/relocate.py
-	@$(BIN)/python bench/deploy.py
-	@$(BIN)/python bench/bundle.py
+bench: $(READY) ## our speed and memory beside other tools, on a large tree (QUICK=1: a small one)
+	@$(BIN)/python bench/relocate.py $(if $(QUICK),--quick)
+	@$(BIN)/python bench/deploy.py $(if $(QUICK),--quick)
+	@$(BIN)/python bench/bundle.py $(if $(QUICK),--quick)
+	@$(BIN)/python bench/plots.py $(if $(QUICK),,docs/images)
 
 clean: ## remove all that these targets made
 	@echo 'clean: $(VENV), .bench, docs/_build, caches'

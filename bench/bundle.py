@@ -45,6 +45,7 @@ from support import (
     Contender,
     Goal,
     Minion,
+    Report,
     Sls,
     Times,
     Tree,
@@ -56,6 +57,7 @@ from support import (
     failures,
     find_salt_call,
     fresh_copy,
+    given,
     goal_table,
     in_turns,
     install_tools,
@@ -96,6 +98,8 @@ FULL = "next-full"
 class Case:
     """A virtualenv and its next release."""
 
+    size: str
+    """Which of `SIZES`."""
     tree: Tree
     following: Tree
     change: str
@@ -168,8 +172,8 @@ def build_case(cache: Path, tools: Path, size: str, options: argparse.Namespace)
     else:
         packages, name = options.packages.split(), "tree"
         tree = build_tree(cache, tools, packages, options.least_pycs)
-    given = packages if CHANGED not in packages else [CHANGED]
-    package = re.split(r"[^\w.-]", given[0])[0].lower()
+    changing = CHANGED if CHANGED in packages else packages[0]
+    package = re.split(r"[^\w.-]", changing)[0].lower()
     old = version_of(tree.path, package)
     wanted = f"{package}<{old}"
 
@@ -182,7 +186,7 @@ def build_case(cache: Path, tools: Path, size: str, options: argparse.Namespace)
     following = kept_tree(cache, f"{name}-next", {"changed": wanted, "of": of}, title, build)
     new = version_of(following.path, package)
     proof = f"lib/python*/site-packages/{package.replace('-', '_')}-{new}.dist-info"
-    return Case(tree, following, f"{package} {new} instead of {old}", proof)
+    return Case(size, tree, following, f"{package} {new} instead of {old}", proof)
 
 
 def version_of(path: Path, package: str) -> str:
@@ -548,11 +552,14 @@ def heading(case: Case, title: str, packed: Mapping[str, Packed]) -> str:
 # --- the command ----------------------------------------------------------------------------------
 
 
-def bench(cache: Path, options: argparse.Namespace) -> str:
+def bench(cache: Path, options: argparse.Namespace) -> Report:
     """Measure everything that was asked for; the report."""
     salt_call = find_salt_call()
     tools = install_tools(cache, with_ours=True)
     sizes = SIZES if options.size == "all" else (options.size,)
+    if options.quick:
+        sizes = ("small",)
+    report = Report("")
     cases = [build_case(cache, tools, size, options) for size in sizes]
     endings = (".tar.gz", ".tar.zst") if shutil.which("zstd") else (".tar.gz",)
     parts = []
@@ -567,18 +574,28 @@ def bench(cache: Path, options: argparse.Namespace) -> str:
             held = memory(place, times)
             measured = Measured(heading(case, title, packed), packed, times, held)
         parts.append("\n".join(tables(measured)))
+        files = f"{case.tree.files:,} files"
+        moved = {name: times[name] for name in (OURS, PEER)}
+        deployed = {name: one for name, one in times.items() if name not in (*moved, HASHED)}
+        title = f"Relocating an unpacked bundle of {files}"
+        report.add(f"bundle-relocate-{case.size}", title, moved, (PEER,))
+        title = f"Deploying a bundle of {files}, and the next release"
+        report.add(f"bundle-deploy-{case.size}", title, deployed, (TAR,))
+        title = f"Packing {files}, and the next release"
+        report.add(f"bundle-pack-{case.size}", title, packed, (PLAIN, NEXT_PLAIN))
     if len(endings) == 1:
         parts.append("There is no zstd here, so nothing is packed with it.")
     parts.append(
         "\n".join([f"Goals, for the {cases[-1].tree.files:,} files:", *goal_table(goals(measured))])
     )
-    return "\n\n".join(parts)
+    report.text = "\n\n".join(parts)
+    return report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     known = parser(__doc__)
     known.add_argument("--size", choices=(*SIZES, "all"), default="all", help="of the virtualenv")
-    return start(bench, known.parse_args(argv), "bundle.md")
+    return start(bench, given(known, argv), "bundle")
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from support import (
     BenchError,
     Contender,
     Minion,
+    Report,
     Sls,
     Tree,
     apply,
@@ -46,6 +47,7 @@ from support import (
     disturbance,
     failures,
     find_salt_call,
+    given,
     goal_table,
     in_turns,
     install_tools,
@@ -75,12 +77,12 @@ class Deployer(Contender):
 
 
 def pack(cache: Path, tree: Tree) -> tuple[Path, str]:
-    """The archive of the virtualenv, named by what is known of that, and its SHA-256."""
+    """The archive of the virtualenv, with a digest of what is known of that, and its SHA-256."""
     facts = json.dumps([tree.old, tree.files, tree.pycs, tree.size]).encode()
-    archive = cache / f"tree-{hashlib.sha256(facts).hexdigest()[:12]}.tar.gz"
+    archive = cache / f"{tree.path.name}-{hashlib.sha256(facts).hexdigest()[:12]}.tar.gz"
     if not archive.exists():
         say("bench: packing the virtualenv, once")
-        for stale in cache.glob("tree-*.tar.gz*"):
+        for stale in cache.glob(f"{tree.path.name}-*.tar.gz*"):
             stale.unlink()
         unfinished = archive.with_name(f"{archive.name}.part")
         call("tar", "-czf", unfinished, "-C", tree.path, ".")
@@ -199,11 +201,12 @@ def table(times: dict[str, Applied], idle: dict[str, Applied]) -> list[str]:
     return [*rows, *disturbance(every.values()), *goal_table(goals), *failures(every)]
 
 
-def bench(cache: Path, options: argparse.Namespace) -> str:
+def bench(cache: Path, options: argparse.Namespace) -> Report:
     """Measure everything; the report."""
     salt_call = find_salt_call()
     tools = install_tools(cache, with_ours=False)
-    tree = build_tree(cache, tools, options.packages.split(), options.least_pycs)
+    tree = build_tree(cache, tools, options.packages.split(), options.least_pycs, options.tree)
+    report = Report("")
     kept, sha256 = pack(cache, tree)
     size = kept.stat().st_size
     relocator = tools / "virtualenv-tools3" if sys.version_info[:2] <= PEERS_LAST_PYTHON else None
@@ -220,17 +223,21 @@ def bench(cache: Path, options: argparse.Namespace) -> str:
         salts = Deployer(SALTS, minion.command("state.apply", "salts"), relocates=bool(relocator))
         tar = ("tar", "-xzf", str(archive), "-C", str(release))
         field_of = [ours, salts, Deployer(TAR, tar, states=False, relocates=False)]
-        rows = table(*compare(field_of, minion, release, options.rounds))
+        times, idle = compare(field_of, minion, release, options.rounds)
+        rows = table(times, idle)
+        title = f"Deploying a .tar.gz of {tree.files:,} files"
+        report.add("deploy", title, times, (SALTS, TAR))
         rows += ["", memory(ours, minion, release)]
     if relocator is None:
         last = ".".join(map(str, PEERS_LAST_PYTHON))
         remark = f"virtualenv-tools3 works up to Python {last}: {SALTS} go without relocating here."
         rows += ["", remark]
-    return "\n".join([f"A .tar.gz of {size / 1e6:,.0f} MB, deployed: {heading}", "", *rows])
+    report.text = "\n".join([f"A .tar.gz of {size / 1e6:,.0f} MB, deployed: {heading}", "", *rows])
+    return report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return start(bench, parser(__doc__).parse_args(argv), "deploy.md")
+    return start(bench, given(parser(__doc__), argv), "deploy")
 
 
 if __name__ == "__main__":
