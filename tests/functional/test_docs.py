@@ -71,6 +71,13 @@ def test_every_page_is_in_the_index() -> None:
     assert set(SITE) <= {*linked, index}
 
 
+def test_the_quick_start_builds_what_its_pillar_deploys() -> None:
+    text = (CHECKOUT / "README.md").read_text()
+    release = re.search(r"^      release: '(\w+)'$", text, re.M)
+    assert release
+    assert f"virtualenv_tools.build /srv/salt/shop/{release[1]}.tar.gz" in text
+
+
 def test_the_readme_is_short() -> None:
     assert len((CHECKOUT / "README.md").read_text().split()) <= 700
 
