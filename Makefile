@@ -31,7 +31,7 @@ NO_COMPILER := setup: some packages that Salt needs have no wheels for the newes
 	has none for 3.14), and there is no C compiler, or no Python.h: install both (on Debian: gcc \
 	and python3-dev), or choose an older Python, for example PYTHON=python3.13
 
-.PHONY: help demo unit test test-all matrix lint format docs bench clean
+.PHONY: help demo unit test test-all matrix lint format docs changelog bench clean
 
 help: ## show this list
 	@echo 'Usage: make TARGET'
@@ -71,10 +71,14 @@ docs: $(DOCS_READY) ## build the documentation as a site, into docs/_build
 	@echo 'docs: sphinx-build -W docs docs/_build'
 	@$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build
 
-bench: $(READY) ## our speed and memory beside other tools and Salt's own states, on a large tree
-	@$(BIN)/python bench/relocate.py
-	@$(BIN)/python bench/deploy.py
-	@$(BIN)/python bench/bundle.py
+changelog: $(DOCS_READY) ## show what the next release changes (VERSION=0.1.0: write it)
+	@$(BIN)/towncrier build $(if $(VERSION),--yes --version $(VERSION),--draft --version next)
+
+bench: $(READY) ## our speed and memory beside other tools, on a large tree (QUICK=1: a small one)
+	@$(BIN)/python bench/relocate.py $(if $(QUICK),--quick)
+	@$(BIN)/python bench/deploy.py $(if $(QUICK),--quick)
+	@$(BIN)/python bench/bundle.py $(if $(QUICK),--quick)
+	@$(BIN)/python bench/plots.py $(if $(QUICK),,docs/images)
 
 clean: ## remove all that these targets made
 	@echo 'clean: $(VENV), .bench, docs/_build, caches'

@@ -133,7 +133,7 @@ def _settings(given: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _require_own_names(apps: Mapping[str, Any]) -> None:
-    """Refuse what a process manager could not tell apart: shop's blog-web and shop-blog's web."""
+    """Refuse programs that would have one name: shop's blog-web and shop-blog's web."""
     owners: dict[str, str] = {}
     for app in apps.values():
         for program in app["programs"].values():

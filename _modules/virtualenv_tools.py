@@ -544,7 +544,8 @@ def releases(root: str) -> dict[str, Any]:
 
     Returns a dictionary of dictionaries, by name: ``active`` (the links that point to it), ``bad``
     (why it is marked) and ``pinned`` where that is so, ``published`` (UTC), ``source``,
-    ``python_version``, ``files``, ``size`` (bytes) and ``job`` (Salt's job id).
+    ``python_version``, ``files``, ``size`` (bytes), ``job`` (Salt's job id), and ``bundle`` where
+    it was deployed from one.
 
     CLI Example:
 
@@ -829,17 +830,17 @@ def pack(
     """
     Pack a virtualenv into a bundle: a tar that begins with a manifest of all that is in it.
 
-    Servers deploy a bundle with little to do: its bytecode is compiled and names no place, what is
-    to be relocated is listed, and whether they can run it is known before anything is unpacked. The
-    same virtualenv gives the same bytes. What cannot travel is refused: installs and links that
-    lead out of it. Nothing in the virtualenv is changed.
+    Servers deploy a bundle with little to do: its bytecode is compiled and contains no path, what
+    is to be relocated is listed, and whether they can run it is known before anything is unpacked.
+    The same virtualenv gives the same bytes. What is not portable is refused: editable installs and
+    symlinks that point outside. Nothing in the virtualenv is changed.
 
     path
         The virtualenv's directory on the minion, as an absolute path.
 
     archive
-        The bundle, as an absolute path; its ending tells the form: ``.tar.gz``, ``.tar.zst`` (which
-        is smaller and faster, and needs the program ``zstd`` on both sides) or ``.tar``. Its
+        The bundle, as an absolute path; its ending is its form: ``.tar.gz``, ``.tar.zst`` (which is
+        smaller and faster, and needs the program ``zstd`` on both sides) or ``.tar``. Its
         SHA-256 is written beside it, as ``<archive>.sha256``.
 
     delta_from

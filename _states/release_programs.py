@@ -134,7 +134,7 @@ def reloaded(
     """
     Have programs read their settings again: by a signal where that is enough, else by a restart.
 
-    A signal is enough where a program names one as ``reload`` and runs on the active release. On
+    A signal is enough where a program has one as ``reload`` and runs on the active release. On
     another one it would stay there - gunicorn's master does, whatever it is sent - so it is
     restarted.
 

@@ -12,7 +12,7 @@ the contenders taking turns in going first. Nothing that is done before a run is
 Relocated is what tar has unpacked of the bundle, with virtualenv-tools3 on the virtualenv that was
 packed. Deployed is by one `state.apply` of `virtualenv_relocated.managed` and `active`, Salt's own
 start included, with `tar -xzf` of the same files as tar itself packs them. The next release is
-deployed where the first one stands in a root of its own: by hard links, and by copies, which are
+deployed beside the first one, in a root of its own: by hard links, and by copies, which are
 clones where the file system has them. Links touch the files of the first release, and a later
 deploy then hashes all that it takes from there: that is measured once, after the links are gone.
 
@@ -45,6 +45,7 @@ from support import (
     Contender,
     Goal,
     Minion,
+    Report,
     Sls,
     Times,
     Tree,
@@ -56,6 +57,7 @@ from support import (
     failures,
     find_salt_call,
     fresh_copy,
+    given,
     goal_table,
     in_turns,
     install_tools,
@@ -96,6 +98,8 @@ FULL = "next-full"
 class Case:
     """A virtualenv and its next release."""
 
+    size: str
+    """Which of `SIZES`."""
     tree: Tree
     following: Tree
     change: str
@@ -117,8 +121,8 @@ class Way(Contender):
 class Packed(Times):
     size: int = 0
     digests: set[str] = field(default_factory=set)
-    facts: dict[str, Any] = field(default_factory=dict)
-    """What the packing says of itself."""
+    report: dict[str, Any] = field(default_factory=dict)
+    """What the packing reports."""
 
 
 @dataclass(frozen=True)
@@ -168,8 +172,8 @@ def build_case(cache: Path, tools: Path, size: str, options: argparse.Namespace)
     else:
         packages, name = options.packages.split(), "tree"
         tree = build_tree(cache, tools, packages, options.least_pycs)
-    given = packages if CHANGED not in packages else [CHANGED]
-    package = re.split(r"[^\w.-]", given[0])[0].lower()
+    changing = CHANGED if CHANGED in packages else packages[0]
+    package = re.split(r"[^\w.-]", changing)[0].lower()
     old = version_of(tree.path, package)
     wanted = f"{package}<{old}"
 
@@ -182,7 +186,7 @@ def build_case(cache: Path, tools: Path, size: str, options: argparse.Namespace)
     following = kept_tree(cache, f"{name}-next", {"changed": wanted, "of": of}, title, build)
     new = version_of(following.path, package)
     proof = f"lib/python*/site-packages/{package.replace('-', '_')}-{new}.dist-info"
-    return Case(tree, following, f"{package} {new} instead of {old}", proof)
+    return Case(size, tree, following, f"{package} {new} instead of {old}", proof)
 
 
 def version_of(path: Path, package: str) -> str:
@@ -209,8 +213,8 @@ def pack_all(place: Place) -> dict[str, Packed]:
     ways = [packer(place, "bundle", ending, case.tree) for ending in place.endings]
     ways += [Way(PLAIN, (*plain, "-C", str(unpacked), "."), prepare=unpack)]
     packed = {way.name: Packed() for way in ways}
-    for way, told in in_turns(ways, PACKINGS):
-        pack(place, way, told, packed[way.name])
+    for way, announced in in_turns(ways, PACKINGS):
+        pack(place, way, announced, packed[way.name])
     ways = [
         packer(place, "next", ending, case.following, "--delta-from", str(base))
         for ending in place.endings
@@ -235,7 +239,7 @@ def packer(place: Place, name: str, ending: str, tree: Tree, *more: str) -> Way:
     return Way(f"{name}{ending}", command)
 
 
-def pack(place: Place, way: Way, told: str, packed: Packed) -> None:
+def pack(place: Place, way: Way, announced: str, packed: Packed) -> None:
     """Time one packing."""
     way.prepare()
     archive = Path(next(one for one in way.command if one.startswith(f"{place.work}/")))
@@ -244,8 +248,8 @@ def pack(place: Place, way: Way, told: str, packed: Packed) -> None:
     packed.size = archive.stat().st_size
     packed.digests.add(sha256_of(archive))
     if "--json" in way.command:
-        packed.facts = json.loads(last_line(place.log))
-    say(f"{told} {packed.runs[-1]:.2f} s, {packed.size / 1e6:,.1f} MB")
+        packed.report = json.loads(last_line(place.log))
+    say(f"{announced} {packed.runs[-1]:.2f} s, {packed.size / 1e6:,.1f} MB")
 
 
 def tar_out(archive: Path, directory: Path) -> None:
@@ -278,14 +282,14 @@ def files_of(path: Path) -> Iterator[str]:
 def all_states(place: Place) -> dict[str, Sls]:
     """What the minion applies, by name."""
 
-    def vouched(name: str, ending: str) -> dict[str, str]:
+    def verified(name: str, ending: str) -> dict[str, str]:
         archive = place.archive(name, ending)
         return {"source": str(archive), "source_hash": f"sha256={sha256_of(archive)}"}
 
-    full = vouched(FULL, place.endings[-1])
-    source = {"full": full.pop("source"), "from": {NAME: vouched("next", ".tar.gz")}}
+    full = verified(FULL, place.endings[-1])
+    source = {"full": full.pop("source"), "from": {NAME: verified("next", ".tar.gz")}}
     states = {
-        ending.rpartition(".")[2]: our_states(place.release, **vouched("bundle", ending))
+        ending.rpartition(".")[2]: our_states(place.release, **verified("bundle", ending))
         for ending in place.endings
     }
     return {
@@ -389,9 +393,9 @@ def undone(place: Place, release: Path, archive: Path) -> str:
     """What a deploy did not do, or nothing."""
     found = place.minion.answered()
     states = found.items() if isinstance(found, dict) else ()
-    told = [state["comment"] for key, state in states if key.endswith("_|-managed")]
-    if len(told) != 1 or f" was deployed from {archive}: " not in told[0]:
-        return f"it was not deployed from {archive}: {' '.join(told)}"
+    comments = [state["comment"] for key, state in states if key.endswith("_|-managed")]
+    if len(comments) != 1 or f" was deployed from {archive}: " not in comments[0]:
+        return f"it was not deployed from {archive}: {' '.join(comments)}"
     return "" if at_home(release) else "bin/pip does not run out of the release afterwards"
 
 
@@ -419,10 +423,10 @@ def measure(place: Place, rounds: int) -> dict[str, Applied]:
             say(f"bench: once before all: {way.name}")
             if problem := one_run(place, way, Applied()):
                 raise BenchError(f"{way.name} does not work here: {problem}")
-    for way, told in in_turns([way for way in ways if way.name != HASHED], rounds):
+    for way, announced in in_turns([way for way in ways if way.name != HASHED], rounds):
         took = times[way.name]
         took.problem = one_run(place, way, took) or took.problem
-        say(f"{told} {took.runs[-1]:.2f} s")
+        say(f"{announced} {took.runs[-1]:.2f} s")
     last = times[HASHED]
     last.problem = one_run(place, ways[-1], last)
     say(f"bench: once: {HASHED} {last.runs[-1]:.2f} s")
@@ -535,11 +539,11 @@ def goals(measured: Measured) -> list[Goal]:
     return wanted
 
 
-def heading(case: Case, told: str, packed: Mapping[str, Packed]) -> str:
+def heading(case: Case, title: str, packed: Mapping[str, Packed]) -> str:
     """What was measured."""
-    whole, after = packed["bundle.tar.gz"].facts, packed["next.tar.gz"].facts
+    whole, after = packed["bundle.tar.gz"].report, packed["next.tar.gz"].report
     return (
-        f"{told}. As packed {whole['files']:,} files, directories and links, of which "
+        f"{title}. As packed {whole['files']:,} files, directories and links, of which "
         f"{whole['references']:,} name the old path. The next release has {case.change}, and "
         f"carries {after['carried']:,} files:"
     )
@@ -548,37 +552,50 @@ def heading(case: Case, told: str, packed: Mapping[str, Packed]) -> str:
 # --- the command ----------------------------------------------------------------------------------
 
 
-def bench(cache: Path, options: argparse.Namespace) -> str:
+def bench(cache: Path, options: argparse.Namespace) -> Report:
     """Measure everything that was asked for; the report."""
     salt_call = find_salt_call()
     tools = install_tools(cache, with_ours=True)
     sizes = SIZES if options.size == "all" else (options.size,)
+    if options.quick:
+        sizes = ("small",)
+    report = Report("")
     cases = [build_case(cache, tools, size, options) for size in sizes]
     endings = (".tar.gz", ".tar.zst") if shutil.which("zstd") else (".tar.gz",)
     parts = []
     for case in cases:
         with work_directory(cache, int(ROOM * case.tree.size)) as work:
-            told = setting(case.tree, work, options.rounds)
+            title = setting(case.tree, work, options.rounds)
             minion = Minion(work / "minion", salt_call)
             place = Place(work, tools, case, minion, endings)
             packed = pack_all(place)
             minion.set_up(**all_states(place))
             times = measure(place, options.rounds)
             held = memory(place, times)
-            measured = Measured(heading(case, told, packed), packed, times, held)
+            measured = Measured(heading(case, title, packed), packed, times, held)
         parts.append("\n".join(tables(measured)))
+        files = f"{case.tree.files:,} files"
+        moved = {name: times[name] for name in (OURS, PEER)}
+        deployed = {name: one for name, one in times.items() if name not in (*moved, HASHED)}
+        title = f"Relocating an unpacked bundle of {files}"
+        report.add(f"bundle-relocate-{case.size}", title, moved, (PEER,))
+        title = f"Deploying a bundle of {files}, and the next release"
+        report.add(f"bundle-deploy-{case.size}", title, deployed, (TAR,))
+        title = f"Packing {files}, and the next release"
+        report.add(f"bundle-pack-{case.size}", title, packed, (PLAIN, NEXT_PLAIN))
     if len(endings) == 1:
         parts.append("There is no zstd here, so nothing is packed with it.")
     parts.append(
         "\n".join([f"Goals, for the {cases[-1].tree.files:,} files:", *goal_table(goals(measured))])
     )
-    return "\n\n".join(parts)
+    report.text = "\n\n".join(parts)
+    return report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     known = parser(__doc__)
     known.add_argument("--size", choices=(*SIZES, "all"), default="all", help="of the virtualenv")
-    return start(bench, known.parse_args(argv), "bundle.md")
+    return start(bench, given(known, argv), "bundle")
 
 
 if __name__ == "__main__":

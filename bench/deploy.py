@@ -4,12 +4,12 @@
     python3 bench/deploy.py --rounds 3
 
 The archive is a `.tar.gz` of the virtualenv that `relocate.py` measures, made once and kept beside
-it. Three ways lead from there to a release, each into a fresh directory, in memory where there is
-room; removing the one before is not timed. The contenders take turns in going first.
+it. There are three ways from it to a release, each into a fresh directory, in memory where there is
+room; removing the previous one is not timed. The contenders take turns in going first.
 
 Ours is one `state.apply` of `virtualenv_relocated.managed` and `active`. Salt's own way is one of
 `archive.extracted` with the tar program, virtualenv-tools3 by `cmd.run`, and `file.symlink`. As
-Salt's start is inside both, what the states took by themselves stands beside it. Then each of the
+Salt's start is inside both, what the states took by themselves is beside it. Then each of the
 two is applied again, with nothing to do. `tar -xzf` neither checks nor relocates anything, and is
 there because nothing can deploy an archive without unpacking it.
 
@@ -37,6 +37,7 @@ from support import (
     BenchError,
     Contender,
     Minion,
+    Report,
     Sls,
     Tree,
     apply,
@@ -46,6 +47,7 @@ from support import (
     disturbance,
     failures,
     find_salt_call,
+    given,
     goal_table,
     in_turns,
     install_tools,
@@ -75,12 +77,12 @@ class Deployer(Contender):
 
 
 def pack(cache: Path, tree: Tree) -> tuple[Path, str]:
-    """The archive of the virtualenv, named by what is known of that, and its SHA-256."""
+    """The archive of the virtualenv, with a digest of what is known of that, and its SHA-256."""
     facts = json.dumps([tree.old, tree.files, tree.pycs, tree.size]).encode()
-    archive = cache / f"tree-{hashlib.sha256(facts).hexdigest()[:12]}.tar.gz"
+    archive = cache / f"{tree.path.name}-{hashlib.sha256(facts).hexdigest()[:12]}.tar.gz"
     if not archive.exists():
         say("bench: packing the virtualenv, once")
-        for stale in cache.glob("tree-*.tar.gz*"):
+        for stale in cache.glob(f"{tree.path.name}-*.tar.gz*"):
             stale.unlink()
         unfinished = archive.with_name(f"{archive.name}.part")
         call("tar", "-czf", unfinished, "-C", tree.path, ".")
@@ -144,16 +146,16 @@ def compare(
         problem = problem or deploy(contender, minion, release, unused, idle=True)
         if problem and contender.name == OURS:
             raise BenchError(f"{OURS} does not work here: {problem}")
-    for contender, told in in_turns(field_of, rounds):
+    for contender, announced in in_turns(field_of, rounds):
         fresh(contender, release)
         took = times[contender.name]
         took.problem = deploy(contender, minion, release, took) or took.problem
-        told += f" {took.runs[-1]:.2f} s"
+        announced += f" {took.runs[-1]:.2f} s"
         if contender.states:
             second = idle[contender.name]
             second.problem = deploy(contender, minion, release, second, True) or second.problem
-            told += f", {IDLE} {second.runs[-1]:.2f} s"
-        say(told)
+            announced += f", {IDLE} {second.runs[-1]:.2f} s"
+        say(announced)
     return times, idle
 
 
@@ -199,11 +201,12 @@ def table(times: dict[str, Applied], idle: dict[str, Applied]) -> list[str]:
     return [*rows, *disturbance(every.values()), *goal_table(goals), *failures(every)]
 
 
-def bench(cache: Path, options: argparse.Namespace) -> str:
+def bench(cache: Path, options: argparse.Namespace) -> Report:
     """Measure everything; the report."""
     salt_call = find_salt_call()
     tools = install_tools(cache, with_ours=False)
-    tree = build_tree(cache, tools, options.packages.split(), options.least_pycs)
+    tree = build_tree(cache, tools, options.packages.split(), options.least_pycs, options.tree)
+    report = Report("")
     kept, sha256 = pack(cache, tree)
     size = kept.stat().st_size
     relocator = tools / "virtualenv-tools3" if sys.version_info[:2] <= PEERS_LAST_PYTHON else None
@@ -220,17 +223,21 @@ def bench(cache: Path, options: argparse.Namespace) -> str:
         salts = Deployer(SALTS, minion.command("state.apply", "salts"), relocates=bool(relocator))
         tar = ("tar", "-xzf", str(archive), "-C", str(release))
         field_of = [ours, salts, Deployer(TAR, tar, states=False, relocates=False)]
-        rows = table(*compare(field_of, minion, release, options.rounds))
+        times, idle = compare(field_of, minion, release, options.rounds)
+        rows = table(times, idle)
+        title = f"Deploying a .tar.gz of {tree.files:,} files"
+        report.add("deploy", title, times, (SALTS, TAR))
         rows += ["", memory(ours, minion, release)]
     if relocator is None:
         last = ".".join(map(str, PEERS_LAST_PYTHON))
         remark = f"virtualenv-tools3 works up to Python {last}: {SALTS} go without relocating here."
         rows += ["", remark]
-    return "\n".join([f"A .tar.gz of {size / 1e6:,.0f} MB, deployed: {heading}", "", *rows])
+    report.text = "\n".join([f"A .tar.gz of {size / 1e6:,.0f} MB, deployed: {heading}", "", *rows])
+    return report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return start(bench, parser(__doc__).parse_args(argv), "deploy.md")
+    return start(bench, given(parser(__doc__), argv), "deploy")
 
 
 if __name__ == "__main__":

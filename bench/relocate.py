@@ -24,6 +24,7 @@ from pathlib import Path
 from support import (
     LENGTHS,
     Contender,
+    Report,
     Times,
     Tree,
     at_home,
@@ -31,6 +32,7 @@ from support import (
     disturbance,
     failures,
     fresh_copy,
+    given,
     goal_table,
     in_turns,
     install_tools,
@@ -72,7 +74,7 @@ def compare(
     """Times of all contenders, ours with nothing left to do, and our peak of memory."""
     times = {contender.name: Times() for contender in field_of}
     idle = Times()
-    for contender, told in in_turns(field_of, rounds):
+    for contender, announced in in_turns(field_of, rounds):
         fresh_copy(tree, copy)
         command = (*contender.command, str(copy))
         took = times[contender.name]
@@ -80,7 +82,7 @@ def compare(
             took.problem = f"exit code {code}: {last_line(log)}"
         elif contender.relocates and not at_home(copy):
             took.problem = "bin/pip does not run afterwards"
-        say(f"{told} {took.runs[-1]:.2f} s")
+        say(f"{announced} {took.runs[-1]:.2f} s")
         if contender.name == OURS:
             run(command, log, idle)
     fresh_copy(tree, copy)
@@ -124,22 +126,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = known.add_argument
     add("--length", choices=(*LENGTHS, "all"), default="same", help="of the new path")
     add("--ours", metavar="CMD", help="measure this command instead of the checkout's")
-    return start(bench, known.parse_args(argv), "last.md")
+    return start(bench, given(known, argv), "relocate")
 
 
-def bench(cache: Path, options: argparse.Namespace) -> str:
+def bench(cache: Path, options: argparse.Namespace) -> Report:
     """Measure everything that was asked for; the report."""
     tools = install_tools(cache, with_ours=not options.ours)
-    tree = build_tree(cache, tools, options.packages.split(), options.least_pycs)
+    tree = build_tree(cache, tools, options.packages.split(), options.least_pycs, options.tree)
+    report = Report("")
     field_of = contenders(tools, tree.old, options.ours)
     with work_directory(cache, tree.size) as work:
         parts = [setting(tree, work, options.rounds)]
         for length in LENGTHS if options.length == "all" else (options.length,):
             copy = new_path(work, tree.old, length)
-            parts.append(
-                table(tree, copy, *compare(tree, copy, field_of, options.rounds, work / "log"))
-            )
-    return "\n\n".join(parts)
+            times, idle, memory = compare(tree, copy, field_of, options.rounds, work / "log")
+            parts.append(table(tree, copy, times, idle, memory))
+            title = f"Relocating {tree.files:,} files in place, to a path of {length} length"
+            name = "relocate" if length == "same" else f"relocate-{length}"
+            report.add(name, title.replace("same", "the same"), times, (PEER, GREP))
+    report.text = "\n\n".join(parts)
+    return report
 
 
 if __name__ == "__main__":

@@ -22,17 +22,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+RESULTS = CHECKOUT / ".bench" / "results"
 PACKAGES = "ansible jupyterlab pandas django scipy scikit-learn matplotlib sympy"
 LEAST_PYCS = 25_000
+QUICK_PACKAGES = "flask"
 LENGTHS = ("same", "shorter", "longer")
 # What the old path ends in, as a release's name does.
 NAME = "4f2a9c1be07d5836af41c2d9e8b07365fa1d2c4b"
 SAMPLE_SECONDS = 0.02
 # Other programs' share of all CPUs from which on a run counts as disturbed.
 DISTURBANCE = 0.1
-PATIENCE_SECONDS = 60
+PATIENCE = {False: 60, True: 3}
+"""Seconds to wait for other programs to rest before a run of a full bench, and of a quick one."""
 
 CPUS = os.cpu_count() or 1
+QUICK = "--quick" in sys.argv
 MEMORY = Path("/dev/shm")
 
 Sls = dict[str, dict[str, list[dict[str, Any]]]]
@@ -60,6 +64,25 @@ class Times:
         """The cells that its row begins with in every table."""
         least, most = min(self.runs), max(self.runs)
         return f"| {name} | {self.median:.2f} s | {least:.2f} s | {most:.2f} s |"
+
+
+@dataclass
+class Report:
+    """What a bench has found."""
+
+    text: str
+    """In Markdown."""
+    results: list[dict[str, Any]] = field(default_factory=list)
+    """Of each table what each contender's runs took, in seconds."""
+
+    def add(
+        self, name: str, title: str, times: Mapping[str, Times], yardsticks: Iterable[str]
+    ) -> None:
+        """Keep the runs of a table; yardsticks are the contenders that are not ours."""
+        runs = {contender: one.runs for contender, one in times.items() if one.runs}
+        self.results.append(
+            {"name": name, "title": title, "runs": runs, "yardsticks": [*yardsticks]}
+        )
 
 
 @dataclass(frozen=True)
@@ -148,7 +171,7 @@ def build_tree(
 def kept_tree(
     cache: Path, name: str, wanted: Mapping[str, Any], title: str, build: Callable[[Path], None]
 ) -> Tree:
-    """A virtualenv that is built once, then moved aside, so that its old path is gone."""
+    """A virtualenv that is built once, then moved, so that its old path is gone."""
     path = cache / name
     facts = cache / f"{name}.json"
     old = cache / "build" / NAME
@@ -223,7 +246,7 @@ def fresh_copy(tree: Tree, copy: Path) -> None:
 
 
 def in_turns(field_of: Sequence[AnyContender], rounds: int) -> Iterator[tuple[AnyContender, str]]:
-    """All contenders in every round, each time another one first; and what to tell of each run."""
+    """All contenders in every round, each time another one first; and how a run is announced."""
     for number in range(rounds):
         turn = number % len(field_of)
         for contender in (*field_of[turn:], *field_of[:turn]):
@@ -256,7 +279,7 @@ def foreign_seconds() -> float:
 
 
 def wait_for_rest() -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + PATIENCE[QUICK]
     while time.monotonic() < deadline:
         foreign = foreign_seconds()
         time.sleep(0.3)
@@ -428,7 +451,7 @@ def apply(command: Sequence[str], minion: Minion, took: Applied, idle: bool = Fa
 
 
 def note(minion: Minion, took: Applied, idle: bool) -> str:
-    """Take down how long each state took; what is wrong with one of them, or nothing."""
+    """Record how long each state took; what is wrong with one of them, or nothing."""
     took.states.append({})
     found = minion.answered()
     if not isinstance(found, dict):  # one of errors, or none at all
@@ -448,7 +471,7 @@ def note(minion: Minion, took: Applied, idle: bool) -> str:
 
 
 def setting(tree: Tree, work: Path, rounds: int) -> str:
-    """What is measured, on what; also told at once."""
+    """What is measured, on what; also printed at once."""
     where = "memory" if work.parent == MEMORY else "the disk"
     text = (
         f"{tree.files:,} files, {tree.pycs:,} of them compiled, {tree.size / 1e6:,.0f} MB, "
@@ -467,6 +490,8 @@ def disturbance(every: Iterable[Times]) -> list[str]:
 
 
 def goal_table(goals: Iterable[Goal]) -> list[str]:
+    if QUICK:
+        return ["", "A quick bench has no goals: they are for the large virtualenv."]
     rows = ["", "| goal | measured | at most | |", "|---|---:|---:|---|"]
     return rows + [
         f"| {what} | {measured} | {most} | {'met' if met else 'missed'} |"
@@ -480,6 +505,49 @@ def failures(times: Mapping[str, Times]) -> list[str]:
     return ["", "Did not do the work:", *problems] if problems else []
 
 
+def spread(runs: Sequence[float]) -> float:
+    """How far apart the runs of one contender are, as a share of their median."""
+    return (max(runs) - min(runs)) / statistics.median(runs)
+
+
+def noise(results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """How far apart the runs were that should have taken the same time."""
+    spreads = {
+        name: spread(runs) for one in results for name, runs in one["runs"].items() if len(runs) > 1
+    }
+    if not spreads:
+        return {}
+    worst = max(spreads, key=lambda name: spreads[name])
+    return {"median": statistics.median(spreads.values()), "most": spreads[worst], "of": worst}
+
+
+def how_noisy(found: Mapping[str, Any]) -> str:
+    """The same as a sentence."""
+    if not found:
+        return "Noise: not known, as nothing ran twice."
+    return (
+        f"Noise: runs of the same were {found['median']:.0%} of their median apart "
+        f"(the median of all contenders), at most {found['most']:.0%} ({found['of']})."
+    )
+
+
+def machine() -> dict[str, Any]:
+    """What the figures are of: no name and no path of the machine."""
+    cpu = "an unknown CPU"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            cpu = line.partition(":")[2].strip()
+            break
+    tar = subprocess.run(["tar", "--version"], capture_output=True, text=True)
+    return {
+        "cpu": cpu,
+        "cores": CPUS,
+        "kernel": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "tar": tar.stdout.partition("\n")[0],
+    }
+
+
 # --- the command ----------------------------------------------------------------------------------
 
 
@@ -487,16 +555,29 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     """One with the options that all benches have."""
     known = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
     add = known.add_argument
-    add("--rounds", type=int, default=5, help="runs of each contender (default: 5)")
-    add("--packages", default=PACKAGES, help="what the virtualenv holds")
-    add("--least-pycs", type=int, default=LEAST_PYCS, help="fewer compiled files are refused")
+    add("--rounds", type=int, help="runs of each contender (default: 5; 3 with --quick)")
+    add("--packages", help="what the virtualenv has")
+    add("--least-pycs", type=int, help="fewer compiled files are refused")
+    add("--quick", action="store_true", help="a small virtualenv, and rough figures")
     return known
 
 
+def given(known: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """What was given, with the defaults of a full or of a quick bench."""
+    options = known.parse_args(argv)
+    usual = {"rounds": 5, "packages": PACKAGES, "least_pycs": LEAST_PYCS}
+    quick = {"rounds": 3, "packages": QUICK_PACKAGES, "least_pycs": 0}
+    for name, value in (quick if options.quick else usual).items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    options.tree = "small" if options.quick else "tree"
+    return options
+
+
 def start(
-    bench: Callable[[Path, argparse.Namespace], str], options: argparse.Namespace, last: str
+    bench: Callable[[Path, argparse.Namespace], Report], options: argparse.Namespace, name: str
 ) -> int:
-    """Run a bench in its cache, print its report, keep it as `.bench/<last>`; the exit code."""
+    """Run a bench in its cache, print its report and keep it in `RESULTS`; the exit code."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     cache = Path(os.environ.get("BENCH_CACHE") or CHECKOUT / ".bench").resolve()
     cache.mkdir(parents=True, exist_ok=True)
@@ -508,8 +589,12 @@ def start(
     except KeyboardInterrupt:
         say("bench: interrupted")
         return 130
-    kept = CHECKOUT / ".bench" / last
-    kept.parent.mkdir(exist_ok=True)
-    kept.write_text(f"{report}\n")
-    print(report)
+    found = noise(report.results)
+    text = f"{report.text}\n\n{how_noisy(found)}\n"
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{name}.md").write_text(text)
+    facts = {"machine": machine(), "quick": options.quick, "noise": found}
+    result = json.dumps({**facts, "results": report.results}, indent=1)
+    (RESULTS / f"{name}.json").write_text(f"{result}\n")
+    print(text)
     return 0

@@ -20,7 +20,7 @@ SCRATCH=$(mktemp -d "$PLACE/relocate-demo.XXXX")
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1
 export PYTHONWARNINGS=ignore::DeprecationWarning # of modules of Salt itself
 unset VIRTUAL_ENV PYTHONPATH PYTHONHOME XDG_RUNTIME_DIR
-# What pip, tar and Salt put aside goes with the directory, however this ends.
+# Temporary files of pip, tar and Salt go with the directory, however this ends.
 export TMPDIR=$SCRATCH/tmp
 
 if [[ -t 1 && -z ${NO_COLOR:-} ]]; then

@@ -39,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     options = parser.parse_args(argv)
+    if options.version:
+        print(_version())
+        return 0
     wanted = (options.update_path, options.reinitialize, options.check, options.info, options.pack)
     if not any(wanted):
         parser.error("nothing to do: give --update-path, --reinitialize, --check, --info or --pack")
@@ -97,8 +100,21 @@ def _parser() -> argparse.ArgumentParser:
     add("--dry-run", action="store_true", help="report what would be done, and do nothing")
     add("--json", action="store_true", help="one JSON object a virtualenv and action")
     add("--verbose", action="store_true", help="list the files")
+    add("--version", action="store_true", help="print the version, and where it is installed")
     add("paths", metavar="PATH", nargs="*", help="virtualenvs; by default the working directory")
     return parser
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        number = version("saltext-virtualenv-tools")
+    except PackageNotFoundError:  # a checkout, or a core that was synced
+        number = "(not installed as a package)"
+    python = ".".join(map(str, sys.version_info[:3]))
+    core = os.path.dirname(os.path.abspath(__file__))
+    return f"virtualenv-tools {number} from {core} (Python {python})"
 
 
 def _work_on(path: str, options: argparse.Namespace) -> bool:

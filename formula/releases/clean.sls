@@ -15,9 +15,9 @@ include:
       - release_programs: {{ app.name }} is stopped
 
 # The active one would be refused while the link is there, as it is in a test.
-{% for release, facts in salt["virtualenv_tools.releases"](app.root).items() %}
+{% for release, found in salt["virtualenv_tools.releases"](app.root).items() %}
 {{ app.root }}/{{ release }}:
-  {{ "file" if opts.test and facts.get("active") else "virtualenv_relocated" }}.absent:
+  {{ "file" if opts.test and found.get("active") else "virtualenv_relocated" }}.absent:
     - require:
       - file: {{ app.link }}
     - require_in:

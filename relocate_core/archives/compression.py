@@ -2,7 +2,7 @@
 
 What comes out depends on what goes in, on the level and on the library's version, and on nothing
 else: not on the number of cores, nor on the pieces in which the data is handed over. gzip is cut
-into blocks of fixed size as pigz does it, each with the end of the one before as its dictionary;
+into blocks of fixed size as pigz does it, each with the end of the previous one as its dictionary;
 zstd cuts by itself. Sources: RFC 1951 and RFC 1952; zlib's manual on Z_SYNC_FLUSH.
 """
 
@@ -56,7 +56,7 @@ def form_of(archive: str) -> str:
         if archive.endswith(ending):
             return form
     known = ", ".join(FORMS)
-    raise InvalidPath(f"the name of an archive tells its form: {archive!r} ends in none of {known}")
+    raise InvalidPath(f"{archive!r} ends in none of {known}: an archive's name ends in its form")
 
 
 def require(form: str, level: int | None) -> int:

@@ -297,7 +297,7 @@ def plain_name(name: str, *, directory: bool, link: str | None = None) -> str:
     """A member's name in its plain form.
 
     Args:
-        name: as it stands in the archive.
+        name: as it is in the archive.
         directory: whether it may end in a slash, or be the top itself.
         link: the member whose target it is.
     """

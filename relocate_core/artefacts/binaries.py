@@ -71,7 +71,7 @@ class Facts(NamedTuple):
     """What has to be known of a whole file before a piece of it is rewritten."""
 
     ends: bool
-    """Whether every literal has a NUL behind it, as far as its compilers tell."""
+    """Whether every literal has a NUL behind it, as far as its compilers are known."""
     shared: frozenset[int]
     """Where paths begin inside which another literal begins."""
 

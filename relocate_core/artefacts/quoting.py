@@ -121,7 +121,7 @@ def _raw_spans(units: list[Unit], spans: list[tuple[int, int]]) -> Iterator[tupl
 
 
 def _way_back(units: list[Unit], number: int, state: str) -> int:
-    """The length of the quotes that go back into `state`, which a path's last letter has left.
+    """The length of the quotes that return into `state`, which a path's last letter has left.
 
     So `'"'"'` goes as a whole where a path in single quotes ends with one.
     """

@@ -8,7 +8,7 @@ string:
     '''exec' "/srv/my app/bin/python" "$0" "$@"
     ' '''
 
-That form goes back to a plain shebang where the new path allows it - but only a form that this
+That form becomes a plain shebang again where the new path allows it - but only a form that this
 module would have written itself, so that going there and back gives back every byte.
 """
 

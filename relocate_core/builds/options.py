@@ -85,7 +85,7 @@ class Options:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Options:
-        """Check what was given; None stands for the default.
+        """Check what was given; None is the default.
 
         Raises:
             InvalidPath: an option is unknown, or has a value that it cannot have.

@@ -283,7 +283,7 @@ def read_digest(archive: str) -> str:
 
 
 def read_head(archive: str) -> Head:
-    """What a bundle's manifest says of the whole.
+    """What a bundle's manifest has for the whole.
 
     Raises:
         BadArchive: it is no bundle, or damaged.

@@ -94,7 +94,7 @@ def probe_carried(environment: Virtualenv, python: str, as_root: bool | None = N
 
 
 def _described(environment: Virtualenv, python: str) -> Interpreter | None:
-    """What the files say of a Python: none where it is for another machine, or incomplete."""
+    """What the files have about a Python: none where it is for another machine, or incomplete."""
     prefix = os.path.dirname(os.path.dirname(python))
     config = environment.config.get("version_info") or environment.config.get("version", "")
     version = re.match(r"(\d+)\.(\d+)\.(\d+)", config)

@@ -49,7 +49,7 @@ class Interpreter:
         magic: what its bytecode begins with; empty before Python 3.
         libc: its C library and that one's version, such as `glibc 2.36`; "" where it is no glibc.
         free_threaded: whether it is a build without the GIL, which has packages of its own.
-        untried: why it could not be run, where this is what files say of it.
+        untried: why it could not be run, where this is from files alone.
     """
 
     executable: str

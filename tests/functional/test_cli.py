@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -103,6 +104,14 @@ def test_the_same_lines_without_it(venv: Environment, tmp_path: Path) -> None:
     assert said(command("--update-path", "auto", cwd=tree)) == (
         *(0, f"Updated: . ({NEW} -> {tree})\n", ""),
     )
+
+
+def test_the_version_needs_no_virtualenv() -> None:
+    done = command("--version")
+    assert re.fullmatch(
+        r"virtualenv-tools \S.* from /.*/relocate_core \(Python 3\.\d+\.\d+\)\n", done.stdout
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_wrong_usage() -> None:

@@ -23,7 +23,12 @@ from tests.support.minions import CHECKOUT
 
 pytestmark = pytest.mark.slow
 
-PAGES = ("index.html", "first-deploy.html", "reference/virtualenv_relocated.html")
+PAGES = (
+    "index.html",
+    "first-deploy.html",
+    "benchmarks.html",
+    "reference/virtualenv_relocated.html",
+)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WIDTH = 375
 """Pixels that a small phone has."""

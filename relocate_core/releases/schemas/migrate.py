@@ -105,7 +105,7 @@ def migrate(
 
 
 def require_shareable(recipe: Recipe, host: str) -> None:
-    """Refuse a schema with a host of which the other machines could not tell what it is at.
+    """Refuse a schema with a host of which the other machines could not know what it is at.
 
     Raises:
         CannotMigrate: the recipe lacks a command for that.

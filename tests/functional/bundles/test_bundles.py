@@ -1259,7 +1259,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], type[RelocateError], str]] = {
         *("one.tar.gz", {"build_metadata": {str(n): "" for n in range(101)}}, InvalidPath),
         "build_metadata must be at most 100 names",
     ),
-    "ending": ("one.zip", {}, InvalidPath, "the name of an archive tells its form: .* ends in"),
+    "ending": ("one.zip", {}, InvalidPath, "ends in none of .tar"),
     "no directory": ("no/one.tar.gz", {}, InvalidPath, "there is no directory .*/no to write"),
     "a directory": (
         "out.tar.gz",

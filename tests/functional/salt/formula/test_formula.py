@@ -897,6 +897,14 @@ def test_the_configuration_is_right_for_nginx(shop: Shop, upstream: str) -> None
     assert answers["shop is loaded by nginx"]["result"] is True, answers["shop is loaded by nginx"]
     assert loaded.exists()
     assert shop.done("releases.enable", web=web) == {}
+    before = Path(directory, "conf.d", "shop.conf").read_text()
+    files = {"ssl_certificate": "/nowhere.pem", "ssl_certificate_key": "/nowhere.key"}
+    wrong = {"nginx": {**web["nginx"], **files}}
+    refused = shop.apply("releases.enable", web=wrong)["shop is loaded by nginx"]
+    assert refused["result"] is False
+    assert 'cannot load certificate "/nowhere.pem"' in refused["comment"]
+    assert refused["comment"].endswith("has its previous content again.")
+    assert Path(directory, "conf.d", "shop.conf").read_text() == before
 
 
 def test_a_web_server_that_refused_its_files_loads_them_again(shop: Shop) -> None:

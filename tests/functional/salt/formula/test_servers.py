@@ -57,6 +57,9 @@ ErrorLog {directory}/log
 User www-data
 Group www-data
 {modules}
+<IfModule wsgi_module>
+    WSGISocketPrefix {directory}/wsgi
+</IfModule>
 <Directory />
     Require all denied
 </Directory>
