@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
-from ..artefacts import binaries, bytecode
+from ..artefacts import binaries, bytecode, uneditable
 from ..artefacts.kinds import LargeFile, rewrite
 from ..artefacts.prefix import Prefixes
 from ..system import files
 from ..system.transaction import LINK, Transaction
+from .hidden import reference_inside
 from .packaged import Packaged
-from .scan import WHOLE
+from .scan import WHOLE, needles
 
 if TYPE_CHECKING:
     from .relocate import Relocation
@@ -82,12 +84,22 @@ class Rewriter:
             runpath = binaries.longer_runpath(data, self.prefixes)
             if runpath is not None:
                 problem = self._grow(path, result.data, status, os.fsdecode(runpath), problem)
+        if result.kind == uneditable.KIND and not problem:
+            problem = self._behind_shebang(result.data)
         if result.data != data and path not in self.transaction.items:
             self.transaction.write(path, result.kind, result.data, status)
         if problem:
             self.report.problems.append((path, problem))
         if path in self.transaction.items:
             self.count(path, result.kind)
+
+    def _behind_shebang(self, data: bytes) -> str:
+        """Why a reference is left in an archive of which only the shebang could be rewritten."""
+        wanted = needles(self.prefixes.old)
+        reason = reference_inside(io.BytesIO(data), wanted)
+        if reason is None and next(self.prefixes.occurrences(data), None) is not None:
+            reason = f"it is {uneditable.what_is(data)}"
+        return reason or ""
 
     def _grow(
         self, path: str, data: bytes, status: os.stat_result, runpath: str, problem: str
