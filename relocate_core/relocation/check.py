@@ -82,6 +82,7 @@ def check(
         contents = read_contents(environment, compiled, links)
         version, problems = _interpreter(environment, contents, home, base, as_root)
         place = Place(path, home)
+        problems += _configuration(environment)
         problems += _scripts(environment, place)
         problems += _links(contents, problems, place)
         problems += _references(environment, home, packed=links is not None)
@@ -133,6 +134,29 @@ def _interpreter(
     return found.long_version, problems
 
 
+def _configuration(environment: Virtualenv) -> Iterator[Problem]:
+    """A pyvenv.cfg by which Python does not find the packages of the virtualenv, or does not start.
+
+    Virtualenvs without one have a standard library of their own.
+    """
+    name = "pyvenv.cfg"
+    library = os.path.join(environment.path, os.path.dirname(environment.site_packages[0]))
+    try:
+        with open(os.path.join(environment.path, name), "rb") as file:
+            file.read(1 << 20).decode()
+    except FileNotFoundError:
+        has_library = os.path.lexists(os.path.join(library, "os.py"))
+        if environment.implementation == "cpython" and not has_library:
+            reason = (
+                "it is missing, and without it Python sees none of the packages: build it again"
+            )
+            yield Problem("interpreter", name, reason)
+    except UnicodeDecodeError:
+        if not environment.python.startswith("2."):
+            reason = "it is not in UTF-8, and Python reads no other: write it again, or relocate"
+            yield Problem("interpreter", name, reason)
+
+
 def _scripts(environment: Virtualenv, place: Place) -> Iterator[Problem]:
     directory = os.path.join(environment.path, "bin")
     for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
@@ -141,9 +165,17 @@ def _scripts(environment: Virtualenv, place: Place) -> Iterator[Problem]:
         with open(entry.path, "rb") as file:
             head = file.read(8192)
         wanted = scripts.interpreter_of(head)
+        line = head.partition(b"\n")[0]
+        if line.startswith(b"#!") and line.endswith(b"\r"):
+            reason = (
+                "its first line ends with a carriage return, which the kernel takes for a part of"
+            )
+            yield Problem(
+                "script", f"bin/{entry.name}", f"{reason} the name: convert its line ends"
+            )
+            continue
         if wanted is None or not wanted.startswith(b"/"):
             continue
-        line = head.partition(b"\n")[0]
         if not os.access(place.resolved(os.fsdecode(wanted)), os.X_OK):
             reason = f"its interpreter {os.fsdecode(wanted)} is not there"
             yield Problem("script", f"bin/{entry.name}", reason)

@@ -60,10 +60,32 @@ class Rewriter:
             status = os.stat(name, dir_fd=directory, follow_symlinks=False)
             target = os.fsencode(os.readlink(name, dir_fd=directory))
         match = next(self.prefixes.matches(target), None)
-        if match is not None and match.start() == 0:
+        if self._comes_back(path, target):
+            reason = (
+                f"it points to {os.fsdecode(target)}, which goes out of the virtualenv and back"
+            )
+            self.report.problems.append((path, f"{reason} by its old name: make it relative"))
+        elif match is not None and match.start() == 0:
             moved = os.fsdecode(self.prefixes.new + target[match.end() :])
             self.transaction.link(path, moved, status)
             self.count(path, LINK)
+
+    def _comes_back(self, path: str, target: bytes) -> bool:
+        """Whether a symlink reaches the old place by its name from outside, as `../old/lib`."""
+        if b"../" not in target:
+            return False
+
+        def reached(place: bytes) -> bool:
+            parent = os.path.dirname(os.path.join(place, os.fsencode(path)))
+            full = os.path.normpath(os.path.join(parent, target))
+            return full == place or full.startswith(place + b"/")
+
+        new = self.prefixes.new
+        if target.startswith(b"/"):
+            here = next((m[1] for m in self.prefixes.matches(target) if not m.start()), b"")
+            inside = os.path.normpath(b"." + target[len(here) :]) if here else b"."
+            return inside.startswith(b"..") and any(map(reached, self.prefixes.old))
+        return any(map(reached, self.prefixes.old)) and not reached(new)
 
     def file(self, path: str) -> None:
         """Rewrite one hit beside the old file."""

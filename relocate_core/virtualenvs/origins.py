@@ -113,7 +113,7 @@ def _text(path: str) -> str:
     try:
         if not os.path.isfile(path):
             return ""
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
             return file.read(_LONGEST)
     except (FileNotFoundError, NotADirectoryError):
         return ""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import marshal
+import os
 import pickle
+import shutil
 import zipapp
 import zlib
 from collections.abc import Callable
@@ -98,3 +100,35 @@ def test_a_pickle_of_text_and_what_systemd_has_before_a_program(venv: Environmen
     assert (etc / "x.service").read_text() == f"ExecStart=+{NEW}/bin/x\nExecReload=-!!{NEW}/bin/y\n"
     relocate(venv.path, venv.path)
     assert differences(before, digest(venv.path, times="files")) == {}
+
+
+def test_a_symlink_that_comes_back_by_the_old_name(tmp_path: Path) -> None:
+    made = make("venv-3.11", tmp_path / "old")
+    relocate(made.path)
+    links = {
+        "out-and-in": "../old/lib",
+        "deep/out-and-in": "../../old/bin",
+        "absolute": f"{made.path}/../old/lib",
+        "inside": "deep/../lib",
+        "plain": f"{made.path}/lib",
+        "outside": "../other/lib",
+    }
+    Path(made.path, "deep").mkdir()
+    for name, target in links.items():
+        Path(made.path, name).symlink_to(target)
+    new = Path(shutil.move(made.path, tmp_path / "new"))
+    report = relocate(str(new))
+    assert [name for name, _ in report.problems] == ["absolute", "deep/out-and-in", "out-and-in"]
+    assert all("make it relative" in reason for _, reason in report.problems)
+    assert os.readlink(new / "plain") == f"{new}/lib"
+    assert os.readlink(new / "absolute") == links["absolute"]
+
+
+def test_a_symlink_by_a_name_that_stays(tmp_path: Path) -> None:
+    made = make("venv-3.11", tmp_path / "one" / "venv")
+    relocate(made.path)
+    Path(made.path, "link").symlink_to("../venv/lib")
+    (tmp_path / "two").mkdir()
+    new = Path(shutil.move(made.path, tmp_path / "two" / "venv"))
+    assert relocate(str(new)).problems == []
+    assert (new / "link").is_dir()
