@@ -15,6 +15,7 @@ from ..virtualenvs.carried import Place, carried_python, probe_carried
 from ..virtualenvs.contents import Contents, broken_modules, read_contents
 from ..virtualenvs.evidence import all_prefixes
 from ..virtualenvs.layout import Virtualenv, inspect
+from ..virtualenvs.origins import missing_imports
 from ..virtualenvs.verify import Problem, verify
 from .relocate import relocate
 
@@ -87,6 +88,7 @@ def check(
         problems += _links(contents, problems, place)
         problems += _references(environment, home, packed=links is not None)
         problems += _packages(contents, place)
+        problems += _imports(environment)
         problems += _access(environment, user, published=home is not None)
         if deep:
             problems += verify(environment)
@@ -200,6 +202,15 @@ def _packages(contents: Contents, place: Place) -> Iterator[Problem]:
     for file, path in (*contents.outside, *contents.inside):
         if not os.path.exists(place.now(path)):
             yield Problem("path", file, f"it refers to {path}, which is not on this machine")
+
+
+def _imports(environment: Virtualenv) -> Iterator[Problem]:
+    """What the finders of editable installs import, and is not installed."""
+    if environment.system_site_packages:
+        return
+    for file, module in missing_imports(environment.path, environment.site_packages):
+        reason = f"it imports {module}, which is not installed: its packages cannot be imported"
+        yield Problem("path", file, reason)
 
 
 def _access(

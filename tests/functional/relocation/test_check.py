@@ -127,6 +127,19 @@ def test_a_path_behind_a_mark_of_utf_8(mark: str, venv: Environment) -> None:
     assert (found.kind, found.file) == ("path", f"{site(venv)}/other.pth")
 
 
+def test_a_finder_that_needs_what_is_not_installed(venv: Environment) -> None:
+    """As hatchling and pdm-backend write it, with the package `editables`."""
+    Path(venv.site_packages, "_shop.pth").write_text("import _shop")
+    finder = Path(venv.site_packages, "_shop.py")
+    lines = "from editables.redirector import RedirectingFinder as F\nF.install()\n"
+    finder.write_text(f"import sys, importlib.util\n{lines}")
+    (found,) = problems(venv)
+    assert (found.kind, found.file) == ("path", f"{site(venv)}/_shop.py")
+    assert "it imports editables, which is not installed" in found.reason
+    Path(venv.site_packages, "editables").mkdir()
+    assert problems(venv) == []
+
+
 def site(venv: Environment) -> str:
     return os.path.relpath(venv.site_packages, venv.path)
 

@@ -132,3 +132,10 @@ def test_a_symlink_by_a_name_that_stays(tmp_path: Path) -> None:
     new = Path(shutil.move(made.path, tmp_path / "two" / "venv"))
     assert relocate(str(new)).problems == []
     assert (new / "link").is_dir()
+
+
+def test_a_colon_in_the_new_path(venv: Environment) -> None:
+    new = Path(shutil.move(venv.path, f"{venv.path}:1"))
+    ((name, reason),) = relocate(str(new)).problems
+    assert name == "bin/activate"
+    assert "colon" in reason
