@@ -8,7 +8,7 @@ Such a path is not rewritten: where the language of a file is not known, it may 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 from .prefix import PLAIN, Prefixes, possible_reference, starts_path
@@ -63,18 +63,29 @@ def left(data: bytes, prefixes: Prefixes) -> str:
         if PLAIN.match(old) and (old.count(b"/") == 1 or prefixes.is_doubtful(old)):
             continue  # a word behind some separator
         core = _longest_word(old)
-        at = data.find(core) if core else -1
-        spelled = _spelled(old, prefixes.new) if at >= 0 else None
-        while at >= 0 and spelled is not None:
-            first = max(0, at - _LONGEST_SPELLING * len(old))
-            for match in spelled.finditer(data, first, at + _LONGEST_SPELLING * len(old)):
+        if core in prefixes.new:  # what is there already is most of what there is
+            data = data.replace(prefixes.new, b"\0")
+        for first, last in _around(data, core, _LONGEST_SPELLING * len(old)):
+            for match in _spelled(old, prefixes.new).finditer(data, first, last):
                 text = match[1]
                 if text is None or text.lstrip(b"/") == old.lstrip(b"/"):
                     continue
                 if not text.startswith(b"/") or starts_path(data, match.start(1)) is not False:
                     return possible_reference(match)
-            at = data.find(core, at + len(core))
     return ""
+
+
+def _around(data: bytes, word: bytes, reach: int) -> Iterator[tuple[int, int]]:
+    """What is around each place with a word, no byte of it twice."""
+    first = last = 0
+    at = data.find(word) if word else -1
+    while at >= 0:
+        if at - reach > last:
+            yield first, last
+            first = at - reach
+        last = at + reach
+        at = data.find(word, at + len(word))
+    yield first, last
 
 
 _LONGEST_SPELLING = 8

@@ -135,7 +135,7 @@ DOUBTS = {
     "braces": b"/srv/app{,2}",
     "variable": b"/srv/app$X/lib",
     "letter-in-utf-8": "ü/srv/app/x".encode(),
-    "letter-in-latin-1": b"\xfc/srv/app/x",
+    "letter-in-latin-1": b"\xfc/srv/app/x\n",
     "percent-before": b"x=%20/srv/app/x",
     "escaped-letter": b'"x\\u00e9/srv/app/x"',
     "escaped-byte": b'"\\xe9/srv/app/x"',
@@ -253,6 +253,19 @@ def test_another_letter_that_is_escaped_is_reported(text: bytes) -> None:
     assert result.data == text
     assert "may refer" in result.problem
     assert spellings.needles((old,)) == (b"4f2a9c1",)
+
+
+@pytest.mark.parametrize(
+    ("new", "unit"),
+    [(b"/opt/x", b"/mnt/srv/app /srv/app2 "), (b"/opt/app", b"/opt/app/x app "), (b"/x", b"app ")],
+)
+def test_no_byte_is_looked_at_twice(new: bytes, unit: bytes) -> None:
+    """Around each place with a word of the path, and places may lie close together."""
+    data = unit * 1000
+    windows = list(spellings._around(data, b"app", 64))
+    assert sum(max(0, min(last, len(data)) - first) for first, last in windows) <= len(data)
+    assert spellings.left(data, Prefixes((OLD,), new)) == ""
+    assert spellings.left(data + b"&#x2F;srv&#x2F;app", Prefixes((OLD,), new))
 
 
 @pytest.mark.parametrize("text", [rb"/^\/app\/static/", b"?next=%2Fapp%2Fstatic"])
