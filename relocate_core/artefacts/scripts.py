@@ -176,7 +176,8 @@ def _render(shebang: Shebang) -> tuple[bytes, bytes]:
     if fits and (not shebang.lead.strip() or PLAIN.match(shebang.interpreter)):
         return line, shebang.rest
     if not _READS_PYTHON.search(shebang.interpreter):
-        raise Unquotable("no kernel reads such a long first line, and its interpreter is no Python")
+        reason = "no kernel reads a first line that is so long or has a space in its path"
+        raise Unquotable(f"{reason}, and its interpreter is no Python")
     cookie, rest = _take_cookie(shebang.rest)
     env, blank = (b"/usr/bin/env ", b"") if shebang.lead.strip() else (b"", shebang.lead)
     command = env + _quoted(shebang.interpreter, rest) + shebang.arguments
