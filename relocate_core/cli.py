@@ -175,8 +175,10 @@ def _update_path(path: str, options: argparse.Namespace) -> None:
         for name in report.files:
             print(f"  {name}")
     print(_summary(report))
+    rewritten = set(report.files)
     for name, reason in report.problems:
-        print(f"warning: {os.path.join(path, name)} is left as it is: {reason}", file=sys.stderr)
+        what = "is rewritten in part" if name in rewritten else "is left as it is"
+        print(f"warning: {os.path.join(path, name)} {what}: {reason}", file=sys.stderr)
 
 
 def _summary(report: Relocation) -> str:

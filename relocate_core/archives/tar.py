@@ -49,12 +49,15 @@ LATEST = 10**11
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _RECORD = re.compile(rb"([1-9][0-9]{0,6}) ([^=\0\n]+)=")
 _TIME = re.compile(r"(-?)(\d{1,11})(?:\.(\d+))?\Z")
+_TIMES = re.compile(rb"(?:[0-7]{11}\0){1,2}")
 _OVERRIDES = ("path", "linkpath", "size", "mtime")
 
 
 STRANGE = "find out who packed it so before you use it"
 DAMAGED = "fetch it again or pack it again"
 WITHOUT = "pack it again without that"
+INCREMENTAL = "pack it again as a full one (GNU tar: without --listed-incremental or --incremental)"
+ABSOLUTE = "pack it again with relative names (GNU tar: without -P, and with -C)"
 TOO_LARGE = "if it is meant to be so large, raise the limit"
 
 
@@ -237,6 +240,8 @@ def _name(header: bytes, extended: dict[str, str], holes: sparse.Records | None)
         name = extended["path"]
     elif header[345]:
         # A name's beginning; in GNU's headers the times that only incremental archives have.
+        if header[257:263] == _GNU_MAGIC and _TIMES.match(header, 345):
+            raise Refused("is of an incremental archive", name, advice=INCREMENTAL)
         if header[257:263] != b"ustar\0":
             raise Refused("has two names, as one program reads it and as another", name)
         name = f"{_text(header[345:500])}/{name}"
@@ -306,7 +311,7 @@ def plain_name(name: str, *, directory: bool, link: str | None = None) -> str:
     if CONTROL.search(name):
         raise Refused("has a NUL or control character in its name", member)
     if name[:1] == "/":
-        raise Refused(f"{what} an absolute path", member)
+        raise Refused(f"{what} an absolute path", member, advice=ABSOLUTE)
     plain = name[2:] if name[:2] == "./" else name
     if directory:
         plain = plain.rstrip("/")

@@ -19,12 +19,13 @@ as a C string, filled up with NUL. Where it has to grow, `patchelf` can give it 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from mmap import mmap
 from typing import NamedTuple
 
 from . import elf, literals
 from .elf import DynamicStrings
-from .prefix import Prefixes, possible_reference, starts_path
+from .prefix import PLAIN, Prefixes, possible_reference, starts_path
 
 KIND = "binary"
 
@@ -67,13 +68,20 @@ def rewrite(path: str, data: bytes, prefixes: Prefixes) -> bytes:
     return new
 
 
+def first_pieces(paths: Iterable[bytes]) -> tuple[bytes, ...]:
+    """What of each path is in every compiled file that may contain it."""
+    return tuple(literals.first_piece(path) if PLAIN.match(path) else path for path in paths)
+
+
 class Facts(NamedTuple):
     """What has to be known of a whole file before a piece of it is rewritten."""
 
     ends: bool
     """Whether every literal has a NUL behind it, as far as its compilers are known."""
     shared: frozenset[int]
-    """Where paths begin inside which another literal begins."""
+    """Where paths begin inside which another literal begins, or which are loaded in pieces."""
+    pieces: bool = False
+    """Whether there is a path of which no piece is whole."""
 
 
 def facts_of(data: bytes | mmap, prefixes: Prefixes) -> Facts:
@@ -82,9 +90,9 @@ def facts_of(data: bytes | mmap, prefixes: Prefixes) -> Facts:
     for match in prefixes.occurrences(data):
         slashes = _SLASHES.match(data, match.end())
         if slashes is not None:
-            spans.append((match.start() + 1, slashes.end() - 2))
-    inside = literals.shared(data, spans)
-    return Facts(_NO_NUL.search(data) is None, frozenset(first - 1 for first in inside))
+            spans.append((match.start(), slashes.end() - 2))
+    pieces = any(literals.in_pieces(data, old) for old in prefixes.old)
+    return Facts(_NO_NUL.search(data) is None, literals.shared(data, spans), pieces)
 
 
 def rewrite_strings(
@@ -101,7 +109,8 @@ def rewrite_strings(
     Returns:
         The new bytes, and why a reference is left in them (empty where none is).
     """
-    pieces, done, text_end, reason = [], 0, 0, ""
+    pieces, done, text_end = [], 0, 0
+    reason = "a path in it is in pieces, in its instructions" if facts.pieces else ""
     for match in prefixes.occurrences(data):
         begins = _behind_code(data, match.start()) or starts_path(data, match.start())
         slashes = _SLASHES.match(data, match.end())
@@ -118,11 +127,13 @@ def rewrite_strings(
         elif slashes is None:
             wrong = "the prefix is all of a string, whose length may be compiled in"
         elif offset + match.start() in facts.shared:
-            wrong = "another literal in it begins inside the prefix"
+            wrong = "another literal in it begins inside the prefix, or it is used in pieces"
         elif data[text_end : text_end + 1] != b"\0":
             wrong = "a path in it has no NUL behind it"
         elif len(prefixes.new) >= slashes.end() - match.start():
             wrong = "the new path is longer than the room for it"
+        elif slashes.end() == text_end and len(prefixes.new) < slashes.end() - match.start() - 1:
+            wrong = "the prefix is all of a string, and may be compared with other paths"
         else:
             filled = prefixes.new.ljust(slashes.end() - match.start(), b"/")
             pieces += [data[done : match.start()], filled]

@@ -13,7 +13,17 @@ from collections.abc import Iterator
 from mmap import PROT_READ, mmap
 from typing import NamedTuple
 
-from . import activation, binaries, bytecode, encoded, metadata, scripts, text, uneditable
+from . import (
+    activation,
+    binaries,
+    bytecode,
+    encoded,
+    metadata,
+    scripts,
+    spellings,
+    text,
+    uneditable,
+)
 from .prefix import Prefixes
 from .quoting import Unquotable
 
@@ -58,7 +68,7 @@ def rewrite(path: str, data: bytes, prefixes: Prefixes) -> Rewritten:
         new, problem = kind.rewrite(path, data, prefixes), ""
         if kind in _TEXTS:
             new, problem = encoded.replace(new, prefixes)
-            problem = problem or prefixes.doubt(data) or encoded.left(new, prefixes)
+            problem = problem or prefixes.doubt(data) or spellings.left(new, prefixes)
         return Rewritten(kind.KIND, new, problem)
     except bytecode.Unreadable as error:
         return Rewritten(kind.KIND, data, f"unreadable bytecode: {error}")
@@ -136,7 +146,7 @@ class LargeFile:
             if b"\0" in piece:
                 self._refuse("it is a binary file of unknown format")
             new, reason = encoded.replace(self.prefixes.replace(piece), self.prefixes)
-            reason = reason or self.prefixes.doubt(piece)
+            reason = reason or self.prefixes.doubt(piece) or spellings.left(new, self.prefixes)
         self.problem = self.problem or reason
         self.changed = self.changed or new != piece
         return new

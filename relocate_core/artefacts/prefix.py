@@ -25,15 +25,25 @@ PLAIN = re.compile(rb"[A-Za-z0-9._/+@:,=-]*\Z")
 # What may be before the prefix: nothing that would make it the tail of a longer path ...
 _NAME = rb"A-Za-z0-9_.~%+\\\-/)}\x80-\xff"
 _FREE = re.compile(rb"[^" + _NAME + rb"]\Z")
-# ... except a compiler flag (-L/srv, -isystem/srv), a shell or systemd default (:-/srv, =-/srv), an
-# escape in source text (\n/srv), and the slashes of a URL, whose host may be empty as well
-# (file:///srv, sqlite:////srv).
+# ... except a compiler flag (-L/srv, -isystem/srv), a shell or systemd default (:-/srv, =-/srv),
+# what systemd has in front of a program (=+/srv, =-!/srv), an escape in source text (\n/srv,
+# \u0022/srv), the mark of a string in a pickle of text, the colour of a terminal, a comment in XML,
+# and the slashes of a URL, whose host may be empty as well (file:///srv, sqlite:////srv).
 _FREE_AFTER_ALL = re.compile(
-    rb"(?:(?:\A|[^" + _NAME + rb"])-[A-Za-z]{0,20}|\\[abfnrtv0]|:///?(?:localhost)?)\Z"
+    rb"(?:(?:\A|[^"
+    + _NAME
+    + rb"])-[A-Za-z]{0,20}|[\s=][-@:!|]*\+[-@:!|+]*|<!--|(?:\A|\n)V|\x1b\[[0-9;]*m"
+    rb"|\\[abfnrtv0]|\\u00(?:2[0267Cc]|3[ACDEacde])|:///?(?:localhost)?)\Z"
 )
-# Before it begins something that cannot be known: an escaped slash, an escape of a URL, one slash
-# too many.
-_UNKNOWN_BEFORE = re.compile(rb"(?:(?:\A|[^/:" + _NAME + rb"])/+|:/{3,}|\\|%[0-9A-Fa-f]{2})\Z")
+# Before it begins something that cannot be known: an escaped slash, an escape of a URL or of source
+# text, one slash too many or too few, the name of a host, a variable that is mostly empty
+# ($(DESTDIR)/srv).
+_UNKNOWN_BEFORE = re.compile(
+    rb"(?:(?:\A|[^/:" + _NAME + rb"])/+|:/{3,}|\\|%[0-9A-Fa-f]{2}|\\u[0-9A-Fa-f]{4}"
+    rb"|\\x[0-9A-Fa-f]{2}|\\[0-7]{3}|(?:unix|file|sqlite[\w+]*):/|\bfile://[\w.-]+"
+    rb"|\$(?:ENV)?[({](?i:destdir|\w*root|\w*root_?dir)[)}])\Z"
+)
+_LOOK_BEFORE = 48
 # Punctuation outside ASCII in UTF-8: typographic quotes, guillemets, CJK and full-width marks.
 _PUNCTUATION = rb"\xc2[\xa0-\xbf]|\xe2\x80|\xe3\x80[\x80-\x9f]|\xef\xbc[\x80-\x8f\x9a-\xa0]"
 # What may follow: nothing that would make the last component longer. A full stop ends a sentence
@@ -56,7 +66,7 @@ def starts_path(data: bytes, at: int) -> bool | None:
     """Whether a path begins at offset `at`, and is no tail of a longer one; None if unknown."""
     if at == 0 or _FREE.match(data, at - 1, at):
         return True
-    before = data[max(0, at - 24) : at]
+    before = data[max(0, at - _LOOK_BEFORE) : at]
     if _FREE_AFTER_ALL.search(before):
         return True
     if before[-1] >= 0x80:

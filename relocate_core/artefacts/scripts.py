@@ -29,10 +29,12 @@ SHEBANG_LIMIT = 127
 _PLAIN_LINE = re.compile(rb"#!([^\n]*?)(\r?\n|\Z)")
 _ENV = re.compile(rb"[ \t]*\S*/env[ \t]+(?:-S|--split-string=)[ \t]*\Z")
 _SHELL_FORM = re.compile(
-    rb"#![ \t]*/bin/sh\n"
+    rb"#!(?P<blank>[ \t]*)/bin/sh\n"
     rb"(?P<cookie>[ \t\f]*#[^\n]*?coding[:=][^\n]*\n)?"
     rb"'''exec' (?P<env>/usr/bin/env )?(?P<command>[^\n]*?) \"\$0\" \"\$@\"\n' '''\n"
 )
+_READS_PYTHON = re.compile(rb"(?:py|xonsh)[^/]*\Z")
+"""The interpreters for which the other form is a string in front of the program."""
 _WORD = re.compile(rb"(?:'[^']*'|\"(?:[^\"\\]|\\.)*\"|\\.|[^\s'\"\\])+")
 
 
@@ -107,7 +109,7 @@ def _rewrite_shell_form(
     if word is None:
         return head, rest
     interpreter, old, arguments, sound = word
-    lead = b"/usr/bin/env -S " if match["env"] else b""
+    lead = b"/usr/bin/env -S " if match["env"] else match["blank"]
     cookie = match["cookie"] or b""
     written = _render(Shebang(lead, interpreter, arguments, cookie + rest))
     moved = prefixes.new + interpreter[len(old) :]
@@ -173,10 +175,23 @@ def _render(shebang: Shebang) -> tuple[bytes, bytes]:
     fits = len(line) <= SHEBANG_LIMIT and not re.search(rb"\s", shebang.interpreter)
     if fits and (not shebang.lead.strip() or PLAIN.match(shebang.interpreter)):
         return line, shebang.rest
+    if not _READS_PYTHON.search(shebang.interpreter):
+        reason = "no kernel reads a first line that is so long or has a space in its path"
+        raise Unquotable(f"{reason}, and its interpreter is no Python")
     cookie, rest = _take_cookie(shebang.rest)
-    env = b"/usr/bin/env " if shebang.lead.strip() else b""
+    env, blank = (b"/usr/bin/env ", b"") if shebang.lead.strip() else (b"", shebang.lead)
     command = env + _quoted(shebang.interpreter, rest) + shebang.arguments
-    return b"#!/bin/sh\n" + cookie + b"'''exec' " + command + b' "$0" "$@"\n' + b"' '''\n", rest
+    return (
+        b"#!"
+        + blank
+        + b"/bin/sh\n"
+        + cookie
+        + b"'''exec' "
+        + command
+        + b' "$0" "$@"\n'
+        + b"' '''\n",
+        rest,
+    )
 
 
 def _take_cookie(rest: bytes) -> tuple[bytes, bytes]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 
-from . import scripts
+from . import scripts, text
 from .prefix import Prefixes
+from .quoting import RAW
 
 KIND = "archive"
 
@@ -23,6 +24,9 @@ _MAGIC = (
     (b"\xff\xfe", "in UTF-16"),
     (b"\xfe\xff", "in UTF-16"),
 )
+# Short strings of marshal, MessagePack and the like have their length in front of them, and no NUL.
+_CONTROL = re.compile(rb"[\x01-\x06\x0e-\x1a\x1c-\x1f]")
+_UNKNOWN = "a binary file of unknown format"
 _PICKLE = re.compile(rb"\x80[\x02-\x05]")
 _FIRST = frozenset(magic[0] for magic, _ in _MAGIC)
 _ZIP_BEHIND_SHEBANG = re.compile(rb"#!.{0,4096}?\nPK\x03\x04", re.S)
@@ -42,12 +46,27 @@ def what_is(data: bytes) -> str | None:
         return "a zip archive"
     if b"\0" not in data:
         return None
-    return "a pickle" if _PICKLE.match(data) else "a binary file of unknown format"
+    return "a pickle" if _PICKLE.match(data) else _UNKNOWN
 
 
 def claims(path: str, data: bytes) -> bool:
     """Whether the file is of a kind that cannot be edited."""
-    return what_is(data) is not None
+    return what_is(data) is not None or _has_lengths(path, data)
+
+
+def _has_lengths(path: str, data: bytes) -> bool:
+    """Whether a file without a NUL is no text: its strings may have their lengths before them."""
+    if data[:2] == b"#!" or (_CONTROL.search(data) is None and (b"\n" in data or _is_utf8(data))):
+        return False
+    return text.language_of(path, data) is RAW
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def rewrite(path: str, data: bytes, prefixes: Prefixes) -> bytes:
@@ -57,6 +76,6 @@ def rewrite(path: str, data: bytes, prefixes: Prefixes) -> bytes:
         Uneditable: for all other files that hold a reference.
     """
     if data[:2] != b"#!":
-        raise Uneditable(f"it is {what_is(data)}")
+        raise Uneditable(f"it is {what_is(data) or _UNKNOWN}")
     head, rest = scripts.rewrite_shebang(data, prefixes)
     return head + rest

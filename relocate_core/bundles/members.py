@@ -17,11 +17,13 @@ from ..archives.tar import DIRECTORY, FILE, LINK
 from ..artefacts import bytecode, metadata
 from ..artefacts.elf import Needs, needs
 from ..errors import InvalidPath, TreeChanged
-from ..relocation.scan import HIDDEN_FIRST, WHOLE, hidden_reference
+from ..relocation.hidden import hidden_reference, may_hide
+from ..relocation.scan import WHOLE
 from ..system import files
 from ..virtualenvs import manifest
 from ..virtualenvs.contents import compiled_module
 from ..virtualenvs.manifest import Head, Row
+from ..virtualenvs.packages import holds_packages
 from .compiler import Compiler, Job
 from .tree import BYTECODE, Entry, Tree
 
@@ -148,12 +150,13 @@ class Members:
     def _large(self, entry: Entry, file: int) -> tuple[Row, Iterator[bytes]]:
         """A file too large to hold in memory: read once to know it, and once more to pack it."""
         digest, size, found, tail = hashlib.sha256(), 0, False, b""
-        keep = max(map(len, self.tree.spellings), default=1) - 1
         head = os.pread(file, 8, 0)
+        wanted = self.tree.wanted(entry.path, head)
+        keep = max(map(len, wanted), default=1) - 1
         for piece in _pieces(file):
             digest.update(piece)
             size += len(piece)
-            found = found or self.tree.names_prefix(tail + piece, entry.path)
+            found = found or any(needle in tail + piece for needle in wanted)
             tail = piece[-keep:] if keep else b""
         if head.startswith(_ELF):
             self._look_at_compiled(entry.path, file)
@@ -182,9 +185,10 @@ class Members:
 
     def _look_inside(self, path: str, head: bytes, file: int) -> None:
         """Note a reference that cannot be edited, for example in a compressed file."""
-        if not (self.tree.needles and head and head[0] in HIDDEN_FIRST):
+        in_packages = holds_packages(path.rpartition("/")[0])
+        if not (self.tree.needles and head and may_hide(head[0], in_packages)):
             return
-        reason = hidden_reference(head, file, self.tree.needles)
+        reason = hidden_reference(file, self.tree.needles)
         if reason:
             self._uneditable.append((path, reason))
             self.tree.warn(path, f"it refers to the place where it was built, and {reason}")

@@ -14,9 +14,9 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from ..archives.tar import CONTROL, DIRECTORY, FILE, LINK, Refused, printable, require_target
-from ..artefacts import bytecode, encoded
+from ..artefacts import binaries, bytecode, spellings
 from ..errors import CannotTravel
-from ..relocation.scan import needles
+from ..relocation.scan import is_package_file, needles
 from ..system import files
 from ..virtualenvs import access
 from ..virtualenvs.carried import carried_python
@@ -25,7 +25,6 @@ from ..virtualenvs.evidence import recorded_prefixes
 from ..virtualenvs.interpreter import probe
 from ..virtualenvs.layout import inspect
 from ..virtualenvs.manifest import PLACE, RECORD, directory_mode, file_mode
-from ..virtualenvs.packages import holds_packages
 from . import links as linking
 from .names import LONGEST_PATH, Names, fold, require_config, require_depth
 
@@ -72,7 +71,8 @@ class Tree:
         self.prefixes = self._find_prefixes()
         self.old = tuple(map(os.fsencode, self.prefixes))
         self.needles = needles(self.old) if self.old else ()
-        self.spellings = (*self.needles, *encoded.needles(self.needles))
+        self.spellings = spellings.needles(self.old)
+        self.pieces = needles(binaries.first_pieces(self.old)) if self.old else ()
         self.descent = files.DirectoryCursor(root)
         self.newest = 0
         self.warnings: list[dict[str, str]] = []
@@ -294,5 +294,11 @@ class Tree:
         return bytecode.portable(path, data, self.old)
 
     def names_prefix(self, data: bytes, path: str) -> bool:
-        wanted = self.needles if holds_packages(path) else self.spellings
-        return any(needle in data for needle in wanted)
+        return any(needle in data for needle in self.wanted(path, data))
+
+    def wanted(self, path: str, head: bytes) -> tuple[bytes, ...]:
+        """What one is in a file that contains a prefix, by the file's first bytes."""
+        if binaries.claims(path, head):
+            return self.pieces
+        directory, _, name = path.rpartition("/")
+        return self.needles if is_package_file(directory, name) else self.spellings

@@ -15,6 +15,7 @@ from ..virtualenvs.carried import Place, carried_python, probe_carried
 from ..virtualenvs.contents import Contents, broken_modules, read_contents
 from ..virtualenvs.evidence import all_prefixes
 from ..virtualenvs.layout import Virtualenv, inspect
+from ..virtualenvs.origins import missing_imports
 from ..virtualenvs.verify import Problem, verify
 from .relocate import relocate
 
@@ -82,10 +83,12 @@ def check(
         contents = read_contents(environment, compiled, links)
         version, problems = _interpreter(environment, contents, home, base, as_root)
         place = Place(path, home)
+        problems += _configuration(environment)
         problems += _scripts(environment, place)
         problems += _links(contents, problems, place)
         problems += _references(environment, home, packed=links is not None)
         problems += _packages(contents, place)
+        problems += _imports(environment)
         problems += _access(environment, user, published=home is not None)
         if deep:
             problems += verify(environment)
@@ -133,6 +136,29 @@ def _interpreter(
     return found.long_version, problems
 
 
+def _configuration(environment: Virtualenv) -> Iterator[Problem]:
+    """A pyvenv.cfg by which Python does not find the packages of the virtualenv, or does not start.
+
+    Virtualenvs without one have a standard library of their own.
+    """
+    name = "pyvenv.cfg"
+    library = os.path.join(environment.path, os.path.dirname(environment.site_packages[0]))
+    try:
+        with open(os.path.join(environment.path, name), "rb") as file:
+            file.read(1 << 20).decode()
+    except FileNotFoundError:
+        has_library = os.path.lexists(os.path.join(library, "os.py"))
+        if environment.implementation == "cpython" and not has_library:
+            reason = (
+                "it is missing, and without it Python sees none of the packages: build it again"
+            )
+            yield Problem("interpreter", name, reason)
+    except UnicodeDecodeError:
+        if not environment.python.startswith("2."):
+            reason = "it is not in UTF-8, and Python reads no other: write it again, or relocate"
+            yield Problem("interpreter", name, reason)
+
+
 def _scripts(environment: Virtualenv, place: Place) -> Iterator[Problem]:
     directory = os.path.join(environment.path, "bin")
     for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
@@ -141,9 +167,17 @@ def _scripts(environment: Virtualenv, place: Place) -> Iterator[Problem]:
         with open(entry.path, "rb") as file:
             head = file.read(8192)
         wanted = scripts.interpreter_of(head)
+        line = head.partition(b"\n")[0]
+        if line.startswith(b"#!") and line.endswith(b"\r"):
+            reason = (
+                "its first line ends with a carriage return, which the kernel takes for a part of"
+            )
+            yield Problem(
+                "script", f"bin/{entry.name}", f"{reason} the name: convert its line ends"
+            )
+            continue
         if wanted is None or not wanted.startswith(b"/"):
             continue
-        line = head.partition(b"\n")[0]
         if not os.access(place.resolved(os.fsdecode(wanted)), os.X_OK):
             reason = f"its interpreter {os.fsdecode(wanted)} is not there"
             yield Problem("script", f"bin/{entry.name}", reason)
@@ -168,6 +202,15 @@ def _packages(contents: Contents, place: Place) -> Iterator[Problem]:
     for file, path in (*contents.outside, *contents.inside):
         if not os.path.exists(place.now(path)):
             yield Problem("path", file, f"it refers to {path}, which is not on this machine")
+
+
+def _imports(environment: Virtualenv) -> Iterator[Problem]:
+    """What the finders of editable installs import, and is not installed."""
+    if environment.system_site_packages:
+        return
+    for file, module in missing_imports(environment.path, environment.site_packages):
+        reason = f"it imports {module}, which is not installed: its packages cannot be imported"
+        yield Problem("path", file, reason)
 
 
 def _access(

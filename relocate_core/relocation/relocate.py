@@ -247,6 +247,9 @@ class _Run:
                     if not self.unpublished:
                         self._put_back(error)
                     raise
+        if ":" in self.report.prefix:
+            reason = "PATH is split at the colon in the new path: to activate it has no effect"
+            self.report.problems.append(("bin/activate", reason))
         self.report.files.sort()
         self.report.problems.sort()
         return self.report

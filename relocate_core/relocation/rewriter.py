@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
-from ..artefacts import binaries, bytecode
+from ..artefacts import binaries, bytecode, uneditable
 from ..artefacts.kinds import LargeFile, rewrite
 from ..artefacts.prefix import Prefixes
 from ..system import files
 from ..system.transaction import LINK, Transaction
+from .hidden import reference_inside
 from .packaged import Packaged
-from .scan import WHOLE
+from .scan import WHOLE, needles
 
 if TYPE_CHECKING:
     from .relocate import Relocation
@@ -58,10 +60,32 @@ class Rewriter:
             status = os.stat(name, dir_fd=directory, follow_symlinks=False)
             target = os.fsencode(os.readlink(name, dir_fd=directory))
         match = next(self.prefixes.matches(target), None)
-        if match is not None and match.start() == 0:
+        if self._comes_back(path, target):
+            reason = (
+                f"it points to {os.fsdecode(target)}, which goes out of the virtualenv and back"
+            )
+            self.report.problems.append((path, f"{reason} by its old name: make it relative"))
+        elif match is not None and match.start() == 0:
             moved = os.fsdecode(self.prefixes.new + target[match.end() :])
             self.transaction.link(path, moved, status)
             self.count(path, LINK)
+
+    def _comes_back(self, path: str, target: bytes) -> bool:
+        """Whether a symlink reaches the old place by its name from outside, as `../old/lib`."""
+        if b"../" not in target:
+            return False
+
+        def reached(place: bytes) -> bool:
+            parent = os.path.dirname(os.path.join(place, os.fsencode(path)))
+            full = os.path.normpath(os.path.join(parent, target))
+            return full == place or full.startswith(place + b"/")
+
+        new = self.prefixes.new
+        if target.startswith(b"/"):
+            here = next((m[1] for m in self.prefixes.matches(target) if not m.start()), b"")
+            inside = os.path.normpath(b"." + target[len(here) :]) if here else b"."
+            return inside.startswith(b"..") and any(map(reached, self.prefixes.old))
+        return any(map(reached, self.prefixes.old)) and not reached(new)
 
     def file(self, path: str) -> None:
         """Rewrite one hit beside the old file."""
@@ -82,12 +106,22 @@ class Rewriter:
             runpath = binaries.longer_runpath(data, self.prefixes)
             if runpath is not None:
                 problem = self._grow(path, result.data, status, os.fsdecode(runpath), problem)
+        if result.kind == uneditable.KIND and not problem:
+            problem = self._behind_shebang(result.data)
         if result.data != data and path not in self.transaction.items:
             self.transaction.write(path, result.kind, result.data, status)
         if problem:
             self.report.problems.append((path, problem))
         if path in self.transaction.items:
             self.count(path, result.kind)
+
+    def _behind_shebang(self, data: bytes) -> str:
+        """Why a reference is left in an archive of which only the shebang could be rewritten."""
+        wanted = needles(self.prefixes.old)
+        reason = reference_inside(io.BytesIO(data), wanted)
+        if reason is None and next(self.prefixes.occurrences(data), None) is not None:
+            reason = f"it is {uneditable.what_is(data)}"
+        return reason or ""
 
     def _grow(
         self, path: str, data: bytes, status: os.stat_result, runpath: str, problem: str

@@ -11,21 +11,23 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from typing import NamedTuple
 
-from ..artefacts import bytecode, encoded
+from ..artefacts import binaries, bytecode, spellings
 from ..artefacts.prefix import Prefixes
 from ..errors import TreeChanged
 from ..system import files
 from ..virtualenvs.packages import holds_packages
+from .hidden import HIDDEN_FIRST, hidden_reference, may_hide
 
 # Files of up to this size are rewritten in memory as a whole, larger ones as a `kinds.LargeFile`.
 WHOLE = 8 << 20
 _BUFFER = 1 << 18
-# What compressed files and UTF-16 begin with, and how much of one is inflated at the most.
-HIDDEN_FIRST = frozenset(b"P\x1fB\xfd\xff\xfe")
-_INFLATED = 256 << 20
+
+# What in a package may be configuration of this virtualenv.
+CONFIGURATION = (
+    *(".json", ".ini", ".cfg", ".conf", ".toml", ".yaml", ".yml", ".env", ".xml", ".properties"),
+)
 
 Directory = tuple[str, list[str]]
 """A directory's path relative to the virtualenv, and the regular files in it to look at."""
@@ -66,8 +68,8 @@ class Scanner:
         self.prefixes = prefixes
         self.write = write
         self.needles = needles(prefixes.old)
-        self.spellings = (*self.needles, *encoded.needles(self.needles))
-        self.wanted = self.needles
+        self.spellings = spellings.needles(prefixes.old)
+        self.pieces = needles(binaries.first_pieces(prefixes.old))
         self.buffer = bytearray(_BUFFER)
         self.view = memoryview(self.buffer)
         self.buffers = [self.buffer]
@@ -80,24 +82,24 @@ class Scanner:
         path = name = ""
         cursor = files.DirectoryCursor(self.root)
         # What follows is done for every file of a tree, so it calls nothing that it can do without.
-        first, *_ = self.needles
+        first, *_ = self.pieces
         buffer, buffers, find = self.buffer, self.buffers, self.buffer.find
+        hidden = HIDDEN_FIRST
         try:
             for path, names in directories:
                 name = ""
                 directory = cursor.open(path)
-                # Configuration has such spellings, and packages have none: nearly all files are
-                # spared the search for them.
-                self.wanted = self.needles if holds_packages(path) else self.spellings
-                simple = len(self.wanted) == 1
+                simple = len(self.needles) == 1 and holds_packages(path)
                 for name in names:
                     seen += 1
                     file = os.open(name, files.FILE, dir_fd=directory)
                     try:
                         size = os.readv(file, buffers)
-                        if simple and 0 < size < _BUFFER and buffer[0] not in HIDDEN_FIRST:
-                            if find(first, 0, size) >= 0:
+                        if simple and 0 < size < _BUFFER and buffer[0] not in hidden:
+                            if find(first, 0, size) >= 0 and self._is_hit(size):
                                 self._hit(directory, file, path, name, size, findings)
+                            elif name.endswith(CONFIGURATION):
+                                self._look(directory, file, path, name, size, findings)
                         elif size:
                             self._look(directory, file, path, name, size, findings)
                     finally:
@@ -115,12 +117,21 @@ class Scanner:
         self, directory: int, file: int, parent: str, name: str, size: int, findings: Findings
     ) -> None:
         """Look through a file of any size, of which the first `size` bytes are in the buffer."""
-        if self._search(file, size):
+        if binaries.claims("", bytes(self.buffer[:8])):
+            wanted = self.pieces
+        else:
+            wanted = self.needles if is_package_file(parent, name) else self.spellings
+        if self._search(file, size, wanted):
             self._hit(directory, file, parent, name, size, findings)
-        elif self.buffer[0] in HIDDEN_FIRST:
-            reason = hidden_reference(bytes(self.buffer[:8]), file, self.needles)
+        elif may_hide(self.buffer[0], holds_packages(parent)):
+            reason = hidden_reference(file, self.needles)
             if reason:
                 findings.hidden.append((_join(parent, name), reason))
+
+    def _is_hit(self, size: int) -> bool:
+        """Whether more than the beginning of a path is in the buffer, where that has to be so."""
+        needle = self.needles[0]
+        return binaries.claims("", bytes(self.buffer[:8])) or self.buffer.find(needle, 0, size) >= 0
 
     def _hit(
         self, directory: int, file: int, parent: str, name: str, size: int, findings: Findings
@@ -168,11 +179,10 @@ class Scanner:
             files.put_in_place(directory, temporary, name, status, path=path)
         return True
 
-    def _search(self, file: int, size: int) -> bool:
+    def _search(self, file: int, size: int, needles: tuple[bytes, ...]) -> bool:
         """Whether a needle is in the file, whose first `size` bytes are in the buffer."""
         buffer = self.buffer
         find = buffer.find
-        needles = self.wanted
         for needle in needles:
             if find(needle, 0, size) >= 0:
                 return True
@@ -195,6 +205,15 @@ def _join(directory: str, name: str) -> str:
     return f"{directory}/{name}" if directory else name
 
 
+def is_package_file(directory: str, name: str) -> bool:
+    """Whether a file is a package's, in which nobody writes a path in another spelling.
+
+    Configuration has such spellings, and it is elsewhere or shows in its name: nearly all files are
+    spared the search.
+    """
+    return holds_packages(directory) and not name.endswith(CONFIGURATION)
+
+
 def needles(paths: tuple[bytes, ...]) -> tuple[bytes, ...]:
     """Byte strings of which one at least is in every file that contains a path, however quoted.
 
@@ -203,75 +222,3 @@ def needles(paths: tuple[bytes, ...]) -> tuple[bytes, ...]:
     """
     runs = {max(re.findall(rb"[A-Za-z0-9._/-]+", path), key=len) for path in paths}
     return tuple(sorted(run for run in runs if not any(o != run and o in run for o in runs)))
-
-
-# --- references that are there but cannot be seen in the bytes ------------------------------------
-
-
-def hidden_reference(head: bytes, file: int, wanted: tuple[bytes, ...]) -> str | None:
-    """Why a reference in the file cannot be edited, where it is compressed or in UTF-16."""
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        coding = "utf-16-le" if head[0] == 0xFF else "utf-16-be"
-        encoded = tuple(needle.decode("ascii").encode(coding) for needle in wanted)
-        os.lseek(file, 0, os.SEEK_SET)
-        return "it is in UTF-16" if _in_stream(_Raw(file), encoded) else None
-    with suppress(Exception):  # broken archives of every kind: nothing to find in them
-        return _in_archive(head, file, wanted)
-    return None
-
-
-def _in_archive(head: bytes, file: int, wanted: tuple[bytes, ...]) -> str | None:
-    os.lseek(file, 0, os.SEEK_SET)
-    with os.fdopen(os.dup(file), "rb") as stream:
-        if head.startswith(b"PK\x03\x04"):
-            import zipfile
-
-            with zipfile.ZipFile(stream) as archive:
-                left = _INFLATED
-                for member in archive.infolist():
-                    left -= member.file_size
-                    if left < 0:
-                        return None
-                    with archive.open(member) as inner:
-                        if _in_stream(inner, wanted):
-                            return "it is a zip archive"
-        elif head.startswith(b"\x1f\x8b"):
-            import gzip
-
-            return "it is compressed" if _in_stream(gzip.GzipFile(fileobj=stream), wanted) else None
-        elif head.startswith(b"BZh"):
-            import bz2
-
-            return "it is compressed" if _in_stream(bz2.BZ2File(stream), wanted) else None
-        elif head.startswith(b"\xfd7zXZ\0"):
-            import lzma
-
-            return "it is compressed" if _in_stream(lzma.LZMAFile(stream), wanted) else None
-    return None
-
-
-class _Raw:
-    """A descriptor as something to read from."""
-
-    def __init__(self, file: int) -> None:
-        self.file = file
-
-    def read(self, size: int) -> bytes:
-        return os.read(self.file, size)
-
-
-def _in_stream(stream: object, wanted: tuple[bytes, ...]) -> bool:
-    """Whether a needle is in what the stream gives, up to a limit, as it may be a bomb."""
-    read = stream.read  # type: ignore[attr-defined]
-    keep = max(map(len, wanted)) - 1
-    tail, total = b"", 0
-    while total < _INFLATED:
-        piece = read(_BUFFER)
-        if not piece:
-            return False
-        text = tail + piece
-        if any(needle in text for needle in wanted):
-            return True
-        tail = text[-keep:]
-        total += len(piece)
-    return False

@@ -22,7 +22,9 @@ def packages_above(environment: Virtualenv, paths: Iterable[str]) -> tuple[str, 
     own = tuple(f"{one}/" for one in environment.site_packages)
     above: set[str] = set()
     for path in paths:
-        directory = "" if path.startswith(own) else os.path.dirname(path)
+        # In packages there is one only where something like its programs is.
+        is_other = not path.startswith(own) or "/bin/" in path
+        directory = os.path.dirname(path) if is_other else ""
         while directory and directory not in above:
             above.add(directory)
             directory = os.path.dirname(directory)
@@ -37,8 +39,7 @@ def packages_below(environment: Virtualenv) -> tuple[str, ...]:
 def _directories(environment: Virtualenv) -> Iterator[str]:
     for directory, names, _ in os.walk(environment.path):
         relative = os.path.relpath(directory, environment.path)
-        in_packages = os.path.basename(directory) in ("site-packages", "dist-packages")
-        if in_packages or relative.count("/") >= _DEEPEST:
+        if relative.count("/") >= _DEEPEST:
             names.clear()
         if relative != ".":
             yield relative

@@ -11,6 +11,7 @@ import ast
 import json
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -76,6 +77,44 @@ def _path_file(top: str, base: str, name: str, known: frozenset[str]) -> Iterato
                 yield Reference(file, path)
 
 
+def missing_imports(top: str, site_packages: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """(file, module) of what the modules need that `.pth` files import, and that is not installed.
+
+    Such as `editables`, which the editable installs of hatchling and pdm-backend may need.
+
+    Args:
+        top: the virtualenv's directory.
+        site_packages: its site-packages directories, relative to it.
+    """
+    places = list(site_packages)
+    installed = {name.partition(".")[0] for one in places for name in os.listdir(f"{top}/{one}")}
+    known = installed | _STANDARD
+    for base in places if _STANDARD else ():
+        for name in sorted(os.listdir(f"{top}/{base}")):
+            lines = _text(f"{top}/{base}/{name}").splitlines() if name.endswith(".pth") else ()
+            for module in filter(None, (_MODULE.match(line) for line in lines)):
+                finder = f"{base}/{module[1]}.py"
+                missing = _imported(_text(f"{top}/{finder}")) - known
+                yield from ((finder, one) for one in sorted(missing))
+
+
+_STANDARD: frozenset[str] = frozenset(getattr(sys, "stdlib_module_names", ())) | (
+    {"imp", "distutils", "pkg_resources"} if hasattr(sys, "stdlib_module_names") else set()
+)
+"""What every Python has, or had; not known before Python 3.10."""
+
+
+def _imported(source: str) -> set[str]:
+    """The packages that a program imports first of all, unless it is ready for their absence."""
+    try:
+        body = ast.parse(source).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return set()
+    names = {alias.name for node in body if isinstance(node, ast.Import) for alias in node.names}
+    whole = (node for node in body if isinstance(node, ast.ImportFrom) and not node.level)
+    return {name.partition(".")[0] for name in (*names, *(node.module or "" for node in whole))}
+
+
 def _literals(source: str) -> list[str]:
     """The absolute paths among the literals in a program, each once."""
     try:
@@ -113,7 +152,7 @@ def _text(path: str) -> str:
     try:
         if not os.path.isfile(path):
             return ""
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
             return file.read(_LONGEST)
     except (FileNotFoundError, NotADirectoryError):
         return ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,56 @@ def test_scripts_links_and_paths(venv: Environment, tmp_path: Path) -> None:
     assert pth.kind == "path"
     assert "/opt/gone/src" in pth.reason
     assert set(found) <= {"bin/long"}
+
+
+def test_a_configuration_that_python_does_not_read(venv: Environment) -> None:
+    """Python runs all the same, or does not start: probing it without `site` shows neither."""
+    config = Path(venv.path, "pyvenv.cfg")
+    content = config.read_text()
+    config.unlink()
+    (missing,) = problems(venv)
+    assert (missing.kind, missing.file) == ("interpreter", "pyvenv.cfg")
+    assert "sees none of the packages" in missing.reason
+    assert venv.run("-c", "import sys; print(sys.prefix)").strip() != venv.path
+    config.write_bytes(content.encode("utf-16"))
+    assert "pyvenv.cfg" in [problem.file for problem in problems(venv)]
+    config.write_text(content)
+    assert problems(venv) == []
+
+
+def test_a_first_line_with_a_carriage_return(venv: Environment) -> None:
+    script = Path(venv.bin("tool"))
+    script.write_bytes(f"#!{venv.executable}\r\nprint(1)\r\n".encode())
+    script.chmod(0o755)
+    with pytest.raises(OSError, match="tool"):
+        subprocess.run([str(script)], check=True)
+    (found,) = problems(venv)
+    assert (found.kind, found.file) == ("script", "bin/tool")
+    assert "carriage return" in found.reason
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_path_behind_a_mark_of_utf_8(mark: str, venv: Environment) -> None:
+    Path(venv.site_packages, "other.pth").write_text(f"{mark}/nowhere/src\n")
+    (found,) = problems(venv)
+    assert (found.kind, found.file) == ("path", f"{site(venv)}/other.pth")
+
+
+def test_a_finder_that_needs_what_is_not_installed(venv: Environment) -> None:
+    """As hatchling and pdm-backend write it, with the package `editables`."""
+    Path(venv.site_packages, "_shop.pth").write_text("import _shop")
+    finder = Path(venv.site_packages, "_shop.py")
+    lines = "from editables.redirector import RedirectingFinder as F\nF.install()\n"
+    finder.write_text(f"import sys, importlib.util\n{lines}")
+    (found,) = problems(venv)
+    assert (found.kind, found.file) == ("path", f"{site(venv)}/_shop.py")
+    assert "it imports editables, which is not installed" in found.reason
+    Path(venv.site_packages, "editables").mkdir()
+    assert problems(venv) == []
+
+
+def site(venv: Environment) -> str:
+    return os.path.relpath(venv.site_packages, venv.path)
 
 
 def test_deep_compares_with_record(venv: Environment) -> None:

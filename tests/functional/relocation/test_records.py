@@ -81,11 +81,14 @@ def test_bytecode_that_was_changed_before_is_still_reported(hashed: Environment)
 # --- virtualenvs inside ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("where", ["envs/inner", "a/b/c/d/inner"])
+@pytest.mark.parametrize("where", ["envs/inner", "a/b/c/d/inner", "packages"])
 @pytest.mark.parametrize("bundle", [False, True])
 def test_a_virtualenv_inside_a_virtualenv(bundle: bool, where: str, tmp_path: Path) -> None:
     outer = tmp_path / "outer"
     environments.uv("venv", "-q", str(outer))
+    if where == "packages":
+        (packages,) = outer.glob("lib/*/site-packages")
+        where = str(packages.relative_to(outer) / "tool" / "env")
     inner = outer / where
     inner.parent.mkdir(parents=True)
     environments.uv("venv", "-q", str(inner))

@@ -294,6 +294,47 @@ def test_the_bare_prefix_is_left_and_reported(tmp_path: Path) -> None:
         assert result.data == data
 
 
+IN_PIECES = {
+    "copied": "static char text[199];"
+    " const char *f() { strcpy(text, P); strcat(text, R); return text; }",
+    "made": "const char *f() { static std::string all; std::string one = P R; all = one;"
+    " return all.c_str(); }",
+    "same": "int f(const char *one) { return memcmp(one, P R, sizeof P R - 1) == 0; }",
+    "below": 'int f(const char *one) { return memcmp(one, P "/", sizeof P) == 0; }',
+}
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="only x86-64 is looked through")
+@pytest.mark.parametrize("compiler", ["g++", "clang++"])
+@pytest.mark.parametrize("use", IN_PIECES)
+@pytest.mark.parametrize(
+    "path", ["/srv/app", "/srv/app/x1", "/srv/app/4f2a9c1", "/srv/an/app/4f2a9c1"]
+)
+def test_a_path_that_is_used_in_pieces(path: str, use: str, compiler: str, tmp_path: Path) -> None:
+    """It is moved as a whole, or left as a whole and reported."""
+    if shutil.which(compiler) is None:
+        pytest.skip(f"{compiler} is not on this machine")
+    code = f'#include <cstring>\n#include <string>\nextern "C" {{ {IN_PIECES[use]} }}\n'
+    (tmp_path / "code.cpp").write_text(code)
+    for rest in ("/a", "/etc/x.conf"):
+        defined = [f'-DP="{path}"', f'-DR="{rest}"']
+        command = [compiler, "-O2", "-shared", "-fPIC", *defined, "code.cpp", "-o", "made.so"]
+        subprocess.run(command, cwd=tmp_path, check=True)
+        data = (tmp_path / "made.so").read_bytes()
+        assert any(piece in data for piece in binaries.first_pieces((path.encode(),)))
+        result = moved(data, b"/x", path.encode())
+        new = filled(b"/x", rest.encode(), path.encode()).decode()
+        expected = f"{path}{rest}" if result.problem else new
+        if use in ("copied", "made"):
+            assert returned(tmp_path, result.data, "f") == [expected]
+        else:
+            (tmp_path / "lib.so").write_bytes(result.data)
+            program = f"import ctypes; print(ctypes.CDLL('./lib.so').f({expected.encode()!r}))"
+            run = [sys.executable, "-c", program]
+            done = subprocess.run(run, cwd=tmp_path, capture_output=True, check=True, text=True)
+            assert done.stdout == "1\n"
+
+
 VIEWS = b"""
 #include <string>
 #include <string_view>

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from relocate_core.artefacts import encoded
+from relocate_core.artefacts import spellings
 from relocate_core.artefacts.kinds import Rewritten, rewrite
 from relocate_core.artefacts.prefix import PLAIN, Prefixes, url_path
 from tests.support.fuzz import examples
@@ -52,6 +52,11 @@ REFERENCES = {
     "guillemets": "«{}»".encode(),
     "full-width": "\u5728\uff1a{}\u3002".encode(),
     "escaped-slash-behind": b"{}\\/x",
+    "systemd-privileges": b"ExecStart=+{}/bin/x",
+    "systemd-several": b"ExecStart=-!!+{}/bin/x",
+    "escaped-quote": b'{"a": "\\u0022{}/x\\u0022", "b": "\\u003d{}"}',
+    "terminal-colour": b"\x1b[32m{}/x\x1b[0m",
+    "xml-comment": b"<!--{}/x-->",
     "shebang": b"#!{}/bin/python",
     "call": b"cygpath({})",
     "substitution": b"$(dirname {})",
@@ -130,8 +135,26 @@ DOUBTS = {
     "braces": b"/srv/app{,2}",
     "variable": b"/srv/app$X/lib",
     "letter-in-utf-8": "ü/srv/app/x".encode(),
-    "letter-in-latin-1": b"\xfc/srv/app/x",
+    "letter-in-latin-1": b"\xfc/srv/app/x\n",
     "percent-before": b"x=%20/srv/app/x",
+    "escaped-letter": b'"x\\u00e9/srv/app/x"',
+    "escaped-byte": b'"\\xe9/srv/app/x"',
+    "file-with-host": b"file://build.example/srv/app/x",
+    "socket-with-a-slash-missing": b"unix://srv/app/run/s.sock",
+    "make-destdir": b"$(DESTDIR)/srv/app/x",
+    "cmake-destdir": b"$ENV{DESTDIR}/srv/app/x",
+    "sysroot": b"${pc_sysrootdir}/srv/app/x",
+    "json-in-json": rb'"{\"a\": \"\\/srv\\/app\\/x\"}"',
+    "javascript": rb"'\u002Fsrv\u002Fapp\u002Fx'",
+    "hexadecimal": rb"'\x2fsrv\x2fapp\x2fx'",
+    "html": b"<a x='&#x2F;srv&#x2F;app&#x2F;x'>",
+    "html-decimal": b"<a x='&#47;srv&#47;app&#47;x'>",
+    "url-twice": b"?next=%252Fsrv%252Fapp%252Fx",
+    "windows": rb"'\srv\app\x'",
+    "windows-in-json": rb'"\\srv\\app\\x"',
+    "mail": b"=2Fsrv=2Fapp=2Fx",
+    "two-slashes-within": b"/srv//app/x",
+    "dot-within": b"/srv/./app/x",
 }
 
 
@@ -141,6 +164,7 @@ def test_what_may_be_a_reference_is_left_and_reported(text: bytes) -> None:
         result = rewrite("etc/x.conf", data, MOVE)
         assert result.data == data
         assert "may refer" in result.problem
+        assert any(needle in data for needle in spellings.needles((OLD,)))
 
 
 @pytest.mark.parametrize(
@@ -154,6 +178,11 @@ def test_what_may_be_a_reference_is_left_and_reported(text: bytes) -> None:
         b"http://srv/app/x",
         b"http://host/srv/app",
         b"/mnt//srv/app",
+        b"&#x2F;mnt&#x2F;srv&#x2F;app",
+        rb"\mnt\srv\app",
+        rb"\u002fsrv\u002fapp2",
+        b"/srv//app-2",
+        b"${HOME}/srv/app",
         b"/srv/app/x",
         b"-L/srv/app",
         b"file:///srv/app",
@@ -185,7 +214,7 @@ def test_other_slashes_are_kept(text: bytes, new: bytes) -> None:
     assert found == plain.replace(OLD, new)
     assert rewrite("etc/x.conf", result.data, move) == result
     assert rewrite("etc/x.conf", result.data, Prefixes((new,), OLD)).data == text
-    assert any(needle in text for needle in encoded.needles((OLD,)))
+    assert any(needle in text for needle in spellings.needles((OLD,)))
 
 
 @pytest.mark.parametrize(
@@ -207,6 +236,36 @@ def test_other_slashes_before_something_unknown_are_reported(text: bytes) -> Non
     result = rewrite("etc/x.conf", text, MOVE)
     assert result.data == text
     assert "may refer" in result.problem
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        rb"^/srv/w48/shop\-4f2a9c1/x",
+        rb"Where=/srv/w48/shop\x2d4f2a9c1",
+        b'{"a": "/srv/w48/shop\\u002d4f2a9c1/x"}',
+        b"/srv/w48/shop%2D4f2a9c1/x",
+    ],
+)
+def test_another_letter_that_is_escaped_is_reported(text: bytes) -> None:
+    old = b"/srv/w48/shop-4f2a9c1"
+    result = rewrite("etc/x.conf", text, Prefixes((old,), b"/opt/x"))
+    assert result.data == text
+    assert "may refer" in result.problem
+    assert spellings.needles((old,)) == (b"4f2a9c1",)
+
+
+@pytest.mark.parametrize(
+    ("new", "unit"),
+    [(b"/opt/x", b"/mnt/srv/app /srv/app2 "), (b"/opt/app", b"/opt/app/x app "), (b"/x", b"app ")],
+)
+def test_no_byte_is_looked_at_twice(new: bytes, unit: bytes) -> None:
+    """Around each place with a word of the path, and places may lie close together."""
+    data = unit * 1000
+    windows = list(spellings._around(data, b"app", 64))
+    assert sum(max(0, min(last, len(data)) - first) for first, last in windows) <= len(data)
+    assert spellings.left(data, Prefixes((OLD,), new)) == ""
+    assert spellings.left(data + b"&#x2F;srv&#x2F;app", Prefixes((OLD,), new))
 
 
 @pytest.mark.parametrize("text", [rb"/^\/app\/static/", b"?next=%2Fapp%2Fstatic"])

@@ -280,6 +280,22 @@ def test_arguments_may_have_the_prefix_too(line: bytes) -> None:
 # --- encodings ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("blank", [b"", b" ", b"\t "])
+def test_the_blank_before_the_interpreter_comes_back(blank: bytes) -> None:
+    line = b"#!" + blank + OLD + b"/bin/python  -E \n" + BODY
+    assert there_and_back(line, LONG).startswith(b"#!" + blank + b"/bin/sh\n'''exec' " + LONG)
+
+
+@pytest.mark.parametrize("new", [LONG, b"/srv/my app"])
+def test_another_interpreter_reads_no_other_form(new: bytes) -> None:
+    """Node or a shell would take it for the program."""
+    data = b"#!" + OLD + b"/bin/node --harmony\nconsole.log(1)\n"
+    result = rewrite("bin/tool", data, Prefixes((OLD,), new))
+    assert result.data == data
+    assert "its interpreter is no Python" in result.problem
+    assert move(data, b"/opt/x") == data.replace(OLD, b"/opt/x")
+
+
 @pytest.mark.parametrize(
     "cookie", [b"# -*- coding: latin-1 -*-\n", b"# vim: set fileencoding=iso-8859-15 :\n"]
 )
