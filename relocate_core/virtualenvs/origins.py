@@ -152,7 +152,7 @@ def _text(path: str) -> str:
     try:
         if not os.path.isfile(path):
             return ""
-        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
-            return file.read(_LONGEST)
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read(_LONGEST).removeprefix("\ufeff")
     except (FileNotFoundError, NotADirectoryError):
         return ""
