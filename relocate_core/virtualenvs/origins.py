@@ -12,7 +12,6 @@ import json
 import os
 import re
 import sys
-from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -153,7 +152,7 @@ def _text(path: str) -> str:
     try:
         if not os.path.isfile(path):
             return ""
-        with open(path, "rb") as file:
-            return file.read(_LONGEST).removeprefix(BOM_UTF8).decode("utf-8", "surrogateescape")
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read(_LONGEST).removeprefix("\ufeff")
     except (FileNotFoundError, NotADirectoryError):
         return ""
