@@ -1476,7 +1476,8 @@ def _require_host(
         )
     if host and not found[host].answers:
         raise SaltInvocationError(
-            f"nothing was rolled out: {host}, which migrates the schema for all, does not answer"
+            f"nothing was rolled out: {host}, which migrates the schema for all, does not answer: "
+            "see whether that minion is running"
         )
     return host or None
 

@@ -414,7 +414,8 @@ def test_hosts_that_cannot_be(deployed: Shop) -> None:
     finally:
         away.start()
     assert answer["comment"] == (
-        "Nothing was rolled out: web2, which migrates the schema for all, does not answer."
+        "Nothing was rolled out: web2, which migrates the schema for all, does not answer: "
+        "see whether that minion is running."
     )
     fleet.all_on("1")
 
