@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import logging
 import math
 import re
@@ -1377,9 +1378,9 @@ class _Rollout:
             yield self.schema
 
     def _line(self, step: _Step) -> str:
-        """A step, with what its minions are on."""
-        minions = (f"{name} ({self._from(name)})" for name in step.minions)
-        return f"{step.name}: {', '.join(minions)}"
+        """A step, with what its minions are on; said once for those that follow each other."""
+        groups = itertools.groupby(step.minions, self._from)
+        return f"{step.name}: " + ", ".join(f"{', '.join(some)} ({on})" for on, some in groups)
 
     def _from(self, name: str) -> str:
         before = self.plan.before[name]
@@ -1475,7 +1476,8 @@ def _require_host(
         )
     if host and not found[host].answers:
         raise SaltInvocationError(
-            f"nothing was rolled out: {host}, which migrates the schema for all, does not answer"
+            f"nothing was rolled out: {host}, which migrates the schema for all, does not answer: "
+            "see whether that minion is running"
         )
     return host or None
 

@@ -349,20 +349,22 @@ def test_a_roll_out_and_a_rollback(deployed: Shop) -> None:
 
 
 @pytest.mark.slow
-def test_killed_in_each_job_and_called_again(deployed: Shop) -> None:
-    """The runner of a roll-out and of a rollback, wherever it is; the jobs are not known before."""
+def test_killed_in_a_job_and_called_again(deployed: Shop) -> None:
+    """The runner of a roll-out and of a rollback, in every second job, others each time.
+
+    It ends when both are over before they are killed; how many jobs that takes is not known here.
+    """
     fleet = deployed
     calls = {
         "2": ("releases.roll", fleet.root, "2", "canary=0", "batch=2"),
         "1": ("releases.rollback", fleet.root, "batch=2"),
     }
-    seed = random.randrange(2)
-    for number in itertools.count(1):
+    first = random.choice((1, 2))
+    for number in itertools.count(first, 2):
         killed = set()
         for wanted, call in calls.items():
             before = fleet.altered()
-            # With another one each time: it ends with all answers there, or with none.
-            where = "KILLED_IN" if (number + seed) % 2 else "KILLED_AFTER"
+            where = random.choice(("KILLED_IN", "KILLED_AFTER"))
             if fleet.is_killed(*call, **{where: number}):
                 killed.add(wanted)
             assert fleet.answers() == dict.fromkeys(MINIONS, True)
@@ -379,14 +381,14 @@ def test_killed_in_each_job_and_called_again(deployed: Shop) -> None:
         fleet.salt("virtualenv_tools.unmark_bad", f"{fleet.root}/2")
         if not killed:
             break
-    assert number > 12
+    assert number > 10
     events = fleet.salt("virtualenv_tools.history", fleet.root, "limit=1000")
     migrated = {
         short: [line.split()[1] for line in lines if " migrated" in line]
         for short, lines in events.items()
     }
     assert [short for short, lines in migrated.items() if lines] == [HOST]
-    assert len(migrated[HOST]) == 1 + 2 * number
+    assert len(migrated[HOST]) == 1 + 2 * len(range(first, number + 1, 2))
 
 
 @pytest.mark.slow
@@ -414,7 +416,8 @@ def test_hosts_that_cannot_be(deployed: Shop) -> None:
     finally:
         away.start()
     assert answer["comment"] == (
-        "Nothing was rolled out: web2, which migrates the schema for all, does not answer."
+        "Nothing was rolled out: web2, which migrates the schema for all, does not answer: "
+        "see whether that minion is running."
     )
     fleet.all_on("1")
 

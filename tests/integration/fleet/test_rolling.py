@@ -206,7 +206,7 @@ def test_an_orchestration(deployed: Fleet) -> None:
     state, code = fleet.orchestrate("test=True", release="2", batch=2)
     assert (state["result"], code) == (None, 0)
     assert state["comment"] == (
-        "2 would be rolled out, canary: web1 (from 1); batch 1: web2 (from 1), web10 (from 1)."
+        "2 would be rolled out, canary: web1 (from 1); batch 1: web2, web10 (from 1)."
     )
     assert fleet.on() == dict.fromkeys(MINIONS, "1")
     state, code = fleet.orchestrate("test=True", release="2", batch="many")

@@ -465,7 +465,10 @@ def test_what_a_roll_out_changes(runner: Runner, there: Minions) -> None:
     line = "django 5.2.1 -> 5.2.4, +orjson 3.11; migrations shop 0002_price"
     there.diffs = {(f"{ROOT}/1", "salt://shop/2.tar.gz"): line}
     answer = runner("roll", there, ROOT, 2, batch="100%", test=True)
-    assert answer["comment"].endswith(f"web10 (from none). On web1, web2, web3: {line}.")
+    assert answer["comment"] == (
+        "2 would be rolled out, canary: web1 (from 1); batch 1: web2, web3 (from 1), "
+        f"web4 (from 0), web10 (from none). On web1, web2, web3: {line}."
+    )
     assert answer["changes"] == {line: ["web1", "web2", "web3"]}
     assert there.did(f"{TOOLS}.diff") == [["web1"], ["web1"], ["web4"], ["web4"]]
     runner.reports.clear()
