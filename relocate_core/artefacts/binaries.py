@@ -30,6 +30,8 @@ from .prefix import PLAIN, Prefixes, possible_reference, starts_path
 KIND = "binary"
 
 _AR = b"!<arch>\n"
+FIRST = frozenset((elf.MAGIC[0], _AR[0]))
+"""What such a file begins with."""
 _NO_NUL = re.compile(
     rb"/rustc/[0-9a-f]{40}/|rustc version |\xff Go build(?: ID|inf):|\ngo object |_gfortran_"
 )

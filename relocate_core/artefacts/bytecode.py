@@ -134,15 +134,17 @@ def _rewrite_filenames(
     Of what follows the prefix the first `cut` bytes are left out.
     """
     new = prefixes.new
-    old = next((old for old in prefixes.old if old in data), None)
-    if old is None:
+    for old in prefixes.old:
+        at = data.find(old)
+        if at >= 0:
+            break
+    else:
         return data
     source = path.rpartition("/")[2].partition(".")[0]
     tail = f"/{source}.py".encode("utf-8", "surrogateescape")
     inside = prefixes.inside[old]
     size, tail_size, plain = len(old), len(tail), old.isascii()
     pieces, end = [], 0
-    at = data.find(old)
     while at >= 0:
         if inside and any(
             data.startswith(new + b"/", at - offset) for offset in inside if offset < at

@@ -82,9 +82,9 @@ class Scanner:
         path = name = ""
         cursor = files.DirectoryCursor(self.root)
         # What follows is done for every file of a tree, so it calls nothing that it can do without.
-        first, *_ = self.pieces
+        needle, *_ = self.needles
         buffer, buffers, find = self.buffer, self.buffers, self.buffer.find
-        hidden = HIDDEN_FIRST
+        special = HIDDEN_FIRST | binaries.FIRST
         try:
             for path, names in directories:
                 name = ""
@@ -95,11 +95,14 @@ class Scanner:
                     file = os.open(name, files.FILE, dir_fd=directory)
                     try:
                         size = os.readv(file, buffers)
-                        if simple and 0 < size < _BUFFER and buffer[0] not in hidden:
-                            if find(first, 0, size) >= 0 and self._is_hit(size):
+                        if (
+                            simple
+                            and 0 < size < _BUFFER
+                            and buffer[0] not in special
+                            and not name.endswith(CONFIGURATION)
+                        ):
+                            if find(needle, 0, size) >= 0:
                                 self._hit(directory, file, path, name, size, findings)
-                            elif name.endswith(CONFIGURATION):
-                                self._look(directory, file, path, name, size, findings)
                         elif size:
                             self._look(directory, file, path, name, size, findings)
                     finally:
@@ -127,11 +130,6 @@ class Scanner:
             reason = hidden_reference(file, self.needles)
             if reason:
                 findings.hidden.append((_join(parent, name), reason))
-
-    def _is_hit(self, size: int) -> bool:
-        """Whether more than the beginning of a path is in the buffer, where that has to be so."""
-        needle = self.needles[0]
-        return binaries.claims("", bytes(self.buffer[:8])) or self.buffer.find(needle, 0, size) >= 0
 
     def _hit(
         self, directory: int, file: int, parent: str, name: str, size: int, findings: Findings
