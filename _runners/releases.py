@@ -54,7 +54,7 @@ _FORMULA = re.compile(r"(?:[^.]+\.)*?releases(?![^.])")
 _APP_KEY = re.compile(r"releases:apps:([^:]+):release")
 _SILENT = "does not answer"
 # A claim lasts an hour; a step takes much less.
-_RENEWAL = 600.0
+_RENEWAL = 600
 # What may not run twice in one root.
 _CHANGING = {"runner.releases.roll": "roll-out", "runner.releases.rollback": "rollback"}
 
@@ -1166,7 +1166,9 @@ class _Rollout:
         for number, step in enumerate(steps):
             if number and self.wanted.pause:
                 _report(f"waiting for {self.wanted.pause:g} seconds")
-                time.sleep(self.wanted.pause)
+                for begun in range(0, math.ceil(self.wanted.pause), _RENEWAL):
+                    time.sleep(min(self.wanted.pause - begun, _RENEWAL))
+                    renew()
             renew()
             _report(f"{step.name}, {number + 1} of {len(steps)}: {_few(step.minions)}")
             later = [one for step in steps[number + 1 :] for one in step.minions]

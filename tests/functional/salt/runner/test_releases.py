@@ -507,6 +507,17 @@ def test_claims_are_renewed_where_it_takes_long(
     assert there.did(f"{TOOLS}.claim") == [["web1", "web2", "web3", "web4", "web10"]] * 3
 
 
+def test_claims_are_renewed_in_a_long_pause(
+    runner: Runner, there: Minions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(runner.space["time"], "sleep", pauses.append)
+    monkeypatch.setattr(runner.space["time"], "monotonic", lambda: sum(pauses) * 1.01)
+    assert runner("roll", there, ROOT, 2, canary=0, batch=4, pause=1500.5)["result"] is True
+    assert pauses == [600, 600, 300.5]
+    assert len(there.did(f"{TOOLS}.claim")) == 3
+
+
 def test_a_failure_after_the_switch(runner: Runner, there: Minions) -> None:
     """The SLS does not help to go back either, so the link is switched without it."""
     there.broken = {"web2"}
