@@ -98,7 +98,8 @@ make_root() {
         if [[ -d $place ]]; then
             mkdir -p "$ROOT$place"
         else
-            mkdir -p "$(dirname "$ROOT$place")" && touch "$ROOT$place"
+            mkdir -p "$(dirname "$ROOT$place")"
+            [[ -e $ROOT$place ]] || touch "$ROOT$place" # it may be inside of one before it
         fi
         mount --bind "$place" "$ROOT$place"
         mount -o remount,bind,ro "$ROOT$place"
