@@ -135,14 +135,15 @@ class Members:
             data = files.read_whole(file)
             if data.startswith(_ELF):
                 self._look_at_compiled(entry.path, file)
-            if not self.tree.names_prefix(data, entry.path):
+            member = self._whole(entry, data)
+            if entry.path not in self.references[-1:]:
                 self._look_inside(entry.path, data[:8], file)
-            return self._whole(entry, data)
+            return member
         finally:
             os.close(file)
 
     def _whole(self, entry: Entry, data: bytes) -> tuple[Row, Iterator[bytes]]:
-        if self.tree.names_prefix(data, entry.path):
+        if self.tree.needles.are_in(entry.path, data):
             self.references.append(entry.path)
         digest = hashlib.sha256(data).hexdigest()
         return Row(entry.path, FILE, entry.mode, len(data), digest), iter((data,))
@@ -151,7 +152,7 @@ class Members:
         """A file too large to hold in memory: read once to know it, and once more to pack it."""
         digest, size, found, tail = hashlib.sha256(), 0, False, b""
         head = os.pread(file, 8, 0)
-        wanted = self.tree.wanted(entry.path, head)
+        wanted = self.tree.needles.of(entry.path, head)
         keep = max(map(len, wanted), default=1) - 1
         for piece in _pieces(file):
             digest.update(piece)
@@ -186,9 +187,9 @@ class Members:
     def _look_inside(self, path: str, head: bytes, file: int) -> None:
         """Note a reference that cannot be edited, for example in a compressed file."""
         in_packages = holds_packages(path.rpartition("/")[0])
-        if not (self.tree.needles and head and may_hide(head[0], in_packages)):
+        if not (self.tree.needles.plain and head and may_hide(head[0], in_packages)):
             return
-        reason = hidden_reference(file, self.tree.needles)
+        reason = hidden_reference(file, self.tree.needles.plain)
         if reason:
             self._uneditable.append((path, reason))
             self.tree.warn(path, f"it refers to the place where it was built, and {reason}")

@@ -14,9 +14,9 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from ..archives.tar import CONTROL, DIRECTORY, FILE, LINK, Refused, printable, require_target
-from ..artefacts import binaries, bytecode, spellings
+from ..artefacts import bytecode
 from ..errors import CannotTravel
-from ..relocation.scan import is_package_file, needles
+from ..relocation.needles import Needles
 from ..system import files
 from ..virtualenvs import access
 from ..virtualenvs.carried import carried_python
@@ -70,9 +70,7 @@ class Tree:
         self.interpreter = probe(self.python)
         self.prefixes = self._find_prefixes()
         self.old = tuple(map(os.fsencode, self.prefixes))
-        self.needles = needles(self.old) if self.old else ()
-        self.spellings = spellings.needles(self.old)
-        self.pieces = needles(binaries.first_pieces(self.old)) if self.old else ()
+        self.needles = Needles(self.old)
         self.descent = files.DirectoryCursor(root)
         self.newest = 0
         self.warnings: list[dict[str, str]] = []
@@ -181,8 +179,8 @@ class Tree:
             data = self.read(path)
             return (
                 self._is_of(data, status)
-                and not self.names_prefix(self.read(source), source)
-                and not self.names_prefix(self.portable(path, data), path)
+                and not self.needles.are_in(source, self.read(source))
+                and not self.needles.are_in(path, self.portable(path, data))
             )
         except (OSError, bytecode.Unreadable):
             return False
@@ -292,13 +290,3 @@ class Tree:
 
     def portable(self, path: str, data: bytes) -> bytes:
         return bytecode.portable(path, data, self.old)
-
-    def names_prefix(self, data: bytes, path: str) -> bool:
-        return any(needle in data for needle in self.wanted(path, data))
-
-    def wanted(self, path: str, head: bytes) -> tuple[bytes, ...]:
-        """What one is in a file that contains a prefix, by the file's first bytes."""
-        if binaries.claims(path, head):
-            return self.pieces
-        directory, _, name = path.rpartition("/")
-        return self.needles if is_package_file(directory, name) else self.spellings

@@ -15,8 +15,9 @@ from ..artefacts.prefix import Prefixes
 from ..system import files
 from ..system.transaction import LINK, Transaction
 from .hidden import reference_inside
+from .needles import Needles
 from .packaged import Packaged
-from .scan import WHOLE, needles
+from .scan import WHOLE
 
 if TYPE_CHECKING:
     from .relocate import Relocation
@@ -117,7 +118,7 @@ class Rewriter:
 
     def _behind_shebang(self, data: bytes) -> str:
         """Why a reference is left in an archive of which only the shebang could be rewritten."""
-        wanted = needles(self.prefixes.old)
+        wanted = Needles(self.prefixes.old).plain
         reason = reference_inside(io.BytesIO(data), wanted)
         if reason is None and next(self.prefixes.occurrences(data), None) is not None:
             reason = f"it is {uneditable.what_is(data)}"

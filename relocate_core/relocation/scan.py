@@ -9,25 +9,20 @@ hits are returned, for `relocate` to rewrite in an order that survives a kill.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ..artefacts import binaries, bytecode, spellings
+from ..artefacts import binaries, bytecode
 from ..artefacts.prefix import Prefixes
 from ..errors import TreeChanged
 from ..system import files
 from ..virtualenvs.packages import holds_packages
 from .hidden import HIDDEN_FIRST, hidden_reference, may_hide
+from .needles import CONFIGURATION, Needles
 
 # Files of up to this size are rewritten in memory as a whole, larger ones as a `kinds.LargeFile`.
 WHOLE = 8 << 20
 _BUFFER = 1 << 18
-
-# What in a package may be configuration of this virtualenv.
-CONFIGURATION = (
-    *(".json", ".ini", ".cfg", ".conf", ".toml", ".yaml", ".yml", ".env", ".xml", ".properties"),
-)
 
 Directory = tuple[str, list[str]]
 """A directory's path relative to the virtualenv, and the regular files in it to look at."""
@@ -67,9 +62,7 @@ class Scanner:
         self.account = account
         self.prefixes = prefixes
         self.write = write
-        self.needles = needles(prefixes.old)
-        self.spellings = spellings.needles(prefixes.old)
-        self.pieces = needles(binaries.first_pieces(prefixes.old))
+        self.needles = Needles(prefixes.old)
         self.buffer = bytearray(_BUFFER)
         self.view = memoryview(self.buffer)
         self.buffers = [self.buffer]
@@ -82,14 +75,14 @@ class Scanner:
         path = name = ""
         cursor = files.DirectoryCursor(self.root)
         # What follows is done for every file of a tree, so it calls nothing that it can do without.
-        needle, *_ = self.needles
+        needle, *_ = self.needles.plain
         buffer, buffers, find = self.buffer, self.buffers, self.buffer.find
         special = HIDDEN_FIRST | binaries.FIRST
         try:
             for path, names in directories:
                 name = ""
                 directory = cursor.open(path)
-                simple = len(self.needles) == 1 and holds_packages(path)
+                simple = len(self.needles.plain) == 1 and holds_packages(path)
                 for name in names:
                     seen += 1
                     file = os.open(name, files.FILE, dir_fd=directory)
@@ -120,14 +113,10 @@ class Scanner:
         self, directory: int, file: int, parent: str, name: str, size: int, findings: Findings
     ) -> None:
         """Look through a file of any size, of which the first `size` bytes are in the buffer."""
-        if binaries.claims("", bytes(self.buffer[:8])):
-            wanted = self.pieces
-        else:
-            wanted = self.needles if is_package_file(parent, name) else self.spellings
-        if self._search(file, size, wanted):
+        if self._search(file, size, self.needles.of(_join(parent, name), bytes(self.buffer[:8]))):
             self._hit(directory, file, parent, name, size, findings)
         elif may_hide(self.buffer[0], holds_packages(parent)):
-            reason = hidden_reference(file, self.needles)
+            reason = hidden_reference(file, self.needles.plain)
             if reason:
                 findings.hidden.append((_join(parent, name), reason))
 
@@ -201,22 +190,3 @@ class Scanner:
 
 def _join(directory: str, name: str) -> str:
     return f"{directory}/{name}" if directory else name
-
-
-def is_package_file(directory: str, name: str) -> bool:
-    """Whether a file is a package's, in which nobody writes a path in another spelling.
-
-    Configuration has such spellings, and it is elsewhere or shows in its name: nearly all files are
-    spared the search.
-    """
-    return holds_packages(directory) and not name.endswith(CONFIGURATION)
-
-
-def needles(paths: tuple[bytes, ...]) -> tuple[bytes, ...]:
-    """Byte strings of which one at least is in every file that contains a path, however quoted.
-
-    A path of plain characters is its own needle; of any other, every spelling has the longest run
-    of plain characters in common.
-    """
-    runs = {max(re.findall(rb"[A-Za-z0-9._/-]+", path), key=len) for path in paths}
-    return tuple(sorted(run for run in runs if not any(o != run and o in run for o in runs)))
