@@ -63,17 +63,9 @@ def rewrite(path: str, data: bytes, prefixes: Prefixes) -> bytes:
     """
     language = text.language_of(path, data)
     head, body = rewrite_shebang(data, prefixes)
-    if language is PYTHON and not _is_utf8(head) and _is_utf8(data):
+    if language is PYTHON and not text.is_utf8(head) and text.is_utf8(data):
         raise Unquotable("Python reads no script whose shebang is not UTF-8")
     return head + replace(body, prefixes, language)
-
-
-def _is_utf8(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def rewrite_shebang(data: bytes, prefixes: Prefixes) -> tuple[bytes, bytes]:

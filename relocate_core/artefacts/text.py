@@ -93,3 +93,12 @@ def encoding_of(data: bytes) -> bytes:
         if match:
             return match[1].lower().replace(b"_", b"-")
     return b"utf-8"
+
+
+def is_utf8(data: bytes) -> bool:
+    """Whether it is text in UTF-8."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

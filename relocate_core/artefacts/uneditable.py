@@ -56,17 +56,11 @@ def claims(path: str, data: bytes) -> bool:
 
 def _has_lengths(path: str, data: bytes) -> bool:
     """Whether a file without a NUL is no text: its strings may have their lengths before them."""
-    if data[:2] == b"#!" or (_CONTROL.search(data) is None and (b"\n" in data or _is_utf8(data))):
+    if data[:2] == b"#!" or (
+        _CONTROL.search(data) is None and (b"\n" in data or text.is_utf8(data))
+    ):
         return False
     return text.language_of(path, data) is RAW
-
-
-def _is_utf8(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def rewrite(path: str, data: bytes, prefixes: Prefixes) -> bytes:
