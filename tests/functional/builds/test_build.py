@@ -222,6 +222,7 @@ def checkout(tmp_path: Path) -> Path:
         pytest.param("uv", "pip", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.few(1)
 def test_a_bundle_is_built_and_runs(shop: Shop, tool: str, installer: str) -> None:
     made = shop.build("alpha", tool=tool, installer=installer)
     assert made.changed
@@ -403,6 +404,7 @@ def test_constraints_count(each: Shop, tmp_path: Path) -> None:
     assert each.build("beta", **options).installed == {"beta": "2.0"}
 
 
+@pytest.mark.few(1)
 def test_the_hashes_of_a_lock_are_checked(both: Shop, tmp_path: Path) -> None:
     lock = tmp_path / "lock.txt"
     right = {
@@ -523,6 +525,7 @@ def test_a_bundle_is_named_by_its_commit(shop: Shop, checkout: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["changed", "new", "staged", "removed"])
+@pytest.mark.few(1)
 def test_a_bundle_of_a_dirty_tree_is_not_named_by_its_commit(
     shop: Shop, checkout: Path, change: str
 ) -> None:

@@ -49,7 +49,6 @@ from tests.support.environments import (
 )
 from tests.support.roots import (
     NOBODY,
-    in_memory,
     left_behind,
     needs_root,
     one_sentence,
@@ -137,10 +136,9 @@ class Shop:
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A directory in memory for the whole module."""
-    with in_memory(tmp_path_factory) as place:
-        yield place
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory for the whole module."""
+    return tmp_path_factory.mktemp("site")
 
 
 @pytest.fixture(scope="module")
@@ -292,6 +290,7 @@ BY_KIND = ("another process", "files in another order")
         ),
     ],
 )
+@pytest.mark.few(3)
 def test_the_same_bytes(name: str, how: str, shop: Shop, place: Path) -> None:
     """Whoever packs it, wherever the tree stands."""
     if how == "one core" and shutil.which("taskset") is None:
@@ -527,6 +526,7 @@ def assert_at_home(built: Built, release: str) -> None:
         for is_quick in [name in QUICK and (mode == "timestamp" or name == "uv-3.12")]
     ],
 )
+@pytest.mark.few(2)
 def test_deployed_it_is_at_home(name: str, mode: str, shop: Shop, place: Path) -> None:
     built = shop.built(name)
     archive, path = built.archive, str(place / "srv" / "4f2a9c1")
@@ -943,6 +943,7 @@ def standing(tiny: Built, place: Path) -> str:
 
 
 @pytest.mark.parametrize("what", DAMAGES)
+@pytest.mark.few(6)
 def test_a_deep_check_finds(what: str, standing: str) -> None:
     file, damage, reason = DAMAGES[what]
     damage(Path(standing, file))
@@ -1541,6 +1542,7 @@ def tag_of(python: str) -> str:
 
 
 @pytest.mark.parametrize("links", [False, True], ids=["copies", "hard links"])
+@pytest.mark.few(1)
 def test_a_chain_of_three(links: bool, chain: Chain) -> None:
     """Each from the one before, which may itself have been a delta bundle."""
     first = chain.next(everything_at_once)
@@ -1570,6 +1572,7 @@ def inodes(release: str) -> dict[str, int]:
 
 @pytest.mark.parametrize("what", ["part", "full"])
 @pytest.mark.parametrize("links", [False, True], ids=["copies", "hard links"])
+@pytest.mark.few(2)
 def test_who_shares_files(what: str, links: bool, chain: Chain) -> None:
     """With hard links all that neither changed nor was relocated; without, nothing."""
     part = chain.next(CHANGES["changed"])
@@ -1666,6 +1669,7 @@ TAMPERED: dict[str, tuple[Callable[[Path], object], str]] = {
         for one in TAMPERED
     ],
 )
+@pytest.mark.few(2)
 def test_an_earlier_one_that_was_changed(how: str, links: bool, chain: Chain) -> None:
     """Nothing of it becomes a part of a new release."""
     tamper, text = TAMPERED[how]
