@@ -1765,6 +1765,7 @@ def test_delta_bundles_are_packed_in_the_same_pass(chain: Chain) -> None:
     assert steps.count("looked") == 1
     assert steps.count("packed") == 2
     assert [one.archive for one in deltas] == [str(chain.directory / "both.from-0.tar.gz")]
+    assert (deltas[0].carried, full.carried > 40) == (1, True)
     for one, alone, known in (
         (full, chain.archives[-1], chain.packing),
         (*deltas, apart, chain.part),
