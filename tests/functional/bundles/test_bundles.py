@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 from relocate_core import Packing, activate, check, publish, reinitialize, relocate
+from relocate_core.bundles.pack import pack_with_deltas
 from relocate_core.errors import (
     BadArchive,
     CannotTravel,
@@ -1753,6 +1754,43 @@ def test_without_the_earlier_one(chain: Chain) -> None:
         *(NoBase, "deploy the full bundle"),
         SimpleNamespace(root=chain.root),  # type: ignore[arg-type]
     )
+
+
+def test_delta_bundles_are_packed_in_the_same_pass(chain: Chain) -> None:
+    apart = chain.next(lambda tree: write(tree, "lib/directory/07.txt", "seven\n"))
+    tree, base = chain.trees[-1], chain.archives[0]
+    same = str(chain.directory / "same.tar.gz")
+    shutil.copy(chain.archives[-1], same)
+    steps: list[str] = []
+    archive = str(chain.directory / "both.tar.gz")
+    full, *deltas = pack_with_deltas(
+        tree, archive, [base, same, archive], notify=lambda step, _: steps.append(step)
+    )
+    assert steps.count("looked") == 1
+    assert steps.count("packed") == 2
+    assert [one.archive for one in deltas] == [str(chain.directory / "both.from-0.tar.gz")]
+    assert (deltas[0].carried, full.carried > 40) == (1, True)
+    for one, alone, known in (
+        (full, chain.archives[-1], chain.packing),
+        (*deltas, apart, chain.part),
+    ):
+        assert Path(one.archive).read_bytes() == Path(alone).read_bytes()
+        assert Path(f"{one.archive}.sha256").exists()
+        wanted = replace(known, archive=one.archive)
+        assert one == wanted
+    assert not list(chain.directory.glob(".*packing*"))
+
+
+def test_an_unreadable_base_leaves_the_full_bundle_and_the_others(chain: Chain) -> None:
+    chain.next(lambda tree: write(tree, "lib/directory/07.txt", "seven\n"))
+    bad = chain.directory / "bad.tar.gz"
+    bad.write_bytes(Path(chain.archives[0]).read_bytes()[:99])
+    archive = str(chain.directory / "both.tar.gz")
+    with pytest.raises(BadArchive, match=r"bad\.tar\.gz"):
+        pack_with_deltas(chain.trees[-1], archive, [str(bad), chain.archives[0]])
+    made = sorted(one.name for one in chain.directory.glob("both*.gz"))
+    assert made == ["both.from-0.tar.gz", "both.tar.gz"]
+    assert Path(archive).read_bytes() == Path(chain.archives[-1]).read_bytes()
 
 
 def test_a_delta_bundle_from_what_is_no_base(chain: Chain) -> None:
