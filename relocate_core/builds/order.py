@@ -82,8 +82,8 @@ class Inputs:
         places = (*self.requirements.directories, *filter(None, self.places))
         for directory in filter(os.path.isdir, places if installer == "uv" else ()):
             raise InvalidPath(
-                f"the directory {os.path.normpath(directory)} is to be installed, and uv does not notice every "
-                "change in one: give it as the project, or let pip install"
+                f"the directory {os.path.normpath(directory)} is to be installed, and uv does not "
+                "notice every change in one: give it as the project, or let pip install"
             )
 
     @property
