@@ -362,7 +362,7 @@ class _Bundle:
     Args:
         target: what is wanted.
         order: how.
-        report: what is told of it.
+        report: what is reported of it.
         stack: what closes the files, and removes them unless they were put in place.
     """
 
@@ -429,7 +429,7 @@ def _pack(tree: Tree, order: _Order, notify: Notify) -> list[Packing]:
 
 
 def _finish(bundle: _Bundle, members: Members, tree: Tree, notify: Notify) -> None:
-    """Tell what was packed, and warn of what servers would refuse."""
+    """Report what was packed, and warn of what servers would refuse."""
     report = bundle.report
     report.files, report.size = len(members.rows), members.size
     report.compiled, report.references = members.compiled, len(members.references)
