@@ -49,7 +49,7 @@ class Contents:
 
     Attributes:
         kinds: FILE, DIRECTORY, LINK or BYTECODE, by path; `ordered` has them in order.
-        modes: of files and directories, by path.
+        modes: of files and directories, by path; everybody may read and run them.
         targets: of symlinks, by path.
         sources: of bytecode, by path.
         left_out: how many bytes were left out, by what they are.
@@ -84,6 +84,8 @@ def contents(prefix: Prefix, keep: Collection[str]) -> Contents:
     walk.take_all()
     walk.take_needed_libraries()
     walk.drop_dangling()
+    if prefix.program not in walk.found.kinds:
+        raise CannotTravel(f"cannot pack {prefix.path}: {prefix.program} is no program of its own")
     walk.add_bytecode()
     return walk.found
 
@@ -108,6 +110,8 @@ class _Walk:
                 self._take(f"lib/{name}")
             elif _STATIC_LIBRARY.match(name):
                 self._take_if("static", f"lib/{name}")
+        if os.path.islink(self._at("lib64")):  # to lib; some Pythons have a part of it there
+            self._take("lib64")
         for name in self._names("lib/pkgconfig"):
             if name.startswith("python"):
                 self._take_if("headers", f"lib/pkgconfig/{name}")
@@ -133,8 +137,10 @@ class _Walk:
         """Leave out the symlinks to what was left out; refuse those that point outside."""
         targets = self.found.targets
         work = linking.Work()
-        for path in list(targets):
+        for path, target in targets.items():
             fault = linking.fault(path, targets, (), work)
+            if target.startswith("/"):  # which a virtualenv's Python may be
+                fault = f"points to {target}, outside of it"
             if fault is not None:
                 raise CannotTravel(
                     f"cannot pack {self.prefix.path}: {path} {fault}; remove the symlink"
@@ -154,7 +160,7 @@ class _Walk:
                 bytecode = f"{cache}/{name[:-3]}.{tag}.pyc"
                 found.kinds[bytecode] = BYTECODE
                 found.sources[bytecode] = path
-                found.modes[bytecode] = found.modes[path] & 0o644
+                found.modes[bytecode] = 0o644
 
     def _is_library(self, path: str) -> bool:
         return any(path.startswith(f"{library}/") for library in self.prefix.libraries)
@@ -211,7 +217,8 @@ class _Walk:
             target = linking.relative(path, os.readlink(self._at(path)), self.prefix.prefixes)
             self.found.kinds[path], self.found.targets[path] = LINK, target
         elif stat.S_ISREG(status.st_mode):
-            self.found.kinds[path], self.found.modes[path] = FILE, status.st_mode
+            mode = 0o755 if status.st_mode & stat.S_IXUSR else 0o644
+            self.found.kinds[path], self.found.modes[path] = FILE, mode
         else:
             raise CannotTravel(
                 f"cannot pack {self._at(path)}: it is no file, and no symlink to one; remove it"
@@ -220,8 +227,7 @@ class _Walk:
 
     def _directory(self, path: str) -> None:
         while path and path not in self.found.kinds:
-            self.found.kinds[path] = DIRECTORY
-            self.found.modes[path] = os.stat(self._at(path)).st_mode
+            self.found.kinds[path], self.found.modes[path] = DIRECTORY, 0o755
             path = os.path.dirname(path)
 
     def _leave(self, kind: str, path: str) -> None:

@@ -222,7 +222,7 @@ class _Members:
             for path in self.order:
                 kind, data = found.kinds[path], b""
                 if kind == DIRECTORY:
-                    row = Row(path, kind, manifest.directory_mode(found.modes[path]))
+                    row = Row(path, kind, found.modes[path])
                 elif kind == LINK:
                     row = Row(path, kind, target=found.targets[path])
                 else:
@@ -233,8 +233,8 @@ class _Members:
                     self.compiled += kind == BYTECODE
                     if self.needles.are_in(path, data):
                         self._references.append(path)
-                    mode = manifest.file_mode(found.modes[path])
-                    row = Row(path, FILE, mode, len(data), hashlib.sha256(data).hexdigest())
+                    digest = hashlib.sha256(data).hexdigest()
+                    row = Row(path, FILE, found.modes[path], len(data), digest)
                 self.rows.append(row)
                 self.size += row.size
                 yield row, data
@@ -296,13 +296,17 @@ class _Members:
         old = binaries.runpath(data)
         places = old.split(b":") if old else []
         new = b":".join(self._relative_place(path, place) for place in places)
-        is_program = path.startswith("bin/")
-        if own and is_program and _ORIGIN not in new:
+        # Modules do without: their program has loaded libpython before them.
+        missed = [] if _ORIGIN in new else own
+        elsewhere = "elsewhere on this machine, and does not search it in the prefix"
+        if missed and path.startswith("bin/"):
             raise CannotTravel(
-                f"cannot pack {self.prefix.path}: {path} finds {own[0]} by the configuration of "
-                "this machine alone; build that Python with "
-                "LDFLAGS='-Wl,-rpath,\\$$ORIGIN/../lib', or without --enable-shared"
+                f"cannot pack {self.prefix.path}: {path} finds {missed[0]} {elsewhere}; build that "
+                f"Python with LDFLAGS=-Wl,-rpath,{self.prefix.path}/lib, or without --enable-shared"
             )
+        for name in missed:
+            if not name.startswith("libpython"):
+                self.warnings.append({"file": path, "reason": f"it finds {name} {elsewhere}"})
         if new == old:
             return data
         try:

@@ -7,12 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from relocate_core import PythonPacking, RelocateError, pack, pack_python
+from relocate_core import PythonPacking, RelocateError, check, pack, pack_python, publish
+from relocate_core.artefacts import binaries
 from relocate_core.bundles import reader
 from relocate_core.interpreters.prefix import inspect
 from tests.support import bundles, environments, steps
@@ -220,6 +222,49 @@ def test_the_same_bytes_at_another_time(
     assert again.manifest == packed.manifest
 
 
+def made(tmp_path: Path, prefix: str) -> Path:
+    """A prefix of symlinks to what another one has, with programs of its own."""
+    version = "python" + ".".join(inspect(prefix).interpreter.long_version.split(".")[:2])
+    place = tmp_path / "made"
+    for name in ("bin", "lib"):
+        (place / name).mkdir(parents=True)
+    shutil.copy(Path(prefix, "bin", version), place / "bin")
+    (place / "bin/python3").symlink_to(version)
+    for library in Path(prefix, "lib").glob("libpython*.so*"):
+        shutil.copy(library, place / "lib", follow_symlinks=False)
+    left_out = shutil.ignore_patterns("test", "site-packages", "config-*", "__pycache__")
+    shutil.copytree(Path(prefix, "lib", version), place / "lib" / version, ignore=left_out)
+    return place
+
+
+def test_a_symlink_that_points_outside_is_refused(prefix: str, tmp_path: Path) -> None:
+    place = made(tmp_path, prefix)
+    (place / "bin/python").symlink_to("/usr/bin/python3")
+    with pytest.raises(RelocateError, match="bin/python points to /usr/bin/python3, outside"):
+        pack_python(str(place), str(tmp_path / "python.tar"))
+    (place / "bin/python").unlink()
+    library = next(place.glob("lib/python3*"))
+    (library / "away.py").symlink_to("../../../../etc/passwd")
+    with pytest.raises(RelocateError, match=r"away\.py"):
+        pack_python(str(place), str(tmp_path / "python.tar"))
+    assert not (tmp_path / "python.tar").exists()
+
+
+def test_libpython_that_only_this_machine_finds_is_refused(prefix: str, tmp_path: Path) -> None:
+    place = made(tmp_path, prefix)
+    program = next(place.glob("bin/python3.*"))
+    data = program.read_bytes()
+    runpath = binaries.runpath(data)
+    if not runpath:
+        pytest.skip("this Python has no shared libpython")
+    with tempfile.TemporaryDirectory() as outside:
+        os.symlink(os.path.join(prefix, "lib"), f"{outside}/lib")
+        program.write_bytes(binaries.with_runpath(data, f"{outside}/lib".encode()))
+        with pytest.raises(RelocateError, match="elsewhere on this machine"):
+            pack_python(str(place), str(tmp_path / "python.tar"))
+    assert not (tmp_path / "python.tar").exists()
+
+
 @pytest.mark.slow
 def test_a_module_is_compiled_against_it_where_headers_are_kept(
     prefix: str, tmp_path: Path
@@ -245,3 +290,20 @@ def test_a_module_is_compiled_against_it_where_headers_are_kept(
     subprocess.run(command, check=True)
     uses = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import six; print(six.__name__)"
     assert run_without(prefix, program, "-I", "-c", uses) == "six"
+
+
+@pytest.mark.slow
+def test_a_release_is_deployed_onto_it(
+    prefix: str, packed: PythonPacking, unpacked: str, tmp_path: Path
+) -> None:
+    build, bundle, release = tmp_path / "build", tmp_path / "app.tar", tmp_path / "app/1"
+    program = program_of(packed)
+    subprocess.run([os.path.join(prefix, program), "-m", "venv", build], check=True)
+    pack(str(build), str(bundle))
+    release.parent.mkdir()
+    publish(str(bundle), str(release), python=os.path.join(unpacked, program))
+    assert check(str(release), deep=True).ok
+    ask = "import sys; print(sys.prefix, sys.base_prefix)"
+    printed = run_without(prefix, str(release / "bin/python"), "-c", ask)
+    assert printed == f"{release} {unpacked}"
+    run_without(prefix, str(release / "bin/python"), "-m", "pip", "check")
