@@ -13,8 +13,8 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3
 	2>/dev/null && echo $$python && break; done)
 VENV ?= .venv
 # Each test file is run by one of them, beside the others; the short ones of the pure parts last.
-# One more than there are cores, up to eight, as many tests wait for Salt's processes.
-WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 8 ? n + 1 : 8)))
+# Two more than there are cores, up to eight, as many tests wait for processes of Salt.
+WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 6 ? n + 2 : 8)))
 BY_FILE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready

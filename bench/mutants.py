@@ -36,6 +36,11 @@ from typing import Any, NamedTuple
 
 CORE = "relocate_core"
 LEFT_OUT = (".git", ".venv*", ".bench", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info")
+ELSEWHERE = {
+    f"{CORE}/releases/schemas/adapters/": f"{CORE}/releases/schemas/schema.py:",
+    f"{CORE}/bundles/compiler_program.py": f"{CORE}/bundles/compiler.py:",
+}
+"""What another Python runs by its text alone, unseen by `reach`: what calls it."""
 HANGS = 180
 """Seconds after which a test does not end; many times what the slowest of them takes."""
 QUICK = ("-m", "not slow", "-q", "-p", "no:cacheprovider", "-p", "mutants_plugin")
@@ -415,7 +420,8 @@ def verdict(
 ) -> dict[str, Any]:
     """What became of a mutant: killed, hangs, or survived."""
     path, function = place(tree, mutant)
-    tests = reached.get(f"{path}:{function}", [])
+    callers = next((key for part, key in ELSEWHERE.items() if path.startswith(part)), "")
+    tests = reached.get(callers or f"{path}:{function}", [])
     begin = time.monotonic()
     said = "survived" if tests else "not reached"
     # Those of the pure parts take no time, and are the nearest ones.

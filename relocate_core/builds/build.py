@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..bundles import reader
-from ..bundles.pack import delta_name, pack
+from ..bundles.pack import pack_with_deltas
 from ..errors import BadArchive, TreeError
 from ..progress import Notify, Report, silent
 from .cache import locked_directory, tidy_up
@@ -209,16 +209,13 @@ class _Build:
             "build_metadata": {name: value for name, value in metadata.items() if value},
             "notify": self._notify,
         }
-        packed = pack(environment, order.archive, **options)
+        packed, *deltas = pack_with_deltas(
+            environment, order.archive, order.base_bundles(), **options
+        )
         report.sha256, report.manifest = packed.sha256, packed.manifest
         report.files, report.size = packed.files, packed.size
         report.packed_size, report.warnings = packed.packed_size, packed.warnings
-        for base in order.base_bundles():
-            if reader.read_digest(base) == packed.manifest:
-                continue  # it has all of it
-            name = delta_name(order.archive, base)
-            packed = pack(environment, name, delta_from=base, **options)
-            report.deltas[packed.archive] = packed.packed_size
+        report.deltas = {one.archive: one.packed_size for one in deltas}
 
 
 def _digest_beside(archive: str) -> str | None:

@@ -42,6 +42,8 @@ class Inputs:
     constraints: Requirements
     tree: Tree | None
     pip_packages: tuple[str, ...]
+    places: tuple[str | None, ...]
+    """The file or the directory that each of `pip_packages` refers to, if it does."""
     wheels: tuple[Wheel, ...]
 
     @classmethod
@@ -61,6 +63,7 @@ class Inputs:
             sources.requirements(options.constraints, "the constraint file", directory),
             tree,
             options.pip_packages,
+            tuple(sources.place_of(one, directory) for one in options.pip_packages),
             tuple(map(_wheel, options.wheels)),
         )
         inputs._require_buildable(options.installer)
@@ -76,10 +79,11 @@ class Inputs:
             raise InvalidPath(
                 "there is nothing to build: give requirements, a project, pip_packages or wheels"
             )
-        for directory in self.requirements.directories if installer == "uv" else ():
+        places = (*self.requirements.directories, *filter(None, self.places))
+        for directory in filter(os.path.isdir, places if installer == "uv" else ()):
             raise InvalidPath(
-                f"the requirement file contains the directory {directory}, and uv does not notice "
-                "every change in one: give it as the project, or let pip install"
+                f"the directory {os.path.normpath(directory)} is to be installed, and uv does not "
+                "notice every change in one: give it as the project, or let pip install"
             )
 
     @property
@@ -95,7 +99,10 @@ class Inputs:
             (tree.digest, tree.extras, os.path.relpath(tree.project, tree.top)) if tree else None
         )
         wheels = [(os.path.basename(one.path), one.digest, one.extras) for one in self.wheels]
-        packages = [without_credentials(one) for one in self.pip_packages]
+        packages = [
+            (without_credentials(one), place and sources.content_of(place))
+            for one, place in zip(self.pip_packages, self.places)
+        ]
         return digest_of(
             self.requirements.digest, self.constraints.digest, project, packages, wheels
         )

@@ -102,8 +102,8 @@ def requirements(files: Iterable[str], what: str, directory: str) -> Requirement
                 inner = os.path.join(os.path.dirname(file), os.path.expandvars(nested[1].strip()))
                 left.append((inner, f"the file that {file} includes"))
             else:
-                place = _local(editable[1] if editable else line, directory)
-                parts.append(place and _content(place))
+                place = place_of(editable[1] if editable else line, directory)
+                parts.append(place and content_of(place))
                 known.directories += [place] if place and os.path.isdir(place) else []
     known.digest = digest_of(parts)
     return known
@@ -127,7 +127,7 @@ def _lines(text: str) -> Iterator[str]:
             yield line
 
 
-def _local(requirement: str, directory: str) -> str | None:
+def place_of(requirement: str, directory: str) -> str | None:
     """The file or the directory that a requirement refers to; None where it refers to none."""
     word = requirement.rpartition(" @ ")[2].split(" ;")[0].split()[0]
     word = re.sub(r"^file:(?://)?", "", word).partition("#")[0]
@@ -138,7 +138,8 @@ def _local(requirement: str, directory: str) -> str | None:
     return path if os.path.exists(path) else None
 
 
-def _content(place: str) -> str:
+def content_of(place: str) -> str:
+    """Differs when the content of a file or a directory differs."""
     return tree(place).digest if os.path.isdir(place) else file_digest(place)
 
 

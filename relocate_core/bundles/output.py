@@ -7,7 +7,7 @@ import fcntl
 import os
 import stat
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import BinaryIO
 
@@ -18,20 +18,24 @@ from ..system import files
 from ..virtualenvs.manifest import Row
 
 
-def put(packed: Packed, row: Row, mtime: int, pieces: Iterator[bytes]) -> None:
-    """Write a member of a tar."""
+def put(archives: Sequence[Packed], row: Row, mtime: int, pieces: Iterator[bytes]) -> None:
+    """Write a member of one tar, or the same one of several."""
     info = tarfile.TarInfo(row.path)
     info.mtime, info.mode, info.size = mtime, row.mode, row.size
     if row.kind == DIRECTORY:
         info.type = tarfile.DIRTYPE
     elif row.kind == LINK:
         info.type, info.linkname, info.mode = tarfile.SYMTYPE, row.target, 0o777
-    packed.write(info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape"))
+    header = info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+    for packed in archives:
+        packed.write(header)
     size = 0
     for piece in pieces:
         size += len(piece)
-        packed.write(piece)
-    packed.write(bytes(-size % BLOCK))
+        for packed in archives:
+            packed.write(piece)
+    for packed in archives:
+        packed.write(bytes(-size % BLOCK))
 
 
 def _own_file(path: str, create: int = os.O_CREAT) -> BinaryIO:

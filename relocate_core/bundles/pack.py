@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -113,30 +113,95 @@ def pack(
         RelocateError: another of its subclasses, in one sentence; an archive of that name is then
             left as it was.
     """
-    form = form_of(archive)
+    given = (exclude, prefix, bytecode, level, build_metadata, dry_run, notify)
+    return _pack_into(path, [(archive, delta_from)], *given)[0]
+
+
+def pack_with_deltas(
+    path: str,
+    archive: str,
+    bases: Sequence[str],
+    *,
+    exclude: Sequence[str] = (),
+    prefix: str | None = None,
+    bytecode: str = "timestamp",
+    level: int | None = None,
+    build_metadata: Mapping[str, str] | None = None,
+    notify: Notify = silent,
+) -> list[Packing]:
+    """Pack into a full bundle and delta bundles, and go through the virtualenv only once.
+
+    Each has the bytes that `pack` would give it. The full one is put in place first.
+
+    Args:
+        path: the virtualenv's directory.
+        archive: the full bundle; the delta bundles are written beside it, see `delta_name`.
+        bases: the full bundles of previous releases; one that has all of it is left out, and so
+            is `archive` itself.
+        exclude: as all that follow, see `pack`.
+
+    Returns:
+        What was packed, the full bundle first.
+
+    Raises:
+        RelocateError: as `pack` does.
+    """
+    wanted: dict[str, str | None] = {archive: None}
+    for base in bases:
+        if os.path.abspath(base) != os.path.abspath(archive):
+            wanted[delta_name(archive, base)] = base
+    given = (exclude, prefix, bytecode, level, build_metadata, False, notify)
+    done = _pack_into(path, list(wanted.items()), *given)
+    return done[:1] + [one for one in done[1:] if one.changed]
+
+
+def _pack_into(
+    path: str,
+    wanted: Sequence[tuple[str, str | None]],
+    exclude: Sequence[str],
+    prefix: str | None,
+    bytecode: str,
+    level: int | None,
+    build_metadata: Mapping[str, str] | None,
+    dry_run: bool,
+    notify: Notify,
+) -> list[Packing]:
+    """Pack into several bundles of one form, each with the base of a delta bundle or None."""
+    form = form_of(wanted[0][0])
     require(form, level)
     if bytecode not in MODES:
         raise InvalidPath(f"bytecode must be one of {', '.join(MODES)}: {bytecode}")
     recorded = _checked(build_metadata or {})
-    archive = os.path.abspath(archive)
     inspect(path)  # what is no virtualenv is refused before anything is done
-    require_apart(path, archive)
-    base = None if delta_from is None else _base(delta_from)
+    targets: list[_Target] = []
+    unreadable: BadArchive | None = None
+    for archive, delta_from in wanted:
+        archive = os.path.abspath(archive)
+        require_apart(path, archive)
+        try:
+            targets.append(_Target(archive, None if delta_from is None else _base(delta_from)))
+        except BadArchive as error:
+            if not targets:
+                raise
+            unreadable = unreadable or error  # the full bundle can still be made
     if prefix is not None:
         prefix = absolute_prefix(prefix, "the prefix")
-    order = _Order(archive, form, level, bytecode, recorded, base, dry_run)
+    order = _Order(tuple(targets), form, level, bytecode, recorded, dry_run)
     try:
         with _relocated(path, prefix) as (place, problems):
             root = files.open_root(place)
             try:
                 with locked(root, place, 30.0), closing(Tree(root, place, path, exclude)) as tree:
                     tree.warnings += problems
-                    return _pack(tree, order, notify)
+                    reports = _pack(tree, order, notify)
             finally:
                 os.close(root)
     except OSError as error:
         where = error.filename if isinstance(error.filename, str) else path
         raise TreeError.of(where, error, "pack") from error
+    if unreadable is not None:
+        raise unreadable
+    return reports
 
 
 def delta_name(archive: str, base: str) -> str:
@@ -267,86 +332,142 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target, follow_symlinks=False)
 
 
-class _Order(NamedTuple):
-    """What kind of bundle is wanted, as `pack` takes it."""
+class _Target(NamedTuple):
+    """A bundle that is wanted."""
 
     archive: str
+    base: _Base | None
+    """Of a delta bundle."""
+
+    def lacks(self, row: Row) -> bool:
+        """Whether the base does not have it, so that the bundle must."""
+        return self.base is None or not self.base.has(row)
+
+
+class _Order(NamedTuple):
+    """What kind of bundles are wanted, as `pack` takes it."""
+
+    targets: tuple[_Target, ...]
     form: str
     level: int | None
     mode: str
     """How bytecode knows whether it fits its source."""
     build_metadata: dict[str, str]
-    base: _Base | None
     dry_run: bool
 
 
-def _pack(tree: Tree, order: _Order, notify: Notify) -> Packing:
+class _Bundle:
+    """One bundle as it is written: its members first, as its manifest follows from them.
+
+    Args:
+        target: what is wanted.
+        order: how.
+        report: what is reported of it.
+        stack: what closes the files, and removes them unless they were put in place.
+    """
+
+    def __init__(self, target: _Target, order: _Order, report: Packing, stack: ExitStack) -> None:
+        self.target = target
+        self.report = report
+        self._order = order
+        self._output = stack.enter_context(Output(target.archive))
+        directory = os.path.dirname(target.archive)
+        self._body = stack.enter_context(tempfile.TemporaryFile(dir=directory))  # noqa: SIM115 - the stack closes it
+        self.packed = Packed(self._body, order.form, order.level)
+        stack.callback(self.packed.close)
+
+    def complete(self, text: bytes, time: int) -> None:
+        """Put the manifest before the members, and the archive in place."""
+        self.packed.write(bytes(2 * BLOCK))
+        self.packed.finish()
+        first = Packed(self._output.file, self._order.form, self._order.level)
+        for name, data in ((manifest.NAME, text), (rewritten.NAME, rewritten.EMPTY)):
+            put([first], Row(name, FILE, 0o644, len(data)), time, iter((data,)))
+        first.finish()
+        self._body.seek(0)
+        shutil.copyfileobj(self._body, self._output.file, _PIECE)
+        self.report.packed_size, self.report.sha256 = self._output.commit()
+
+
+def _pack(tree: Tree, order: _Order, notify: Notify) -> list[Packing]:
     entries = list(tree.entries())
     tree.require_portable(entries)
     members = Members(tree, entries, order.mode)
     notify("looked", {"files": len(entries)})
-    report = Packing(
-        order.archive, dry_run=order.dry_run, warnings=tree.warnings, files=len(entries)
-    )
+    reports = [
+        Packing(one.archive, dry_run=order.dry_run, warnings=tree.warnings, files=len(entries))
+        for one in order.targets
+    ]
     if order.dry_run:
-        return report
+        return reports
     time = _time(tree.newest)
-    with Output(order.archive) as output:
-        with tempfile.TemporaryFile(dir=os.path.dirname(order.archive)) as body:
-            packed = Packed(body, order.form, order.level)
-            report.carried = _write_members(packed, members, order.base, time, notify)
-            text = _manifest(members, order, time, report)
-            first = Packed(output.file, order.form, order.level)
-            for name, data in ((manifest.NAME, text), (rewritten.NAME, rewritten.EMPTY)):
-                put(first, Row(name, FILE, 0o644, len(data)), time, iter((data,)))
-            first.finish()
-            body.seek(0)
-            shutil.copyfileobj(body, output.file, _PIECE)
-        report.packed_size, report.sha256 = output.commit()
+    with ExitStack() as stack:
+        pairs = zip(order.targets, reports)
+        bundles = [_Bundle(target, order, report, stack) for target, report in pairs]
+        _write_members(bundles, members, time, notify)
+        head = members.head(order.build_metadata, time)
+        text, whole = manifest.document(head, members.rows)
+        for bundle in bundles:
+            base, report = bundle.target.base, bundle.report
+            report.manifest = whole
+            if base is None:
+                _require_readable(tree.name, head)
+            elif base.manifest != whole:
+                report.base = base.manifest
+                text = _delta_manifest(members, head, whole, base)
+            elif len(bundles) > 1:
+                report.changed = False
+                continue
+            else:
+                raise InvalidPath(
+                    f"cannot make a delta bundle of {tree.name} from {base.archive}: nothing "
+                    "differs between them; deploy that one"
+                )
+            bundle.complete(text, time)
+            _finish(bundle, members, tree, notify)
+    return reports
+
+
+def _finish(bundle: _Bundle, members: Members, tree: Tree, notify: Notify) -> None:
+    """Report what was packed, and warn of what servers would refuse."""
+    report = bundle.report
     report.files, report.size = len(members.rows), members.size
     report.compiled, report.references = members.compiled, len(members.references)
+    report.warnings = list(tree.warnings)
     beyond = Limits().exceeded(report.files, report.size, report.packed_size)
-    if beyond and order.base is None:  # a delta bundle is small because the base has the rest
+    # A delta bundle is small because the base has the rest.
+    if beyond and bundle.target.base is None:
         limits = ", ".join(f"{name}: {least}" for name, least in beyond.items())
         reason = f"servers refuse it as too large, unless it is deployed with limits: {{{limits}}}"
-        tree.warn(os.path.basename(order.archive), reason)
-    notify("packed", {"path": order.archive, "size": report.packed_size})
-    return report
+        report.warnings.append({"file": os.path.basename(report.archive), "reason": reason})
+    notify("packed", {"path": report.archive, "size": report.packed_size})
 
 
-def _write_members(
-    packed: Packed, members: Members, base: _Base | None, time: int, notify: Notify
-) -> int:
-    """Write what the base does not have, up to the end of the archive; the count of files."""
-    carried = 0
+def _write_members(bundles: Sequence[_Bundle], members: Members, time: int, notify: Notify) -> None:
+    """Write each member into the bundles whose base does not have it; it is read once."""
     for row, pieces in members:
-        if base is None or not base.has(row):
-            carried += row.kind == FILE
-            put(packed, row, row.mtime(time), pieces)
+        takers = [bundle for bundle in bundles if bundle.target.lacks(row)]
+        for bundle in takers:
+            bundle.report.carried += row.kind == FILE
+        if takers:
+            put([bundle.packed for bundle in takers], row, row.mtime(time), pieces)
         if not len(members.rows) & 0xFF:
             notify("packing", {"files": len(members.rows), "size": members.size})
-    packed.write(bytes(2 * BLOCK))
-    packed.finish()
-    return carried
 
 
-def _manifest(members: Members, order: _Order, time: int, report: Packing) -> bytes:
-    """The manifest, once all members are known; of a delta bundle, with where the base has each."""
-    head = members.head(order.build_metadata, time)
-    text, report.manifest = manifest.document(head, members.rows)
-    name, known = members.tree.name, order.base
-    if known is None:
-        _require_readable(name, head)
-        return text
-    if known.manifest == report.manifest:
-        raise InvalidPath(
-            f"cannot make a delta bundle of {name} from {known.archive}: nothing differs between "
-            "them; deploy that one"
-        )
-    report.base = known.manifest
+def _delta_manifest(members: Members, head: Head, whole: str, known: _Base) -> bytes:
+    """The manifest of a delta bundle, with where the base has what it does without.
+
+    Args:
+        members: what the virtualenv has.
+        head: the full bundle's.
+        whole: the digest of the full bundle's manifest.
+        known: the base.
+    """
+    name = members.tree.name
     paths = {row.path for row in members.rows}
     removed = tuple(path for path in known.rows if path not in paths)
-    head = replace(head, base=Base(known.manifest, removed, report.manifest))
+    head = replace(head, base=Base(known.manifest, removed, whole))
     _require_readable(name, head)
     return manifest.document(head, delta.difference(known.rows, members.rows))[0]
 

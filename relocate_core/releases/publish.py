@@ -341,10 +341,10 @@ class _Release:
 
     def _reinitialize(self, unpacked: Unpacked) -> tuple[Reinitialization, Verdict]:
         """Put it onto a Python of this machine, and check that it runs there."""
-        python, as_root = self.options.python, self.options.as_root
-        compiled = links = None
+        python: str | Interpreter | None = self.options.python
+        as_root, compiled, links = self.options.as_root, None, None
         if unpacked.bundle is not None:
-            python, links = self._fitting[0].executable, unpacked.links
+            python, links = self._fitting[0], unpacked.links
             compiled = {module: set(endings) for endings, module in unpacked.bundle.compiled}
         let_through(self.staged)  # so that others can run what root does not run
         swapped = reinitialize(

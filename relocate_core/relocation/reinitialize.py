@@ -64,7 +64,7 @@ class Reinitialization(Report):
 
 def reinitialize(
     path: str,
-    python: str | None = None,
+    python: str | Interpreter | None = None,
     *,
     dry_run: bool = False,
     wait: float = 30.0,
@@ -80,9 +80,9 @@ def reinitialize(
 
     Args:
         path: the virtualenv's directory.
-        python: an executable, a command on the PATH or a version `X.Y`; by default the Python that
-            the virtualenv carries itself, or that pyvenv.cfg refers to, if it is there and fits,
-            else the first that fits.
+        python: an executable, a command on the PATH or a version `X.Y`, or a Python that has just
+            been probed; by default the Python that the virtualenv carries itself, or that
+            pyvenv.cfg refers to, if it is there and fits, else the first that fits.
         dry_run: look, and change nothing.
         wait: seconds to wait for another run on the same virtualenv.
         unpublished: whether nobody relies on the tree yet; see `relocate`.
@@ -110,7 +110,7 @@ def reinitialize(
             if python is None:
                 interpreter = find_fitting(environment, compiled)
             else:
-                interpreter = find_named(python)
+                interpreter = find_named(python) if isinstance(python, str) else python
                 require_fit(environment, interpreter, compiled)
             return _Swap(root, environment, interpreter, dry_run, unpublished, as_root).run()
     except OSError as error:

@@ -25,6 +25,7 @@ from ..artefacts.prefix import Prefixes
 from ..errors import InvalidPath, RelocateError, TreeChanged, TreeError, UnknownPrefix, reason_of
 from ..progress import Report
 from ..system import files
+from ..system.interrupts import deferred
 from ..system.locks import locked
 from ..system.transaction import Change, DryRun, Transaction, reserve
 from ..virtualenvs import manifest, manifest_reader, rewritten
@@ -245,7 +246,8 @@ class _Run:
                 except BaseException as error:
                     release()
                     if not self.unpublished:
-                        self._put_back(error)
+                        with deferred():
+                            self._put_back(error)
                     raise
         if ":" in self.report.prefix:
             reason = "PATH is split at the colon in the new path: to activate it has no effect"

@@ -16,6 +16,7 @@ from contextlib import suppress
 from itertools import chain
 
 from ..system import files
+from ..system.interrupts import deferred
 from ..system.pipes import Worker, answers
 from ..system.processes import usable_cores
 from .scan import Directory, Findings, Scanner
@@ -71,6 +72,16 @@ def scan(
         take: called with the findings of each batch as they come; whatever interrupts the scan,
             it gets everything that was rewritten, so that this can be undone.
     """
+    with deferred() as let_through:
+        _scan(scanner, directories, take, let_through)
+
+
+def _scan(
+    scanner: Scanner,
+    directories: Iterator[Directory],
+    take: Callable[[Findings], None],
+    let_through: Callable[[], None],
+) -> None:
     batches = _batches(directories)
     first, count = [], 0
     for batch in batches:
@@ -78,16 +89,13 @@ def scan(
         count += sum(len(names) for _, names in batch)
         if count >= ALONE:
             break
-    else:
-        for batch in first:
-            scanner.scan(batch, take)
-        return
-    workers = _start(scanner)
-    if workers:
-        _feed(workers, scanner, chain(first, batches), take)
-    else:
+    workers = _start(scanner) if count >= ALONE else []
+    try:
         for batch in chain(first, batches):
-            scanner.scan(batch, take)
+            _give(workers, scanner, batch, take)
+            let_through()
+    finally:
+        _drain(workers, scanner, take)
 
 
 def _batches(directories: Iterator[Directory]) -> Iterator[Batch]:
@@ -123,29 +131,32 @@ def _start(scanner: Scanner) -> list[Worker[Batch]]:
     return workers
 
 
-def _feed(
+def _give(
     workers: list[Worker[Batch]],
     scanner: Scanner,
-    batches: Iterator[Batch],
+    batch: Batch,
     take: Callable[[Findings], None],
 ) -> None:
-    """Keep every worker busy; a batch whose worker died is done here."""
+    """Give a batch to the next worker that has nothing to do; without workers, it is done here."""
+    while workers and all(worker.tasks for worker in workers):
+        _collect(workers, scanner, take)
+    worker = next((worker for worker in workers if not worker.tasks), None)
+    if worker is None:
+        scanner.scan(batch, take)
+    else:
+        worker.give(batch, packed(batch))
+
+
+def _drain(
+    workers: list[Worker[Batch]], scanner: Scanner, take: Callable[[Findings], None]
+) -> None:
+    """Wait for what the workers have in hand, and end them."""
     try:
-        for batch in batches:
-            while workers and all(worker.tasks for worker in workers):
-                _collect(workers, scanner, take)
-            worker = next((worker for worker in workers if not worker.tasks), None)
-            if worker is None:
-                scanner.scan(batch, take)
-            else:
-                worker.give(batch, packed(batch))
+        while any(worker.tasks for worker in workers):
+            _collect(workers, scanner, take)
     finally:
-        try:
-            while any(worker.tasks for worker in workers):
-                _collect(workers, scanner, take)
-        finally:
-            for worker in workers:
-                worker.stop()
+        for worker in workers:
+            worker.stop()
 
 
 def _collect(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import re
 from collections.abc import Iterator
@@ -105,6 +106,7 @@ def test_the_readme_is_short() -> None:
     assert len((CHECKOUT / "README.md").read_text().split()) <= 700
 
 
+@functools.cache
 def public(module: str) -> set[str]:
     """The names of a module's functions; those of a runner are called as the SLS files are."""
     body = ast.parse((CHECKOUT / MODULES[module]).read_text()).body

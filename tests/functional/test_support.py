@@ -87,6 +87,7 @@ def test_uv_relocatable_names_no_path(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.few(3)
 def test_editable_projects(
     mode: str, layout: str, expected: str, inside: bool, tmp_path: Path
 ) -> None:
@@ -123,6 +124,7 @@ def test_commands_run_at_the_old_path(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "where").read_text() == made.old_prefix
 
 
+@pytest.mark.slow
 def test_a_failing_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RELOCATE_TEST_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("RELOCATE_TEST_BUILD", str(tmp_path / "build"))

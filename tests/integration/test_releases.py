@@ -16,7 +16,7 @@ import pytest
 
 from tests.support import environments, minions
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 NAMES = ("1", "2", "3")
 

@@ -674,15 +674,16 @@ def differences(
 
 def _walk(root: str) -> Iterator[tuple[str, os.stat_result]]:
     """Every path below root, sorted, no link followed."""
-    with os.scandir(root) as entries:
-        names = sorted(entry.name for entry in entries)
-    for name in names:
-        full = os.path.join(root, name)
-        status = os.lstat(full)
-        yield name, status
-        if stat.S_ISDIR(status.st_mode):
-            for below, its_status in _walk(full):
-                yield os.path.join(name, below), its_status
+    left = [""]
+    while left:
+        path = left.pop()
+        if path:
+            status = os.lstat(f"{root}/{path}")
+            yield path, status
+            if not stat.S_ISDIR(status.st_mode):
+                continue
+        names = sorted(os.listdir(f"{root}/{path}"), reverse=True)
+        left += [f"{path}/{name}" if path else name for name in names]
 
 
 def _read(path: str) -> bytes:

@@ -9,10 +9,8 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -37,25 +35,6 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 Shape = list[dict[str, Any]]
 """A history without what differs from run to run."""
-
-
-# -- places ---------------------------------------------------------------------------------------
-
-
-@contextmanager
-def in_memory(factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A directory in memory, where programs may be run: three times as fast; else one of
-    pytest's."""
-    memory = "/dev/shm"
-    usable = os.access(memory, os.W_OK) and not os.statvfs(memory).f_flag & os.ST_NOEXEC
-    if not usable or shutil.disk_usage(memory).free < 1 << 30:
-        yield factory.mktemp("site")
-        return
-    directory = tempfile.mkdtemp(prefix="relocate-test-", dir=memory)
-    try:
-        yield Path(directory)
-    finally:
-        shutil.rmtree(directory)
 
 
 # -- archives -------------------------------------------------------------------------------------

@@ -190,30 +190,30 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """Packed once for all tests."""
-    with roots.in_memory(tmp_path_factory) as memory:
-        build = small(memory / "build")
-        os.unlink(f"{build.path}/.gitignore")
-        for name, text in ((TWIN, "one\n"), (OTHER_TWIN, "two\n"), (ALONE, "alone\n" * 500)):
-            Path(build.path, name).write_text(text)
-        archives = {name: str(memory / f"{name}.tar.gz") for name in ("A", "B", "B-A")}
-        pack(build.path, archives["A"])
-        Path(build.path, NEW).write_text("new\n" * 100)
-        Path(build.path, ALONE).write_text("other\n" * 500)
-        os.unlink(f"{build.path}/{OTHER_TWIN}")
-        pack(build.path, archives["B"])
-        pack(build.path, archives["B-A"], delta_from=archives["A"])
-        remove(build.path)
-        directory = memory / "watched"
-        (directory / "victims").mkdir(parents=True)
-        (directory / "victims" / "file").write_text("a victim\n")
-        made = World(directory, {n: Parts.of(path) for n, path in archives.items()}, archives, {})
-        for name in ("A", "B"):
-            publish(archives[name], f"{made.root}/{name}")
-            made.trees[name] = roots.tree(f"{made.root}/{name}")
-        forget(made, "B")
-        yield made
+    memory = tmp_path_factory.mktemp("site")
+    build = small(memory / "build")
+    os.unlink(f"{build.path}/.gitignore")
+    for name, text in ((TWIN, "one\n"), (OTHER_TWIN, "two\n"), (ALONE, "alone\n" * 500)):
+        Path(build.path, name).write_text(text)
+    archives = {name: str(memory / f"{name}.tar.gz") for name in ("A", "B", "B-A")}
+    pack(build.path, archives["A"])
+    Path(build.path, NEW).write_text("new\n" * 100)
+    Path(build.path, ALONE).write_text("other\n" * 500)
+    os.unlink(f"{build.path}/{OTHER_TWIN}")
+    pack(build.path, archives["B"])
+    pack(build.path, archives["B-A"], delta_from=archives["A"])
+    remove(build.path)
+    directory = memory / "watched"
+    (directory / "victims").mkdir(parents=True)
+    (directory / "victims" / "file").write_text("a victim\n")
+    made = World(directory, {n: Parts.of(path) for n, path in archives.items()}, archives, {})
+    for name in ("A", "B"):
+        publish(archives[name], f"{made.root}/{name}")
+        made.trees[name] = roots.tree(f"{made.root}/{name}")
+    forget(made, "B")
+    return made
 
 
 @pytest.fixture(autouse=True)
@@ -471,6 +471,7 @@ MEMBERS: dict[str, tuple[Change, str]] = {
 
 @pytest.mark.parametrize("vouched", [False, True], ids=["unknown", "vouched"])
 @pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.few(40)
 def test_a_member_that_the_manifest_does_not_name(name: str, vouched: bool, world: World) -> None:
     """Also where the archive's hash is given: it says who packed it, and not that it is whole."""
     change, text = MEMBERS[name]
@@ -598,6 +599,7 @@ HEADS: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize("name", HEADS)
+@pytest.mark.few(20)
 def test_a_head_that_lies(name: str, world: World) -> None:
     """Refused as the manifest's fault, or as what it asks of this machine; never a traceback."""
     change, text = HEADS[name]
@@ -804,6 +806,7 @@ SEALED: dict[str, tuple[Change, str]] = {
 
 @pytest.mark.parametrize("vouched", [False, True], ids=["unknown", "vouched"])
 @pytest.mark.parametrize("name", [*UNSEALED, *SEALED])
+@pytest.mark.few(30)
 def test_a_delta_bundle(name: str, vouched: bool, world: World) -> None:
     """What its rows and its base say is not believed, not even when somebody vouches for it."""
     change, text = UNSEALED.get(name) or SEALED[name]
@@ -962,6 +965,7 @@ TAMPERED: dict[str, tuple[str, Callable[[str], object]]] = {
     "hard_links", [pytest.param(False, marks=pytest.mark.slow), True], ids=["copied", "linked"]
 )
 @pytest.mark.parametrize("name", TAMPERED)
+@pytest.mark.few(8)
 def test_their_release_was_tampered_with(name: str, hard_links: bool, world: World) -> None:
     """Refused by the release's name and the file's."""
     where, make = TAMPERED[name]
@@ -979,6 +983,7 @@ def test_their_release_was_tampered_with(name: str, hard_links: bool, world: Wor
     ids=["root", "nobody"],
 )
 @pytest.mark.parametrize("name", TAMPERED)
+@pytest.mark.few(8)
 def test_a_full_bundle_beside_one(name: str, owner: tuple[int, int] | None, world: World) -> None:
     """It is complete, and is deployed whatever has become of the releases beside it."""
     where, make = TAMPERED[name]
@@ -994,6 +999,7 @@ def test_a_full_bundle_beside_one(name: str, owner: tuple[int, int] | None, worl
 @needs_root
 @pytest.mark.parametrize("bundle", ["B", "B-A"])
 @pytest.mark.parametrize("where", [TWIN, LEDGER, MANIFEST, RECORD, rewritten.ORIGINALS])
+@pytest.mark.few(4)
 def test_their_release_holds_a_file_without_an_end(where: str, bundle: str, world: World) -> None:
     """A hole of a terabyte costs nobody anything to make, and must cost root nothing to look at."""
     with theirs(world) as other:

@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 from relocate_core import Packing, activate, check, publish, reinitialize, relocate
+from relocate_core.bundles.pack import pack_with_deltas
 from relocate_core.errors import (
     BadArchive,
     CannotTravel,
@@ -49,7 +50,6 @@ from tests.support.environments import (
 )
 from tests.support.roots import (
     NOBODY,
-    in_memory,
     left_behind,
     needs_root,
     one_sentence,
@@ -137,10 +137,9 @@ class Shop:
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A directory in memory for the whole module."""
-    with in_memory(tmp_path_factory) as place:
-        yield place
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory for the whole module."""
+    return tmp_path_factory.mktemp("site")
 
 
 @pytest.fixture(scope="module")
@@ -292,6 +291,7 @@ BY_KIND = ("another process", "files in another order")
         ),
     ],
 )
+@pytest.mark.few(3)
 def test_the_same_bytes(name: str, how: str, shop: Shop, place: Path) -> None:
     """Whoever packs it, wherever the tree stands."""
     if how == "one core" and shutil.which("taskset") is None:
@@ -527,6 +527,7 @@ def assert_at_home(built: Built, release: str) -> None:
         for is_quick in [name in QUICK and (mode == "timestamp" or name == "uv-3.12")]
     ],
 )
+@pytest.mark.few(2)
 def test_deployed_it_is_at_home(name: str, mode: str, shop: Shop, place: Path) -> None:
     built = shop.built(name)
     archive, path = built.archive, str(place / "srv" / "4f2a9c1")
@@ -943,6 +944,7 @@ def standing(tiny: Built, place: Path) -> str:
 
 
 @pytest.mark.parametrize("what", DAMAGES)
+@pytest.mark.few(6)
 def test_a_deep_check_finds(what: str, standing: str) -> None:
     file, damage, reason = DAMAGES[what]
     damage(Path(standing, file))
@@ -1541,6 +1543,7 @@ def tag_of(python: str) -> str:
 
 
 @pytest.mark.parametrize("links", [False, True], ids=["copies", "hard links"])
+@pytest.mark.few(1)
 def test_a_chain_of_three(links: bool, chain: Chain) -> None:
     """Each from the one before, which may itself have been a delta bundle."""
     first = chain.next(everything_at_once)
@@ -1570,6 +1573,7 @@ def inodes(release: str) -> dict[str, int]:
 
 @pytest.mark.parametrize("what", ["part", "full"])
 @pytest.mark.parametrize("links", [False, True], ids=["copies", "hard links"])
+@pytest.mark.few(2)
 def test_who_shares_files(what: str, links: bool, chain: Chain) -> None:
     """With hard links all that neither changed nor was relocated; without, nothing."""
     part = chain.next(CHANGES["changed"])
@@ -1666,6 +1670,7 @@ TAMPERED: dict[str, tuple[Callable[[Path], object], str]] = {
         for one in TAMPERED
     ],
 )
+@pytest.mark.few(2)
 def test_an_earlier_one_that_was_changed(how: str, links: bool, chain: Chain) -> None:
     """Nothing of it becomes a part of a new release."""
     tamper, text = TAMPERED[how]
@@ -1749,6 +1754,43 @@ def test_without_the_earlier_one(chain: Chain) -> None:
         *(NoBase, "deploy the full bundle"),
         SimpleNamespace(root=chain.root),  # type: ignore[arg-type]
     )
+
+
+def test_delta_bundles_are_packed_in_the_same_pass(chain: Chain) -> None:
+    apart = chain.next(lambda tree: write(tree, "lib/directory/07.txt", "seven\n"))
+    tree, base = chain.trees[-1], chain.archives[0]
+    same = str(chain.directory / "same.tar.gz")
+    shutil.copy(chain.archives[-1], same)
+    steps: list[str] = []
+    archive = str(chain.directory / "both.tar.gz")
+    full, *deltas = pack_with_deltas(
+        tree, archive, [base, same, archive], notify=lambda step, _: steps.append(step)
+    )
+    assert steps.count("looked") == 1
+    assert steps.count("packed") == 2
+    assert [one.archive for one in deltas] == [str(chain.directory / "both.from-0.tar.gz")]
+    assert (deltas[0].carried, full.carried > 40) == (1, True)
+    for one, alone, known in (
+        (full, chain.archives[-1], chain.packing),
+        (*deltas, apart, chain.part),
+    ):
+        assert Path(one.archive).read_bytes() == Path(alone).read_bytes()
+        assert Path(f"{one.archive}.sha256").exists()
+        wanted = replace(known, archive=one.archive)
+        assert one == wanted
+    assert not list(chain.directory.glob(".*packing*"))
+
+
+def test_an_unreadable_base_leaves_the_full_bundle_and_the_others(chain: Chain) -> None:
+    chain.next(lambda tree: write(tree, "lib/directory/07.txt", "seven\n"))
+    bad = chain.directory / "bad.tar.gz"
+    bad.write_bytes(Path(chain.archives[0]).read_bytes()[:99])
+    archive = str(chain.directory / "both.tar.gz")
+    with pytest.raises(BadArchive, match=r"bad\.tar\.gz"):
+        pack_with_deltas(chain.trees[-1], archive, [str(bad), chain.archives[0]])
+    made = sorted(one.name for one in chain.directory.glob("both*.gz"))
+    assert made == ["both.from-0.tar.gz", "both.tar.gz"]
+    assert Path(archive).read_bytes() == Path(chain.archives[-1]).read_bytes()
 
 
 def test_a_delta_bundle_from_what_is_no_base(chain: Chain) -> None:

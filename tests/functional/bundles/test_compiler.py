@@ -47,6 +47,7 @@ def python() -> str:
 
 
 @pytest.mark.parametrize("version", PYTHONS)
+@pytest.mark.few(4)
 def test_it_is_what_the_python_itself_writes(version: str, tmp_path: object) -> None:
     python = require(version)
     source = os.path.join(str(tmp_path), "caf\u00e9.py")
@@ -153,6 +154,7 @@ def test_any_name_is_recorded_as_it_is(version: str) -> None:
 
 
 @pytest.mark.parametrize("version", PYTHONS)
+@pytest.mark.few(4)
 def test_the_order_and_the_helpers_make_no_difference(version: str) -> None:
     python = require(version)
     same = b"def f(a):\n return a in {'426', '225', None, b'x', 1.5, (1, 'q')}\n"

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,20 +57,20 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """Packed and deployed once."""
-    with roots.in_memory(tmp_path_factory) as directory:
-        made = World(directory)
-        build = small(directory / "build")
-        Path(build.path, "etc/which").write_text("A\n" * 1000)
-        pack(build.path, made.archive("A"))
-        Path(build.path, "etc/which").write_text("B\n" * 1000)
-        Path(build.path, "etc/new").write_text("new\n")
-        pack(build.path, made.archive("B"))
-        pack(build.path, made.archive("B-A"), delta_from=made.archive("A"))
-        made.packed.mkdir()
-        publish(made.archive("A"), f"{made.root}/A")
-        yield made
+    directory = tmp_path_factory.mktemp("site")
+    made = World(directory)
+    build = small(directory / "build")
+    Path(build.path, "etc/which").write_text("A\n" * 1000)
+    pack(build.path, made.archive("A"))
+    Path(build.path, "etc/which").write_text("B\n" * 1000)
+    Path(build.path, "etc/new").write_text("new\n")
+    pack(build.path, made.archive("B"))
+    pack(build.path, made.archive("B-A"), delta_from=made.archive("A"))
+    made.packed.mkdir()
+    publish(made.archive("A"), f"{made.root}/A")
+    return made
 
 
 @pytest.fixture(autouse=True)

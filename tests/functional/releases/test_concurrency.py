@@ -28,10 +28,9 @@ from tests.support.steps import ROOT
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def built(tmp_path_factory: pytest.TempPathFactory) -> Site:
     """Three releases to be deployed, and what comes of each."""
-    with roots.in_memory(tmp_path_factory) as directory:
-        yield Site.make(directory, "ABC")
+    return Site.make(tmp_path_factory.mktemp("site"), "ABC")
 
 
 @pytest.fixture
@@ -249,6 +248,7 @@ def held(site: Site) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("call", ["publish", "activate", "rollback", "prune", "remove", "unmark"])
+@pytest.mark.few(3)
 def test_busy_says_who_what_and_since_when(
     call: str, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,10 +80,9 @@ def variants() -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     """Four releases to be deployed, and what comes of each."""
-    with roots.in_memory(tmp_path_factory) as directory:
-        yield Site.make(directory, "ABCD")
+    return Site.make(tmp_path_factory.mktemp("site"), "ABCD")
 
 
 @pytest.fixture(autouse=True)
@@ -190,6 +189,7 @@ def test_the_end_of_a_rollback(site: Site, tmp_path: Path) -> None:
     "between",
     ["publish", pytest.param("prune", marks=pytest.mark.slow), "activate", "mark_healthy"],
 )
+@pytest.mark.few(1)
 def test_another_call_between_a_killed_rollback_and_the_same_one(
     between: str, site: Site, tmp_path: Path
 ) -> None:
@@ -229,6 +229,7 @@ def test_another_call_between_a_killed_rollback_and_the_same_one(
     assert tried > 5
 
 
+@pytest.mark.slow
 def test_a_killed_rollback_is_finished_by_whatever_comes_next(site: Site, tmp_path: Path) -> None:
     """Be it a deploy: the link, the mark and the history are what the rollback would have made."""
     stage = Stage.set_up(site, CASES["rollback"], tmp_path)
@@ -383,6 +384,7 @@ FAILING = [
 
 
 @pytest.mark.parametrize(("name", "fault", "every"), FAILING)
+@pytest.mark.few(3)
 def test_a_failing_step(name: str, fault: str, every: int, site: Site, tmp_path: Path) -> None:
     """One sentence, nothing new in the root, `current` as it was, and the same call then heals."""
     stage = Stage.set_up(site, CASES[name], tmp_path)

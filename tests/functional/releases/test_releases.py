@@ -72,10 +72,9 @@ SCRIPTS = {
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def built(tmp_path_factory: pytest.TempPathFactory) -> Site:
     """Five releases to be deployed, and what comes of each."""
-    with roots.in_memory(tmp_path_factory) as directory:
-        yield Site.make(directory, "ABCDE")
+    return Site.make(tmp_path_factory.mktemp("site"), "ABCDE")
 
 
 @pytest.fixture(scope="module")
@@ -305,6 +304,7 @@ def test_a_copy_by_hand_is_no_release(site: Site) -> None:
         "bin/omega",
     ],
 )
+@pytest.mark.few(4)
 def test_a_smoke_test_that_succeeds(
     command: str, site: Site, scripted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -331,6 +331,7 @@ def test_a_smoke_test_that_succeeds(
     ],
     ids=["by-name", "by-path", "a-code", "missing", "a-signal"],
 )
+@pytest.mark.few(4)
 def test_a_smoke_test_that_fails(
     command: str,
     text: str,

@@ -10,6 +10,7 @@ import os
 import pickle
 import re
 import shutil
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -33,6 +34,7 @@ from relocate_core.errors import (
     TreeError,
     UnknownPrefix,
 )
+from relocate_core.relocation import relocate as relocation
 from relocate_core.relocation import rewriter, scan, workers
 from relocate_core.relocation.relocate import relocate
 from relocate_core.system import files, processes
@@ -714,3 +716,37 @@ def test_a_failure_while_workers_are_at_work_is_put_back(big: Environment, tmp_p
     shutil.rmtree(os.path.join(tree, "zzz"))
     assert relocate(tree, NEW).changed
     assert temporaries(tree) == []
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["workers", "alone"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.few(2)
+def test_an_interrupt_while_findings_are_taken_is_put_back(
+    number: signal.Signals, alone: bool, big: Environment, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """What a worker has rewritten is known to nobody else in that moment."""
+    tree = copy(big.path, tmp_path / "tree")
+    before = digest(tree, times="files")
+    sent = []
+    run = relocation._Run
+    take = run._take
+
+    def interrupted(self: relocation._Run, findings: scan.Findings) -> None:
+        if findings.rewritten and not sent:
+            sent.append(number)
+            signal.raise_signal(number)
+        take(self, findings)
+
+    monkeypatch.setattr(run, "_take", interrupted)
+    if alone:
+        monkeypatch.setattr(workers, "ALONE", 1 << 30)
+    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            relocate(tree, NEW)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert sent
+    assert temporaries(tree) == []
+    assert differences(before, digest(tree, times="files")) == {}
+    assert relocate(tree, NEW).changed

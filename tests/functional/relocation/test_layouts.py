@@ -67,6 +67,7 @@ def lib64(tmp_path: Path) -> Path:
     return venv
 
 
+@pytest.mark.slow
 def test_lib64(lib64: Path, tmp_path: Path) -> None:
     assert set(inspect(str(lib64)).site_packages) >= {
         f"lib/python{VERSION}/site-packages",
@@ -119,6 +120,7 @@ def test_debian_and_other_versions(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["python3-dbg", "platform-python", "python3.13-nogil", "python3.14t", "lib/../python3"]
 )
+@pytest.mark.few(2)
 def test_an_interpreter_of_another_name(name: str, tmp_path: Path) -> None:
     directory = tmp_path / "python"
     (directory / "lib").mkdir(parents=True)

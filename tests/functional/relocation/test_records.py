@@ -83,6 +83,7 @@ def test_bytecode_that_was_changed_before_is_still_reported(hashed: Environment)
 
 @pytest.mark.parametrize("where", ["envs/inner", "a/b/c/d/inner", "packages"])
 @pytest.mark.parametrize("bundle", [False, True])
+@pytest.mark.few(2)
 def test_a_virtualenv_inside_a_virtualenv(bundle: bool, where: str, tmp_path: Path) -> None:
     outer = tmp_path / "outer"
     environments.uv("venv", "-q", str(outer))

@@ -61,6 +61,7 @@ def problems(made: Environment) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", LEFT)
+@pytest.mark.few(3)
 def test_it_is_left_and_reported(name: str, venv: Environment) -> None:
     assert problems(venv) == {}
     LEFT[name](Path(venv.path, name), venv.path)

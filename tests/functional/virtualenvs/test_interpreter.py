@@ -131,6 +131,7 @@ CASES = (
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+@pytest.mark.few(3)
 def test_root_does_not_run_what_an_archive_brings(
     place: Path, case: Callable[[Path, Path], None]
 ) -> None:

@@ -19,6 +19,7 @@ pytest.importorskip("saltfactories", reason="pytest-salt-factories is not instal
 from saltfactories.utils import random_string
 
 from relocate_core import pack
+from tests.integration.conftest import QUIET
 from tests.support import minions, steps
 from tests.support.minions import WHICH
 
@@ -315,7 +316,7 @@ def new_master(salt_factories: Any, file_root: Path, pillar: Path) -> Any:
             "file_roots": {"base": [str(file_root), str(file_root / "formula")]},
             "pillar_roots": {"base": [str(pillar)]},
             "fileserver_update_interval": 1,
-            "enable_fqdns_grains": False,
+            **QUIET,
             "worker_threads": 3,
             "timeout": 15,  # on a machine with much to do, a minion that is there takes its time
             "gather_job_timeout": 15,
@@ -335,7 +336,7 @@ def running(
                 f"{prefix}-{short}",
                 overrides={
                     "master": [f"127.0.0.1:{one.config['ret_port']}" for one in masters],
-                    "enable_fqdns_grains": False,
+                    **QUIET,
                     "autoload_dynamic_modules": False,  # a sync of all files with each highstate
                 },
             )

@@ -45,6 +45,7 @@ def test_a_roll_out(deployed: Fleet) -> None:
     assert again["comment"] == "2 is on 3 minions already; nothing was to be done."
 
 
+@pytest.mark.slow
 def test_a_canary_that_fails(deployed: Fleet) -> None:
     fleet = deployed
     sick = fleet.sicken("web2", "2")
@@ -70,6 +71,7 @@ def test_a_canary_that_fails(deployed: Fleet) -> None:
     assert fleet.on() == dict.fromkeys(MINIONS, "2")
 
 
+@pytest.mark.slow
 def test_a_failure_in_the_second_batch(deployed: Fleet) -> None:
     """All that this run has switched go back; what had the release before stays on it."""
     fleet = deployed

@@ -58,6 +58,7 @@ def test_a_pth_file_line_by_line(path: bytes) -> None:
 
 @pytest.mark.parametrize("path", [p for p in CLASSICS if b"\xfc" not in p and b"\xff" not in p])
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b""])
+@pytest.mark.few(30)
 def test_site_reads_a_moved_pth_file(path: bytes, end: bytes, tmp_path: Path) -> None:
     new = os.fsencode(tmp_path) + path
     os.makedirs(new + b"/src/one")

@@ -140,6 +140,7 @@ def test_a_shell_reads_the_classics(shell: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.few(3)
 def test_a_shell_reads_any_path(shell: str, tmp_path: Path) -> None:
     @fuzz
     @given(st.lists(nasty, min_size=8, max_size=8))

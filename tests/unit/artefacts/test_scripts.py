@@ -130,6 +130,7 @@ def test_the_kernel_reads_127_bytes(tmp_path: Path, spare: int, arguments: bytes
 
 @pytest.mark.parametrize("path", RUNNABLE)
 @pytest.mark.parametrize("body", [BODY, PIP_BODY, UV_BODY], ids=["plain", "pip", "uv"])
+@pytest.mark.few(24)
 def test_the_script_runs_wherever_it_goes(tmp_path: Path, path: bytes, body: bytes) -> None:
     new = at(tmp_path, path)
     moved = there_and_back(b"#!/srv/app/bin/python -E\n" + body, new)

@@ -97,6 +97,7 @@ def refusal(function: Any, *arguments: Any, **options: Any) -> str:
     return str(found.value)
 
 
+@pytest.mark.slow
 def test_one_servers_rollback_leaves_the_schema_to_the_others(servers: Servers) -> None:
     """The trial of two roots on one database; and down with the last of them."""
     servers.django("A", FIRST)
@@ -205,6 +206,7 @@ def test_it_waits_for_the_host(servers: Servers) -> None:
     assert (servers.on(), steps) == (("A", "A"), ["waiting for the schema"])
 
 
+@pytest.mark.slow
 def test_a_host_that_is_named_later(servers: Servers) -> None:
     """What each of them has recorded for itself does not count any more."""
     servers.django("A", FIRST)
@@ -220,6 +222,7 @@ def test_a_host_that_is_named_later(servers: Servers) -> None:
     assert migrate_down(servers.web1.root, "A", HOST).undone == ["shop.0002_price"]
 
 
+@pytest.mark.slow
 def test_alembic_with_a_host(servers: Servers) -> None:
     """Code that does not know what is applied is satisfied where it has run before, or not."""
     one = {"a1": (None, "op.create_table('item', sa.Column('id', sa.Integer))", "pass")}

@@ -224,6 +224,7 @@ def test_a_squash_that_stands_for_some_of_it_is_refused(site: Migrated) -> None:
     ],
     ids=["python", "sql", "separate"],
 )
+@pytest.mark.few(1)
 def test_an_irreversible_migration_stops_a_rollback(site: Migrated, operation: str) -> None:
     """Before anything has changed, be it by pillar as well; without the schema it goes."""
     site.django("A", {"shop": FIRST})
@@ -281,6 +282,7 @@ def test_prune_keeps_the_code_that_migrates_down(two: Migrated) -> None:
     assert sorted(prune(two.root, 1).removed) == ["B", "C"]
 
 
+@pytest.mark.slow
 def test_another_database(two: Migrated) -> None:
     """What a release ran with somewhere else says nothing of this one."""
     two.django("C", {"shop": THIRD})

@@ -589,6 +589,7 @@ def test_two_apps(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("part", ["", *PARTS, "reload", "rollback", "clean"])
+@pytest.mark.few(4)
 def test_only_one_of_two_apps(shop: Shop, part: str) -> None:
     """Whatever is to be done; and what is wrong with the other one in the pillar does not count."""
     blog = {**shop.app, "root": str(shop.directory / "srv" / "blog")}
@@ -711,6 +712,7 @@ def test_a_wrong_pillar_is_one_sentence(shop: Shop, kind: str) -> None:
 
 
 @pytest.mark.parametrize("part", [*PARTS, "reload", "rollback", "clean", "build", ""])
+@pytest.mark.few(4)
 def test_every_sls_refuses_it(shop: Shop, part: str) -> None:
     before = world(shop)
     answers = shop.apply(f"releases.{part}".rstrip("."), relase="1")

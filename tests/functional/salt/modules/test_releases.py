@@ -658,6 +658,7 @@ def test_a_bad_path(site: Site, function: str) -> None:
     ],
     ids=str,
 )
+@pytest.mark.few(10)
 def test_wrong_arguments(
     two: Site, function: str, arguments: tuple[str, ...], options: dict[str, Any], words: str
 ) -> None:

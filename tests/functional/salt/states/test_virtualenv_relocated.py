@@ -373,6 +373,7 @@ HASHES = {
 
 @pytest.mark.parametrize("kind", ["path", "http"])
 @pytest.mark.parametrize("form", HASHES)
+@pytest.mark.few(8)
 def test_a_hash(app: App, form: str, kind: str) -> None:
     algorithms = ("md5", "sha1", "sha224", "sha256", "sha384", "sha512")
     known = {name: hashed(app.archive("1"), name) for name in algorithms}
@@ -1426,6 +1427,7 @@ def test_the_user_of_a_check(public: App) -> None:
     ],
     ids=str,
 )
+@pytest.mark.few(8)
 def test_bad_arguments_of_healthy(two: App, arguments: dict[str, Any], words: str) -> None:
     arguments = json.loads(json.dumps(arguments).replace("SITE", two.site.url))
     two.refused("healthy", "current", f"(?i){words}", **arguments)
