@@ -1,1 +1,1 @@
-"""A Python that travels: an interpreter's prefix, packed into a bundle of its own."""
+"""A Python that is portable: an interpreter's prefix, packed into a bundle of its own."""

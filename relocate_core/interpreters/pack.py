@@ -145,7 +145,7 @@ def _write_body(
     """Write all members, up to the end of the archive."""
     packed = Packed(body, form, level)
     for row, data in members:
-        put(packed, row, SOURCE_TIME, iter((data,)))
+        put([packed], row, SOURCE_TIME, iter((data,)))
         if not len(members.rows) & 0xFF:
             notify("packing", {"files": len(members.rows), "size": members.size})
     packed.write(bytes(2 * BLOCK))
@@ -159,7 +159,7 @@ def _write(
     with Output(archive) as output:
         first = Packed(output.file, form, level)
         for name, data in ((manifest.NAME, text), (rewritten.NAME, rewritten.EMPTY)):
-            put(first, Row(name, FILE, 0o644, len(data)), SOURCE_TIME, iter((data,)))
+            put([first], Row(name, FILE, 0o644, len(data)), SOURCE_TIME, iter((data,)))
         first.finish()
         body.seek(0)
         shutil.copyfileobj(body, output.file, _PIECE)

@@ -1,7 +1,7 @@
 """An interpreter's prefix: which Python is in it, and whether it can be packed.
 
 The Python is run, and reports where its files are. One that its distribution or another tool has
-spread over a shared directory is refused: nobody could tell its files from those of others, and it
+spread over a shared directory is refused: its files are not to be distinguished from those of others, and it
 would be updated below those who use it.
 """
 
