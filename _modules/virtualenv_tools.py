@@ -902,6 +902,70 @@ def pack(
         return _printable(done.as_dict())
 
 
+def pack_python(
+    path: str,
+    archive: str,
+    keep: str | list[str] | None = None,
+    level: int | None = None,
+    test: bool | None = None,
+) -> dict[str, Any]:
+    """
+    Pack a Python into a bundle of its own, from which it runs wherever it is unpacked.
+
+    Its programs and libraries find each other relative to themselves, its bytecode is compiled and
+    contains no path, and the manifest has what it needs of a server. The same Python gives the same
+    bytes; where the bundle is there already, it is left. Nothing in the prefix is changed.
+
+    path
+        The prefix of a CPython 3.6 or later, as an absolute path: the directory that has
+        ``bin/python3`` in it. It must have the directory for itself, as the Pythons of
+        ``uv python install``, of pyenv, and of ``make install`` with a prefix of their own do. That
+        of the distribution is refused, and so is a virtualenv.
+
+    archive
+        The bundle, as an absolute path; its ending is its form: ``.tar.gz``, ``.tar.zst`` or
+        ``.tar``. Its SHA-256 is written beside it, as ``<archive>.sha256``.
+
+    keep
+        What is not left out: ``headers`` (and what else is needed to compile against it),
+        ``static`` (libraries), ``tests``, or ``tk`` (tkinter and IDLE), or a list of these.
+        Packages that were installed into it are always left out.
+
+    level
+        Of the compression: 1 to 9 for gzip, by default 6; 1 to 19 for zstd, by default 9.
+
+    test
+        ``True`` reports what would be done, and writes nothing. By default the minion's ``test``
+        option.
+
+    Returns a dictionary: ``archive``, ``changed``, ``dry_run``, ``version``, ``implementation``,
+    ``abi``, ``machine``, ``libc``, ``libc_version`` (the oldest glibc that it runs with),
+    ``libraries`` (of the system, that it needs), ``files`` (members), ``size`` (bytes in its
+    files), ``packed_size`` (of the archive), ``sha256``, ``manifest`` (its digest), ``references``
+    (how many files record the prefix), ``compiled``, ``left_out`` (bytes by kind) and ``warnings``
+    (a list of ``file`` and ``reason``).
+
+    Raises ``CommandExecutionError`` for whatever goes wrong; an earlier archive stays as it was.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt build virtualenv_tools.pack_python /opt/pythons/3.13.0 /srv/salt/cpython-3.13.0.tar.gz
+    """
+    archive = _absolute(archive, "the archive")
+    with _core() as core, _reporting(archive) as (_, notify):
+        done = core.pack_python(
+            _absolute(path),
+            archive,
+            keep=_strings(keep, "keep", "kind"),
+            level=level,
+            dry_run=_is_test(test),
+            notify=notify,
+        )
+        return _printable(done.as_dict())
+
+
 def build(
     archive: str,
     cache: str | None = None,

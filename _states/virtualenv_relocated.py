@@ -579,6 +579,50 @@ def packed(name: str, **options: Any) -> dict[str, Any]:
     return ret
 
 
+def python_packed(
+    name: str, prefix: str, keep: str | list[str] | None = None, level: int | None = None
+) -> dict[str, Any]:
+    """
+    Have a Python packed into a bundle of its own, on a build machine.
+
+    The bundle is written where it does not exist, is damaged, or differs from what the prefix has
+    now. A Python that cannot be packed leaves the previous bundle.
+
+    name
+        The bundle: a path that ends in ``.tar``, ``.tar.gz`` or ``.tar.zst``. Its SHA-256 is
+        written beside it, as ``<name>.sha256``.
+
+    prefix
+        The Python's, as ``path`` of :py:func:`virtualenv_tools.pack_python`.
+
+    keep, level
+        As :py:func:`virtualenv_tools.pack_python` takes them.
+
+    .. code-block:: yaml
+
+        /srv/salt/pythons/cpython-3.13.0-x86_64.tar.zst:
+          virtualenv_relocated.python_packed:
+            - prefix: /opt/pythons/3.13.0
+    """
+    ret = _new(name)
+    with _Reporting(ret):
+        archive = _path(name, "the bundle")
+        done = __salt__["virtualenv_tools.pack_python"](
+            _path(prefix, "the prefix"), archive, keep=keep, level=level, test=__opts__["test"]
+        )
+        _warn(ret, done["warnings"])
+        python = f"Python {done['version']} of {prefix}"
+        if not done["changed"]:
+            return _with(ret, True, f"{name} exists, and has {python} as it is.")
+        if done["dry_run"]:
+            ret["changes"] = {"bundle": {"new": name}}
+            return _with(ret, None, f"{name} would be packed from {python}.")
+        ret["changes"] = {"bundle": {"new": done["sha256"]}}
+        count, size = f"{done['files']:,} members", f"{done['packed_size'] / 1e6:,.1f} MB packed"
+        return _with(ret, True, f"{name} was packed from {python}: {count}, {size}.")
+    return ret
+
+
 def mod_watch(name: str, sfun: str | None = None, **kwargs: Any) -> dict[str, Any]:
     """
     What a ``watch`` or ``listen`` calls when what is watched has changed: the state once more.

@@ -3,7 +3,8 @@
 The packages, each of which imports only from those before it: `artefacts` (which kind a file is,
 and rewriting its bytes), `system` (the operating system), `archives` (tar and compression),
 `virtualenvs` (what a virtualenv is), `relocation` (relocating one), `bundles` (a packed one),
-`releases` (those of an app, with `schemas`) and `builds` (from requirements to a bundle).
+`releases` (those of an app, with `schemas`), `builds` (from requirements to a bundle) and
+`interpreters` (packing a Python itself).
 
 The functions to call are below; everything that they raise on purpose is a `RelocateError`.
 """
@@ -35,6 +36,7 @@ _PUBLIC = {
     "releases.marks": "mark mark_bad mark_healthy pin prove unmark unmark_bad unpin",
     "releases.switch": "Switch activate rollback",
     "builds.build": "Building build",
+    "interpreters.pack": "PythonPacking pack_python",
 }
 _MODULES = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 

@@ -25,6 +25,7 @@ examples:
   virtualenv-tools --reinitialize --update-path auto .     and put it onto this machine's Python
   virtualenv-tools --check /srv/app/current                can it run here?
   virtualenv-tools --pack app-4f2a9c1.tar.gz build         pack it into a bundle
+  virtualenv-tools --pack-python cpython-3.13.tar.gz ~/.pyenv/versions/3.13.0
 """
 
 
@@ -43,8 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_version())
         return 0
     wanted = (options.update_path, options.reinitialize, options.check, options.info, options.pack)
-    if not any(wanted):
-        parser.error("nothing to do: give --update-path, --reinitialize, --check, --info or --pack")
+    if options.pack_python:
+        if any(wanted) or len(options.paths) != 1:
+            parser.error("--pack-python takes one prefix of a Python, and no other action")
+    elif not any(wanted):
+        parser.error(
+            "nothing to do: give --update-path, --reinitialize, --check, --info, --pack or "
+            "--pack-python"
+        )
     if options.old_path and not options.update_path:
         parser.error("--old-path goes with --update-path")
     if options.python and not options.reinitialize:
@@ -53,7 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--deep goes with --check")
     if options.pack and len(options.paths) > 1:
         parser.error("--pack takes one virtualenv")
-    for name in ("delta_from", "exclude", "prefix", "bytecode", "level"):
+    if options.level is not None and not (options.pack or options.pack_python):
+        parser.error("--level goes with --pack or --pack-python")
+    if options.keep is not None and not options.pack_python:
+        parser.error("--keep goes with --pack-python")
+    for name in ("delta_from", "exclude", "prefix", "bytecode"):
         if getattr(options, name) is not None and not options.pack:
             parser.error(f"--{name.replace('_', '-')} goes with --pack")
     for stream in (sys.stdout, sys.stderr):  # names that are no UTF-8 are printed as they are
@@ -96,7 +107,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--exclude", metavar="PATTERN", action="append", help="with --pack: leave out such files")
     add("--prefix", metavar="PATH", help="with --pack: as if it had been built there")
     add("--bytecode", choices=MODES, help="with --pack: how it knows its source (timestamp)")
-    add("--level", type=int, help="with --pack: of the compression")
+    add("--pack-python", metavar="FILE", help="pack the Python of a prefix into a bundle")
+    add(
+        "--keep",
+        metavar="KIND",
+        action="append",
+        help="with --pack-python: do not leave out headers, static (libraries), tests or tk",
+    )
+    add("--level", type=int, help="with --pack and --pack-python: of the compression")
     add("--dry-run", action="store_true", help="report what would be done, and do nothing")
     add("--json", action="store_true", help="one JSON object a virtualenv and action")
     add("--verbose", action="store_true", help="list the files")
@@ -128,6 +146,8 @@ def _work_on(path: str, options: argparse.Namespace) -> bool:
             _info(path, options)
         if options.pack:
             _pack(path, options)
+        if options.pack_python:
+            _pack_python(path, options)
         return not options.check or _check(path, options)
     except RelocateError as error:
         if options.json:
@@ -246,10 +266,7 @@ def _pack(path: str, options: argparse.Namespace) -> None:
     if options.json:
         _print_json({"action": "pack", "path": path, **report.as_dict()})
         return
-    for warning in report.warnings:
-        print(
-            f"warning: {os.path.join(path, warning['file'])}: {warning['reason']}", file=sys.stderr
-        )
+    _print_warnings(path, report.warnings)
     if report.dry_run:
         print(f"Would pack: {path} ({report.files:,} members)")
         return
@@ -258,6 +275,39 @@ def _pack(path: str, options: argparse.Namespace) -> None:
         f"Packed: {path} ({report.files:,} members{carried}, "
         f"{_bytes(report.size)}, as {_bytes(report.packed_size)})"
     )
+
+
+def _pack_python(path: str, options: argparse.Namespace) -> None:
+    from .interpreters.pack import pack_python
+
+    report = pack_python(
+        path,
+        options.pack_python,
+        keep=options.keep or (),
+        level=options.level,
+        dry_run=options.dry_run,
+    )
+    if options.json:
+        _print_json({"action": "pack-python", "path": path, **report.as_dict()})
+        return
+    _print_warnings(path, report.warnings)
+    python = f"{path} (Python {report.version}, {report.files:,} members, {_bytes(report.size)}"
+    if not report.changed:
+        print(f"Already packed: {python})")
+    elif report.dry_run:
+        print(f"Would pack: {python})")
+    else:
+        print(f"Packed: {python}, as {_bytes(report.packed_size)})")
+    if options.verbose:
+        libc = " ".join(filter(None, (report.libc, report.libc_version)))
+        print(f"  needs {report.machine}, {libc} and {', '.join(report.libraries)}")
+        for what, size in report.left_out.items():
+            print(f"  left out: {what}, {_bytes(size)}")
+
+
+def _print_warnings(path: str, warnings: list[dict[str, str]]) -> None:
+    for one in warnings:
+        print(f"warning: {os.path.join(path, one['file'])}: {one['reason']}", file=sys.stderr)
 
 
 def _bytes(size: int) -> str:

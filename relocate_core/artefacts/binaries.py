@@ -161,14 +161,34 @@ def _rewrite_runpath(data: bytes, prefixes: Prefixes) -> tuple[bytes, str]:
     found = _runpath(data)
     if found is None:
         return data, ""
-    start, end, slack = found
-    new = prefixes.everywhere().replace(data[start:end])
-    if new == data[start:end]:
+    old = data[found[0] : found[1]]
+    new = prefixes.everywhere().replace(old)
+    if new == old:
         return data, ""
-    if len(new) > end - start + slack:
-        return data, "the new path is longer than the room for it"
+    try:
+        return with_runpath(data, new), ""
+    except NoRoom as refusal:
+        return data, str(refusal)
+
+
+def runpath(data: bytes) -> bytes:
+    """Where the file's libraries are searched; b"" where it has no RUNPATH of its own."""
+    found = _runpath(data)
+    return b"" if found is None else data[found[0] : found[1]]
+
+
+def with_runpath(data: bytes, new: bytes) -> bytes:
+    """The file with another RUNPATH.
+
+    Raises:
+        NoRoom: the new one is longer than the room for it.
+    """
+    found = _runpath(data)
+    if found is None or len(new) > found[1] - found[0] + found[2]:
+        raise NoRoom("the new path is longer than the room for it", data)
+    start, end, _ = found
     size = max(len(new), end - start)
-    return data[:start] + new.ljust(size, b"\0") + data[start + size :], ""
+    return data[:start] + new.ljust(size, b"\0") + data[start + size :]
 
 
 def longer_runpath(data: bytes, prefixes: Prefixes) -> bytes | None:

@@ -127,6 +127,19 @@ def needs(file: int) -> Needs | None:
         return None
 
 
+def libraries(file: int) -> tuple[str, ...]:
+    """The names of the shared libraries that the file behind a descriptor needs.
+
+    Returns:
+        () for everything that is no linked file, or a damaged one.
+    """
+    try:
+        elf = _Elf(lambda at, size: os.pread(file, size, at))
+        return elf.libraries() if elf.is_linked else ()
+    except (ValueError, OverflowError, struct.error, OSError):
+        return ()
+
+
 def dynamic_strings(data: bytes) -> DynamicStrings | None:
     """The dynamic string table of a file; None where it has none, or is damaged."""
     try:
@@ -176,6 +189,10 @@ class _Elf:
             libc = "musl"
         known = (2 if self._wide else 1, self._order, self._machine)
         return Needs(_MACHINES.get(known, f"elf-{self._machine}"), libc, version)
+
+    def libraries(self) -> tuple[str, ...]:
+        """The names of the shared libraries that the file needs."""
+        return tuple(map(os.fsdecode, self._libraries(self._dynamic())))
 
     def dynamic_strings(self) -> DynamicStrings | None:
         """Where the dynamic strings are, and which of them are in use."""

@@ -73,6 +73,7 @@ class Bundle:
         try:
             self.manifest.require_digest()
             self.head, self.digest = self.manifest.head, self.manifest.digest
+            require_virtualenv(self.head)
             if accept is not None:
                 accept(self.head)
             self.base = self.head.base.manifest if self.head.base else ""
@@ -215,13 +216,14 @@ class Bundle:
             raise Refused("is not what its manifest says", member.name, advice=DAMAGED)
 
 
-def _of_stream(stream: Stream, size: int, file: int) -> Manifest:
+def _of_stream(stream: Stream, size: int, file: int, accept: Accept) -> Manifest:
     """The manifest that an archive begins with, once it is taken into a file.
 
     Args:
         stream: the archive, behind the manifest's header.
         size: how long it is, in bytes.
         file: descriptor of an empty file to keep it in; the manifest closes it.
+        accept: refuses bundles of the wrong kind.
     """
     try:
         if size > LONGEST:
@@ -235,14 +237,19 @@ def _of_stream(stream: Stream, size: int, file: int) -> Manifest:
     known = Manifest(file)
     try:
         known.require_digest()
+        accept(known.head)
     except BaseException:
         known.close()
         raise
     return known
 
 
-def of_archive(archive: str) -> Manifest:
+def of_archive(archive: str, accept: Accept | None = None) -> Manifest:
     """The manifest of a bundle; the rest of the archive is not read.
+
+    Args:
+        archive: its path.
+        accept: refuses bundles of the wrong kind; by default all that are of no virtualenv.
 
     Raises:
         BadArchive: it is no bundle, or damaged.
@@ -263,13 +270,40 @@ def of_archive(archive: str) -> Manifest:
             import tempfile
 
             with tempfile.TemporaryFile() as kept:
-                return _of_stream(stream, first.size, os.dup(kept.fileno()))
+                descriptor = os.dup(kept.fileno())
+                return _of_stream(stream, first.size, descriptor, accept or require_virtualenv)
     except Refused as refusal:
         raise BadArchive(f"{doing}: {refusal}; {refusal.advice}") from refusal
     except OSError as error:
         raise TreeError.of(archive, error, "read") from error
     finally:
         os.close(file)
+
+
+def require_virtualenv(head: Head) -> None:
+    """Refuse the bundle of an interpreter.
+
+    Raises:
+        Refused: it is one.
+    """
+    if head.interpreter is not None:
+        raise Refused(
+            f"it is the bundle of an interpreter, Python {head.version}, and not of a virtualenv",
+            advice="name one that was packed with --pack",
+        )
+
+
+def require_interpreter(head: Head) -> None:
+    """Refuse the bundle of a virtualenv.
+
+    Raises:
+        Refused: it is one.
+    """
+    if head.interpreter is None:
+        raise Refused(
+            "it is the bundle of a virtualenv, and not of an interpreter",
+            advice="name one that was packed with --pack-python",
+        )
 
 
 def read_digest(archive: str) -> str:

@@ -97,6 +97,25 @@ class Base:
 
 
 @dataclass(frozen=True)
+class OwnPython:
+    """What a manifest records about an interpreter, of which the bundle is one.
+
+    Attributes:
+        program: its program, relative to its prefix.
+        abiflags: such as `t` for a build without the GIL.
+        soabi: what the names of its compiled modules have in them.
+        cache_tag: what the names of its bytecode have in them.
+        libraries: the system's shared libraries that it needs, in order.
+    """
+
+    program: str
+    abiflags: str
+    soabi: str
+    cache_tag: str
+    libraries: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Head:
     """What a manifest records about the whole bundle.
 
@@ -118,6 +137,7 @@ class Head:
         uneditable: (file, reason) of references that cannot be edited.
         facts: the build metadata.
         base: what a delta bundle was packed from.
+        interpreter: what the bundle is where it is no virtualenv's, but an interpreter's.
     """
 
     prefix: str
@@ -137,12 +157,14 @@ class Head:
     uneditable: tuple[tuple[str, str], ...] = field(repr=False)
     facts: Mapping[str, str] = field(default_factory=dict)
     base: Base | None = None
+    interpreter: OwnPython | None = None
 
     def line(self) -> str:
         """Its line in the manifest."""
         known = asdict(self)
-        if self.base is None:
-            del known["base"]
+        for name in ("base", "interpreter"):
+            if known[name] is None:
+                del known[name]
         return json.dumps(known, sort_keys=True)
 
 

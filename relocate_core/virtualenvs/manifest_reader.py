@@ -21,6 +21,7 @@ from .manifest import (
     RECORD,
     Base,
     Head,
+    OwnPython,
     Row,
     directory_mode,
     file_mode,
@@ -159,6 +160,8 @@ def _head(line: bytes) -> Head:
         known["facts"] = {_string(k): _string(v) for k, v in known["facts"].items()}
         if known.get("base") is not None:
             known["base"] = _base(known["base"])
+        if known.get("interpreter") is not None:
+            known["interpreter"] = _own_python(known["interpreter"])
         head = Head(**known)
         if head.line() != text:
             raise ValueError
@@ -177,6 +180,13 @@ def _base(known: Any) -> Base:
     for path in base.removed:
         _require_plain(path)
     return base
+
+
+def _own_python(known: Any) -> OwnPython:
+    names = ("program", "abiflags", "soabi", "cache_tag")
+    texts = {name: _string(known[name]) for name in names}
+    _require_plain(texts["program"])
+    return OwnPython(**texts, libraries=_strings(known["libraries"]))
 
 
 def _require_sense(head: Head) -> None:

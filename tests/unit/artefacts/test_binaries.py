@@ -510,3 +510,20 @@ def test_a_damaged_library_never_raises(draws: st.DataObject) -> None:
         result = rewrite("lib/x.so", bytes(data), prefixes)
         assert len(result.data) == len(data)
         binaries.longer_runpath(bytes(data), prefixes)
+
+
+def test_a_runpath_is_replaced_where_it_fits_and_has_its_room_back(tmp_path: Path) -> None:
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc is not on this machine")
+    old = b"/opt/python/3.13.0/lib"
+    made = tmp_path / "made.so"
+    command = ["gcc", "-shared", "-x", "c", "/dev/null", f"-Wl,-rpath,{old.decode()}", "-o", made]
+    subprocess.run(command, check=True)
+    data = made.read_bytes()
+    assert binaries.runpath(data) == old
+    shorter = binaries.with_runpath(data, b"$ORIGIN/../lib")
+    assert (len(shorter), binaries.runpath(shorter)) == (len(data), b"$ORIGIN/../lib")
+    assert binaries.with_runpath(shorter, old) == data
+    with pytest.raises(binaries.NoRoom):
+        binaries.with_runpath(data, old + b"/longer")
+    assert binaries.runpath(b"#!/bin/sh\n") == b""

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from relocate_core.artefacts.elf import Needs, needs
+from relocate_core.artefacts.elf import Needs, libraries, needs
 from tests.support.fuzz import examples
 
 # secure_getenv is of glibc 2.17.
@@ -68,6 +68,17 @@ def versions(path: str) -> Iterator[tuple[int, ...]]:
     for name, flags in re.findall(r"Name: GLIBC_([\d.]+)\s+Flags: (\S+)", done.stdout):
         if flags != "WEAK":
             yield tuple(map(int, name.split(".")))
+
+
+def test_the_shared_libraries_that_a_file_needs() -> None:
+    program = gcc("-Wl,--no-as-needed", "-lm", code=b"int main(void) { return 0; }")
+    for data, expected in ((program, {"libm.so.6", "libc.so.6"}), (b"#!/bin/sh\n", set())):
+        file = os.memfd_create("libraries")
+        try:
+            os.write(file, data)
+            assert set(libraries(file)) == expected
+        finally:
+            os.close(file)
 
 
 def test_the_machine_and_the_newest_version_that_a_library_needs() -> None:
