@@ -1,1 +1,1 @@
-"""A Python that is portable: an interpreter's prefix, packed into a bundle of its own."""
+"""A portable Python: an interpreter's prefix, packed into a bundle of its own."""

@@ -1,8 +1,8 @@
 """An interpreter's prefix: which Python is in it, and whether it can be packed.
 
 The Python is run, and reports where its files are. One that its distribution or another tool has
-spread over a shared directory is refused: its files are not to be distinguished from those of others, and it
-would be updated below those who use it.
+spread over a shared directory is refused: its files cannot be distinguished from those of others,
+and it would be updated below those who use it.
 """
 
 from __future__ import annotations
