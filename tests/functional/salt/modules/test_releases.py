@@ -35,6 +35,7 @@ FUNCTIONS = {
         "migrate",
         "migrate_down",
         "pack",
+        "pack_python",
         "pin",
         "prune",
         "reinitialize",
@@ -567,6 +568,7 @@ def test_a_release_compared_with_a_bundle_of_the_master(two: Site) -> None:
 
 RELATIVE = {
     "pack": ("srv/app/1", "/archive.tar"),
+    "pack_python": ("opt/python", "/archive.tar"),
     "unpack": ("/archive.tar", "srv/app/1"),
     "activate": ("srv/app/1",),
     "active": ("srv/app/current",),
