@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import CannotTravel, InterpreterNotFound, InvalidPath, reason_of
 from ..system.processes import identity, run
 from ..virtualenvs.interpreter import Interpreter, probe
+from ..virtualenvs.layout import absolute_prefix
 
 TAKE_INSTEAD = (
     "take one with a directory of its own: of `uv python install`, of pyenv, or made by "
@@ -81,6 +82,7 @@ def inspect(path: str) -> Prefix:
         CannotTravel: it is no Python that can be packed.
         InterpreterNotFound: it does not run.
     """
+    absolute_prefix(os.path.abspath(path), "the prefix of the Python")
     top = os.path.realpath(path)
     if os.path.exists(os.path.join(top, "pyvenv.cfg")):
         raise CannotTravel(

@@ -257,7 +257,7 @@ def test_libpython_that_only_this_machine_finds_is_refused(prefix: str, tmp_path
     runpath = binaries.runpath(data)
     if not runpath:
         pytest.skip("this Python has no shared libpython")
-    with tempfile.TemporaryDirectory() as outside:
+    with tempfile.TemporaryDirectory(prefix="", dir="/tmp") as outside:  # as short as the prefix
         os.symlink(os.path.join(prefix, "lib"), f"{outside}/lib")
         program.write_bytes(binaries.with_runpath(data, f"{outside}/lib".encode()))
         with pytest.raises(RelocateError, match="elsewhere on this machine"):
