@@ -25,7 +25,7 @@ examples:
   virtualenv-tools --reinitialize --update-path auto .     and put it onto this machine's Python
   virtualenv-tools --check /srv/app/current                can it run here?
   virtualenv-tools --pack app-4f2a9c1.tar.gz build         pack it into a bundle
-  virtualenv-tools --pack-python cpython-3.13.tar.gz ~/.pyenv/versions/3.13.0
+  virtualenv-tools --pack-python cpython-3.13.tar.gz /opt/pythons/3.13.0
 """
 
 

@@ -156,10 +156,11 @@ def _others_may_pass(tmp_path_factory: pytest.TempPathFactory) -> None:
 
     Tests that open and close them for themselves would get in each other's way.
     """
-    shared = tmp_path_factory.getbasetemp()
-    while shared != shared.parent and shared != Path(tempfile.gettempdir()):
+    base, top = tmp_path_factory.getbasetemp(), Path(tempfile.gettempdir()).resolve()
+    for shared in (base, *base.parents) if top in base.parents else ():
+        if shared == top:
+            break
         shared.chmod(shared.stat().st_mode | 0o011)
-        shared = shared.parent
 
 
 @pytest.fixture(autouse=True)

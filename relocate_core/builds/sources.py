@@ -129,8 +129,10 @@ def _lines(text: str) -> Iterator[str]:
 
 def place_of(requirement: str, directory: str) -> str | None:
     """The file or the directory that a requirement refers to; None where it refers to none."""
-    word = requirement.rpartition(" @ ")[2].split(" ;")[0].split()[0]
-    word = re.sub(r"^file:(?://)?", "", word).partition("#")[0]
+    words = requirement.rpartition(" @ ")[2].split(" ;")[0].split()
+    word, is_url = re.subn(r"^file:(?://(?:localhost(?=/))?)?", "", words[0] if words else "")
+    word = word.partition("#")[0]
+    word = unquote(word) if is_url else word
     extras = _EXTRAS.match(word)
     path = os.path.join(directory, extras[1] if extras else word)
     if "/" not in word and not word.startswith("."):

@@ -5,17 +5,21 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import stat
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from ..archives.compression import Packed
-from ..archives.tar import BLOCK, DIRECTORY, LINK
+from ..archives.tar import BLOCK, DIRECTORY, FILE, LINK
 from ..errors import Busy, InvalidPath
 from ..system import files
+from ..virtualenvs import manifest, rewritten
 from ..virtualenvs.manifest import Row
+
+_PIECE = 1 << 20
 
 
 def put(archives: Sequence[Packed], row: Row, mtime: int, pieces: Iterator[bytes]) -> None:
@@ -36,6 +40,12 @@ def put(archives: Sequence[Packed], row: Row, mtime: int, pieces: Iterator[bytes
             packed.write(piece)
     for packed in archives:
         packed.write(bytes(-size % BLOCK))
+
+
+def end(packed: Packed) -> None:
+    """Write the end of a tar."""
+    packed.write(bytes(2 * BLOCK))
+    packed.finish()
 
 
 def _own_file(path: str, create: int = os.O_CREAT) -> BinaryIO:
@@ -114,6 +124,27 @@ class Output:
                 with suppress(FileNotFoundError):
                     os.unlink(self.temporary + suffix)
         self.file.close()
+
+    def complete(
+        self, first: Packed, text: bytes, time: int, members: IO[bytes]
+    ) -> tuple[int, str]:
+        """Write the manifest and the members, and put both files in place.
+
+        Args:
+            first: compresses into this archive.
+            text: the manifest.
+            time: of the manifest, in seconds since 1970.
+            members: a file with all that follows, compressed.
+
+        Returns:
+            The archive's size and digest.
+        """
+        for name, data in ((manifest.NAME, text), (rewritten.NAME, rewritten.EMPTY)):
+            put([first], Row(name, FILE, 0o644, len(data)), time, iter((data,)))
+        first.finish()
+        members.seek(0)
+        shutil.copyfileobj(members, self.file, _PIECE)
+        return self.commit()
 
     def commit(self) -> tuple[int, str]:
         """Put both in place; the archive's size and digest.

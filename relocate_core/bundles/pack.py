@@ -21,23 +21,22 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from ..archives.compression import FORMS, Packed, form_of, require
-from ..archives.tar import BLOCK, CONTROL, FILE, LATEST, Refused
+from ..archives.tar import CONTROL, FILE, LATEST, Refused
 from ..artefacts.bytecode import MODES
 from ..errors import BadArchive, Busy, CannotTravel, InvalidPath, TreeError
 from ..progress import Notify, Report, silent
 from ..relocation.relocate import relocate
 from ..system import files
 from ..system.locks import locked
-from ..virtualenvs import manifest, rewritten
+from ..virtualenvs import manifest
 from ..virtualenvs.layout import absolute_prefix, inspect
 from ..virtualenvs.manifest import Base, Head, Row
 from . import delta, reader
 from .limits import Limits
 from .members import Members
-from .output import Output, put
+from .output import Output, end, put
 from .tree import Tree
 
-_PIECE = 1 << 20
 _MOST_BUILD_METADATA = 100
 
 
@@ -378,15 +377,10 @@ class _Bundle:
 
     def complete(self, text: bytes, time: int) -> None:
         """Put the manifest before the members, and the archive in place."""
-        self.packed.write(bytes(2 * BLOCK))
-        self.packed.finish()
-        first = Packed(self._output.file, self._order.form, self._order.level)
-        for name, data in ((manifest.NAME, text), (rewritten.NAME, rewritten.EMPTY)):
-            put([first], Row(name, FILE, 0o644, len(data)), time, iter((data,)))
-        first.finish()
-        self._body.seek(0)
-        shutil.copyfileobj(self._body, self._output.file, _PIECE)
-        self.report.packed_size, self.report.sha256 = self._output.commit()
+        end(self.packed)
+        with Packed(self._output.file, self._order.form, self._order.level) as first:
+            done = self._output.complete(first, text, time, self._body)
+        self.report.packed_size, self.report.sha256 = done
 
 
 def _pack(tree: Tree, order: _Order, notify: Notify) -> list[Packing]:
@@ -406,12 +400,13 @@ def _pack(tree: Tree, order: _Order, notify: Notify) -> list[Packing]:
         bundles = [_Bundle(target, order, report, stack) for target, report in pairs]
         _write_members(bundles, members, time, notify)
         head = members.head(order.build_metadata, time)
-        text, whole = manifest.document(head, members.rows)
+        full, whole = manifest.document(head, members.rows)
         for bundle in bundles:
             base, report = bundle.target.base, bundle.report
             report.manifest = whole
             if base is None:
                 _require_readable(tree.name, head)
+                text = full
             elif base.manifest != whole:
                 report.base = base.manifest
                 text = _delta_manifest(members, head, whole, base)

@@ -8,32 +8,31 @@ recorded options of its build) is listed in the manifest. The same prefix gives 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
-import shutil
 import tempfile
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import IO
 
 from ..archives.compression import Packed, form_of, require
-from ..archives.tar import BLOCK, DIRECTORY, FILE, LINK
+from ..archives.tar import DIRECTORY, FILE, LINK
 from ..artefacts import binaries, elf
 from ..artefacts.elf import Needs
 from ..bundles import reader
 from ..bundles.compiler import Compiler, Job
-from ..bundles.output import Output, put
+from ..bundles.output import Output, end, put
 from ..bundles.pack import require_apart
 from ..errors import BadArchive, CannotTravel, TreeError
 from ..progress import Notify, Report, silent
 from ..relocation.needles import Needles
 from ..system import files
-from ..virtualenvs import manifest, rewritten
+from ..virtualenvs import manifest
 from ..virtualenvs.manifest import SOURCE_TIME, Head, OwnPython, Row
 from .contents import BYTECODE, Contents, contents
 from .prefix import Prefix, inspect
 
-_PIECE = 1 << 20
 _ORIGIN = b"$ORIGIN"
 
 
@@ -123,15 +122,20 @@ def pack_python(
         report.left_out = dict(sorted(found.left_out.items()))
         notify("looked", {"files": len(found.kinds)})
         members = _Members(prefix, found)
-        with tempfile.TemporaryFile(dir=os.path.dirname(archive)) as body:
-            _write_body(body, form, level, members, notify)
+        # In a dry run everything is looked at, and nothing is written.
+        temporary = io.BytesIO() if dry_run else _temporary(archive)
+        with temporary as body, Packed(body, form, level) as packed:
+            _write_members(members, [] if dry_run else [packed], notify)
+            end(packed)
             text = _describe(report, members)
             known = _known(archive)
             report.changed = known is None or known[0] != report.manifest
             if known is not None and not report.changed:
                 report.packed_size, report.sha256 = known[1:]
             if report.changed and not dry_run:
-                report.packed_size, report.sha256 = _write(archive, form, level, text, body)
+                with Output(archive) as output, Packed(output.file, form, level) as first:
+                    done = output.complete(first, text, SOURCE_TIME, body)
+                report.packed_size, report.sha256 = done
                 notify("packed", {"path": archive, "size": report.packed_size})
         return report
     except OSError as error:
@@ -139,31 +143,15 @@ def pack_python(
         raise TreeError.of(where, error, "pack") from error
 
 
-def _write_body(
-    body: BinaryIO, form: str, level: int | None, members: _Members, notify: Notify
-) -> None:
-    """Write all members, up to the end of the archive."""
-    packed = Packed(body, form, level)
+def _temporary(archive: str) -> IO[bytes]:
+    return tempfile.TemporaryFile(dir=os.path.dirname(archive))
+
+
+def _write_members(members: _Members, archives: Sequence[Packed], notify: Notify) -> None:
     for row, data in members:
-        put([packed], row, SOURCE_TIME, iter((data,)))
+        put(archives, row, SOURCE_TIME, iter((data,)))
         if not len(members.rows) & 0xFF:
             notify("packing", {"files": len(members.rows), "size": members.size})
-    packed.write(bytes(2 * BLOCK))
-    packed.finish()
-
-
-def _write(
-    archive: str, form: str, level: int | None, text: bytes, body: BinaryIO
-) -> tuple[int, str]:
-    """Put the archive in place, its manifest in front of its members; its size and digest."""
-    with Output(archive) as output:
-        first = Packed(output.file, form, level)
-        for name, data in ((manifest.NAME, text), (rewritten.NAME, rewritten.EMPTY)):
-            put([first], Row(name, FILE, 0o644, len(data)), SOURCE_TIME, iter((data,)))
-        first.finish()
-        body.seek(0)
-        shutil.copyfileobj(body, output.file, _PIECE)
-        return output.commit()
 
 
 def _known(archive: str) -> tuple[str, int, str] | None:

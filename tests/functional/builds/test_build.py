@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from relocate_core import publish
-from relocate_core.builds import runner
+from relocate_core.builds import runner, sources
 from relocate_core.builds.build import Building, build
 from relocate_core.builds.failures import summary
 from relocate_core.bundles import reader
@@ -404,6 +404,27 @@ def test_a_wheel_that_a_requirement_refers_to_counts(each: Shop, tmp_path: Path)
     assert "new" in (each.site_packages / "delta" / "__init__.py").read_text()
 
 
+@pytest.mark.parametrize(
+    ("requirement", "is_there"),
+    [
+        ("shop @ file://{}/my%20wheels/a.whl", True),
+        ("shop @ file://localhost{}/my%20wheels/a.whl#sha256=1", True),
+        ("file:{}/my%20wheels/a.whl ; python_version > '3'", True),
+        ("shop @ file://{}/my%20wheels/b.whl", False),
+        ("shop @ https://localhost/my%20wheels/a.whl", False),
+        ("shop", False),
+        ("shop @ ", False),
+        (" ; python_version > '3'", False),
+    ],
+)
+def test_what_a_requirement_refers_to(requirement: str, is_there: bool, tmp_path: Path) -> None:
+    wheel = tmp_path / "my wheels" / "a.whl"
+    wheel.parent.mkdir()
+    wheel.touch()
+    found = sources.place_of(requirement.format(tmp_path), str(tmp_path))
+    assert found == (str(wheel) if is_there else None)
+
+
 def test_constraints_count(each: Shop, tmp_path: Path) -> None:
     links = tmp_path / "links"
     packages.wheel(links, "beta", "2.0")
@@ -630,6 +651,7 @@ def test_an_unreachable_index_is_reported(each: Shop, monkeypatch: pytest.Monkey
         ("cannot read the wheel", {"wheels": ["/nowhere-1.0-py3-none-any.whl"]}),
         ("must be a requirement", {"pip_packages": ["--index-url=http://x"]}),
         ("must be a requirement", {"pip_packages": ["a\n-e /etc"]}),
+        ("pip_packages must be a list", {"pip_packages": [" "]}),
         ("pip_packages must be a list", {"pip_packages": [1]}),
         ("pip_packages must be a list", {"pip_packages": 5}),
         ("there is no /nowhere to find", {"pip_packages": ["a"], "find_links": ["/nowhere"]}),

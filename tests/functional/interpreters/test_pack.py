@@ -16,6 +16,7 @@ import pytest
 from relocate_core import PythonPacking, RelocateError, check, pack, pack_python, publish
 from relocate_core.artefacts import binaries
 from relocate_core.bundles import reader
+from relocate_core.interpreters import pack as packing
 from relocate_core.interpreters.prefix import inspect
 from tests.support import bundles, environments, steps
 
@@ -248,6 +249,16 @@ def test_a_symlink_that_points_outside_is_refused(prefix: str, tmp_path: Path) -
     with pytest.raises(RelocateError, match=r"away\.py"):
         pack_python(str(place), str(tmp_path / "python.tar"))
     assert not (tmp_path / "python.tar").exists()
+
+
+@pytest.mark.slow
+def test_a_dry_run_writes_nothing(
+    prefix: str, packed: PythonPacking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "_temporary", lambda archive: pytest.fail("it writes"))
+    done = pack_python(prefix, str(tmp_path / "python.tar"), dry_run=True)
+    assert (done.changed, done.manifest, done.sha256) == (True, packed.manifest, "")
+    assert os.listdir(tmp_path) == []
 
 
 def test_libpython_that_only_this_machine_finds_is_refused(prefix: str, tmp_path: Path) -> None:
