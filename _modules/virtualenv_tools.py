@@ -1671,6 +1671,11 @@ def _core() -> Iterator[Any]:
         raise
     except Exception as error:
         log.exception("Unexpected error in %s", core.__name__)
+        now = _core_directory()
+        if now is None or _core_name(now) != core.__name__:
+            raise CommandExecutionError(
+                "a sync replaced relocate_core while this job ran: run the job again"
+            ) from error
         raise CommandExecutionError(
             f"unexpected {type(error).__name__}: {_printable(str(error))}; this is a bug: please "
             "report it with the traceback in the minion's log"
@@ -1693,15 +1698,17 @@ def _core_directory() -> str | None:
 
 
 def _load_core() -> ModuleType:
-    """The core as it is on disk now, under a name that carries its hash.
+    """The core as it is on disk now, under a name that carries a hash of its place and sources.
 
     A minion goes on running while a sync replaces the core; under one fixed name Python would go on
-    using the old one. Older cores stay loaded, as a job may still be running on them.
+    using the old one. Older cores stay loaded, as a job may still be running on them. The place is
+    part of the name as modules are imported when they are first used: of two equal cores, as proxy
+    minions in one process have them, one may be removed.
     """
     directory = _core_directory()
     if directory is None:
         raise CommandExecutionError("relocate_core is missing: run saltutil.sync_all")
-    name = f"{_CORE}_{_fingerprint(directory)}"
+    name = _core_name(directory)
     with _loading:
         module = sys.modules.get(name)
         if module is None:
@@ -1722,9 +1729,9 @@ def _load_core() -> ModuleType:
     return module
 
 
-def _fingerprint(directory: str) -> str:
-    """A hash of the core's sources."""
-    digest = hashlib.sha256()
+def _core_name(directory: str) -> str:
+    """What the core there is called in this process."""
+    digest = hashlib.sha256(os.fsencode(directory) + b"\n")
     for parent, directories, names in os.walk(directory):
         directories[:] = sorted(set(directories) - {"__pycache__"})
         for name in sorted(names):
@@ -1735,4 +1742,4 @@ def _fingerprint(directory: str) -> str:
                     f"{os.path.relpath(parent, directory)}/{name} {len(content)}\n".encode()
                 )
                 digest.update(content)
-    return digest.hexdigest()[:16]
+    return f"{_CORE}_{digest.hexdigest()[:16]}"

@@ -187,6 +187,28 @@ def test_a_core_that_does_not_load_is_not_half_loaded(own_functions: Any, root: 
         own_functions["virtualenv_tools.info"]("/nowhere")
 
 
+def test_equal_cores_of_two_minions(tmp_path: Path) -> None:
+    first, second = (minions.Masterless(tmp_path / name) for name in ("first", "second"))
+    with pytest.raises(CommandExecutionError, match=minions.NOT_A_VIRTUALENV):
+        first.functions["virtualenv_tools.info"]("/nowhere")
+    shutil.rmtree(tmp_path / "first")
+    with pytest.raises(CommandExecutionError, match="cannot unpack /nowhere"):
+        second.functions["virtualenv_tools.unpack"]("/nowhere.tar", str(tmp_path / "srv" / "1"))
+
+
+def test_a_sync_while_a_job_runs(own_functions: Any) -> None:
+    ours = sys.modules[own_functions["virtualenv_tools.info"].__module__]
+
+    def job() -> None:
+        with ours._core() as core:
+            for source in Path(core.__path__[0], "releases").glob("*.py"):
+                source.unlink()
+            assert core.publish
+
+    with pytest.raises(CommandExecutionError, match="a sync replaced"):
+        job()
+
+
 def _said(*arguments: str, cwd: Path) -> str:
     """What a command says of a directory that is no virtualenv."""
     done = subprocess.run(arguments, cwd=cwd, capture_output=True, text=True)
