@@ -268,7 +268,7 @@ class Order:
         caches = {"PIP_CACHE_DIR": "pip", "UV_CACHE_DIR": "uv"}
         env |= {name: os.path.join(options.cache, directory) for name, directory in caches.items()}
         # Wheels record the time of their files; the same sources should give the same wheel.
-        epoch = tree.time if tree and tree.time else manifest.SOURCE_TIME
+        epoch = tree.time if tree and tree.time else manifest.FIXED_TIME
         env.setdefault("SOURCE_DATE_EPOCH", str(epoch))
         return {name: value for name, value in env.items() if name not in self.indexes.overridden()}
 

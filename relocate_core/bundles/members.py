@@ -114,7 +114,7 @@ class Members:
                     if ".opt-" in entry.path:
                         optimization = int(entry.path[-len("1.pyc")])
                     yield Job(
-                        source, entry.source, optimization, self.mode, manifest.SOURCE_TIME, code
+                        source, entry.source, optimization, self.mode, manifest.FIXED_TIME, code
                     )
         finally:
             descent.close()
@@ -123,7 +123,7 @@ class Members:
         data = self.tree.portable(entry.path, self.tree.read(entry.path))
         parent, _, name = entry.source.rpartition("/")
         source = os.stat(name, dir_fd=self.tree.descent.open(parent), follow_symlinks=False)
-        return bytecode.stamped(data, manifest.SOURCE_TIME, source.st_size)
+        return bytecode.stamped(data, manifest.FIXED_TIME, source.st_size)
 
     def _file(self, entry: Entry) -> tuple[Row, Iterator[bytes]]:
         parent, _, name = entry.path.rpartition("/")
@@ -224,7 +224,7 @@ class Members:
 
         Args:
             build_metadata: what the build recorded of itself.
-            time: of everything that is no source, in seconds.
+            time: of data files in a release, in seconds.
         """
         self._add_records()
         environment, interpreter = self.tree.environment, self.tree.interpreter

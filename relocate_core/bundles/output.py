@@ -22,10 +22,10 @@ from ..virtualenvs.manifest import Row
 _PIECE = 1 << 20
 
 
-def put(archives: Sequence[Packed], row: Row, mtime: int, pieces: Iterator[bytes]) -> None:
+def put(archives: Sequence[Packed], row: Row, pieces: Iterator[bytes]) -> None:
     """Write a member of one tar, or the same one of several."""
     info = tarfile.TarInfo(row.path)
-    info.mtime, info.mode, info.size = mtime, row.mode, row.size
+    info.mtime, info.mode, info.size = manifest.FIXED_TIME, row.mode, row.size
     if row.kind == DIRECTORY:
         info.type = tarfile.DIRTYPE
     elif row.kind == LINK:
@@ -125,22 +125,19 @@ class Output:
                     os.unlink(self.temporary + suffix)
         self.file.close()
 
-    def complete(
-        self, first: Packed, text: bytes, time: int, members: IO[bytes]
-    ) -> tuple[int, str]:
+    def complete(self, first: Packed, text: bytes, members: IO[bytes]) -> tuple[int, str]:
         """Write the manifest and the members, and put both files in place.
 
         Args:
             first: compresses into this archive.
             text: the manifest.
-            time: of the manifest, in seconds since 1970.
             members: a file with all that follows, compressed.
 
         Returns:
             The archive's size and digest.
         """
         for name, data in ((manifest.NAME, text), (rewritten.NAME, rewritten.EMPTY)):
-            put([first], Row(name, FILE, 0o644, len(data)), time, iter((data,)))
+            put([first], Row(name, FILE, 0o644, len(data)), iter((data,)))
         first.finish()
         members.seek(0)
         shutil.copyfileobj(members, self.file, _PIECE)

@@ -375,11 +375,11 @@ class _Bundle:
         self.packed = Packed(self._body, order.form, order.level)
         stack.callback(self.packed.close)
 
-    def complete(self, text: bytes, time: int) -> None:
+    def complete(self, text: bytes) -> None:
         """Put the manifest before the members, and the archive in place."""
         end(self.packed)
         with Packed(self._output.file, self._order.form, self._order.level) as first:
-            done = self._output.complete(first, text, time, self._body)
+            done = self._output.complete(first, text, self._body)
         self.report.packed_size, self.report.sha256 = done
 
 
@@ -398,7 +398,7 @@ def _pack(tree: Tree, order: _Order, notify: Notify) -> list[Packing]:
     with ExitStack() as stack:
         pairs = zip(order.targets, reports)
         bundles = [_Bundle(target, order, report, stack) for target, report in pairs]
-        _write_members(bundles, members, time, notify)
+        _write_members(bundles, members, notify)
         head = members.head(order.build_metadata, time)
         full, whole = manifest.document(head, members.rows)
         for bundle in bundles:
@@ -418,7 +418,7 @@ def _pack(tree: Tree, order: _Order, notify: Notify) -> list[Packing]:
                     f"cannot make a delta bundle of {tree.name} from {base.archive}: nothing "
                     "differs between them; deploy that one"
                 )
-            bundle.complete(text, time)
+            bundle.complete(text)
             _finish(bundle, members, tree, notify)
     return reports
 
@@ -438,14 +438,14 @@ def _finish(bundle: _Bundle, members: Members, tree: Tree, notify: Notify) -> No
     notify("packed", {"path": report.archive, "size": report.packed_size})
 
 
-def _write_members(bundles: Sequence[_Bundle], members: Members, time: int, notify: Notify) -> None:
+def _write_members(bundles: Sequence[_Bundle], members: Members, notify: Notify) -> None:
     """Write each member into the bundles whose base does not have it; it is read once."""
     for row, pieces in members:
         takers = [bundle for bundle in bundles if bundle.target.lacks(row)]
         for bundle in takers:
             bundle.report.carried += row.kind == FILE
         if takers:
-            put([bundle.packed for bundle in takers], row, row.mtime(time), pieces)
+            put([bundle.packed for bundle in takers], row, pieces)
         if not len(members.rows) & 0xFF:
             notify("packing", {"files": len(members.rows), "size": members.size})
 
@@ -478,13 +478,13 @@ def _require_readable(name: str, head: Head) -> None:
 
 
 def _time(newest: int) -> int:
-    """The time of everything that is no source.
+    """The time of data files in a release.
 
     `SOURCE_DATE_EPOCH`, as reproducible-builds.org defines it, else the newest file's.
     """
     given = os.environ.get("SOURCE_DATE_EPOCH", "")
     if not given:
-        return min(max(newest, manifest.SOURCE_TIME), LATEST)
+        return min(max(newest, manifest.FIXED_TIME), LATEST)
     if not (given.isascii() and given.isdigit() and len(given) < 12):
         raise InvalidPath(f"SOURCE_DATE_EPOCH must be a number of seconds since 1970: {given!r}")
     return int(given)

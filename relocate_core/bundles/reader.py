@@ -108,7 +108,7 @@ class Bundle:
             raise Refused(f"it has no {rewritten.NAME} behind {manifest.NAME}", advice=DAMAGED)
         empty = hashlib.sha256(rewritten.EMPTY).hexdigest()
         own = Row(rewritten.NAME, FILE, 0o644, len(rewritten.EMPTY), empty)
-        self._compare(second, own, self.head.time)
+        self._compare(second, own)
         self.writer.add(second, empty)
         base = self.head.base
         if base is None:
@@ -159,10 +159,12 @@ class Bundle:
             member = next(members, None)
             if member is None or member.name != row.path:
                 self._refuse(member, row)
-            self._compare(member, row, time)
+            self._compare(member, row)
             give = None
             if row.kind == FILE and known is not None and known(row):
                 give = partial(self._give, row._replace(source=row.path))
+            if (mtime := row.mtime(time) * _SECOND) != member.mtime:
+                member = member._replace(mtime=mtime)
             self.writer.add(member, row.sha256 if self.verify else "", give)
         member = next(members, None)
         if member is not None:
@@ -206,13 +208,13 @@ class Bundle:
         assert row is not None
         raise Refused("is in its manifest, and not in the archive", row.path, advice=DAMAGED)
 
-    def _compare(self, member: Member, row: Row, time: int) -> None:
+    def _compare(self, member: Member, row: Row) -> None:
         same = member.kind == row.kind and member.target == row.target and member.extents is None
         if row.kind == FILE:
             same = same and member.size == row.size
         if row.kind in (FILE, DIRECTORY):
             same = same and member.mode == row.mode
-        if not same or member.mtime != row.mtime(time) * _SECOND:
+        if not same or member.mtime != manifest.FIXED_TIME * _SECOND:
             raise Refused("is not what its manifest says", member.name, advice=DAMAGED)
 
 

@@ -29,7 +29,7 @@ from ..progress import Notify, Report, silent
 from ..relocation.needles import Needles
 from ..system import files
 from ..virtualenvs import manifest
-from ..virtualenvs.manifest import SOURCE_TIME, Head, OwnPython, Row
+from ..virtualenvs.manifest import FIXED_TIME, Head, OwnPython, Row
 from .contents import BYTECODE, Contents, contents
 from .prefix import Prefix, inspect
 
@@ -134,7 +134,7 @@ def pack_python(
                 report.packed_size, report.sha256 = known[1:]
             if report.changed and not dry_run:
                 with Output(archive) as output, Packed(output.file, form, level) as first:
-                    done = output.complete(first, text, SOURCE_TIME, body)
+                    done = output.complete(first, text, body)
                 report.packed_size, report.sha256 = done
                 notify("packed", {"path": archive, "size": report.packed_size})
         return report
@@ -149,7 +149,7 @@ def _temporary(archive: str) -> IO[bytes]:
 
 def _write_members(members: _Members, archives: Sequence[Packed], notify: Notify) -> None:
     for row, data in members:
-        put(archives, row, SOURCE_TIME, iter((data,)))
+        put(archives, row, iter((data,)))
         if not len(members.rows) & 0xFF:
             notify("packing", {"files": len(members.rows), "size": members.size})
 
@@ -243,7 +243,7 @@ class _Members:
             machine=interpreter.machine,
             libc=next((one.libc for one in own if one.libc), ""),
             libc_version=".".join(map(str, version)),
-            time=SOURCE_TIME,
+            time=FIXED_TIME,
             files=len(self.rows),
             size=self.size,
             references=tuple(sorted(self._references, key=manifest.order)),
@@ -266,7 +266,7 @@ class _Members:
         for path in self.order:
             if self.found.kinds[path] == BYTECODE:
                 source = self.found.sources[path]
-                yield Job(self._read(source), source, 0, "timestamp", SOURCE_TIME, None)
+                yield Job(self._read(source), source, 0, "timestamp", FIXED_TIME, None)
 
     def _file(self, path: str) -> bytes:
         data = self._read(path)

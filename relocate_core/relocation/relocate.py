@@ -38,7 +38,7 @@ from .packaged import Packaged
 from .records import Records
 from .rewriter import Rewriter
 from .scan import Findings, Scanner
-from .untouched import is_untouched
+from .untouched import Times, times
 from .walk import Walk
 
 Progress = Callable[[int, int], None]
@@ -130,7 +130,7 @@ def relocate(
     try:
         with locked(root, path, wait):
             environment = inspect(path)  # what another run has done meanwhile counts
-            head = _manifest(root, as_packed) if as_packed else None
+            head, found = _manifest(root, True) if as_packed else (None, Times(False))
             known = recorded_prefixes(root, environment) if head is None else head.prefixes
             old = [
                 p for p in dict.fromkeys((*given, *environment.old_prefixes, *known)) if p != new
@@ -139,10 +139,11 @@ def relocate(
                 if not dry_run and has_leftovers(path):
                     files.clear_leftovers(root)
                 return _nothing_to_do(environment, new, known)
-            head = head or _manifest(root, as_packed)
+            if head is None:
+                head, found = _manifest(root, as_packed)
             if head is not None and not {*head.prefixes}.isdisjoint(old):
                 old += [p for p in head.prefixes if p != new and p not in old]
-            run = _Run(root, environment, old, new, dry_run, progress, unpublished, head)
+            run = _Run(root, environment, old, new, dry_run, progress, unpublished, head, found)
             return run.relocate()
     except OSError as error:
         raise TreeError.of(path, error) from error
@@ -150,19 +151,22 @@ def relocate(
         os.close(root)
 
 
-def _manifest(root: int, as_packed: bool) -> Head | None:
-    """The head of the manifest of an unpacked bundle; None where it may not be true any more."""
+def _manifest(root: int, as_packed: bool) -> tuple[Head | None, Times]:
+    """The head of an unpacked bundle's manifest, and what the times of its files tell.
+
+    There is no head where it may not be true any more.
+    """
     try:
         known = manifest_reader.of_tree(root)
+        if known is None:
+            return None, Times(False)
+        with known:
+            head = known.head
+            found = Times(True) if as_packed else times(root, known)
     except Refused:
-        return None
-    if known is None:
-        return None
-    with known:
-        head = known.head
-        untouched = as_packed or is_untouched(root, known)
-        there = all(_exists(root, path) for path in head.references)
-        return head if untouched and there else None
+        return None, Times(False)
+    there = found.untouched and all(_exists(root, path) for path in head.references)
+    return head if there else None, found
 
 
 def _exists(root: int, path: str) -> bool:
@@ -213,10 +217,12 @@ class _Run:
         progress: Progress | None,
         unpublished: bool,
         head: Head | None,
+        times: Times,
     ) -> None:
         self.root = root
         self.unpublished = unpublished
         self.head = head
+        self.times = times
         self.environment = environment
         self.report = Relocation(environment.path, new, old, dry_run)
         self.progress = progress
@@ -290,6 +296,7 @@ class _Run:
         if not self.report.dry_run:
             parents = {path.rpartition("/")[0] for path in listed}
             files.clear_directories(self.root, {"", manifest.PLACE, *parents})
+            self.times.settle(self.root)
         if self.head is not None:
             self._take_listed(self.head)
             return

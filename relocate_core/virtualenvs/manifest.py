@@ -28,11 +28,13 @@ NAME = f"{PLACE}/manifest.json"
 RECORD = ".release.json"
 """What marks a release as complete; see `releases`. No bundle has it."""
 
-SOURCE_TIME = 315_619_200
-"""What every `.py` file has for its modification time: 1980-01-02.
+FIXED_TIME = 315_619_200
+"""The modification time of every member of a bundle, and of what is not data once it is unpacked:
+1980-01-02.
 
 Bytecode carries its source's time, so one that differed from build to build would make all bytecode
-differ. Zip archives know no time before 1980, wherever on earth one is.
+differ; and what is packed of a file depends on nothing else. Zip archives know no time before 1980,
+wherever on earth one is.
 """
 LONGEST = 512 << 20
 LONGEST_HEAD = 8 << 20
@@ -61,8 +63,12 @@ class Row(NamedTuple):
         return order(self.path)
 
     def mtime(self, time: int) -> int:
-        """Its modification time in a bundle of that time, in seconds."""
-        return SOURCE_TIME if self.path.endswith(".py") else time
+        """Its modification time in a release of a bundle of that time, in seconds.
+
+        Web servers tell by it whether a browser's copy of a file is still right.
+        """
+        data = self.kind == FILE and not self.path.endswith((".py", ".pyc"))
+        return time if data else FIXED_TIME
 
     def line(self) -> str:
         """Its line in the manifest."""
@@ -130,7 +136,7 @@ class Head:
         machine: the processor's architecture that its compiled files are for; "" without any.
         libc: `glibc`, `musl` or "".
         libc_version: the oldest glibc that has all that they need; "" where any does.
-        time: modification time of all but `.py` files, in seconds since 1970.
+        time: modification time of data files in a release, in seconds since 1970.
         files: how many rows the whole has.
         size: bytes in all of its files.
         references: the files and symlinks that refer to a prefix, and the RECORDs that list them.

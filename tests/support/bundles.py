@@ -17,7 +17,7 @@ from tests.support.environments import Environment
 
 MANIFEST = ".relocation/manifest.json"
 LEDGER = ".relocation/ledger.json"
-SOURCE_TIME = 315_619_200
+FIXED_TIME = 315_619_200
 """1980-01-02, which every source in a bundle is of."""
 
 

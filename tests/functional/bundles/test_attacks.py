@@ -37,7 +37,7 @@ from relocate_core.releases.store import locked
 from relocate_core.virtualenvs import rewritten
 from tests.support import roots
 from tests.support.archives import remove
-from tests.support.bundles import LEDGER, MANIFEST, members_of, written
+from tests.support.bundles import FIXED_TIME, LEDGER, MANIFEST, members_of, written
 from tests.support.environments import Fingerprint, digest
 from tests.support.roots import NOBODY, left_behind, needs_root
 from tests.support.steps import ROOT, small
@@ -118,16 +118,10 @@ class Parts:
     def new(self, name: str, data: bytes = b"", **fields: Any) -> tuple[tarfile.TarInfo, bytes]:
         """A member for this bundle."""
         info = tarfile.TarInfo(name)
-        info.size, info.mtime = len(data), 315_619_200 if name.endswith(".py") else self.time
+        info.size, info.mtime = len(data), FIXED_TIME
         for field, value in fields.items():
             setattr(info, field, value)
         return info, data
-
-    @property
-    def time(self) -> int:
-        """What all members have for their time."""
-        known = self.head["time"]
-        return known if isinstance(known, int) and 0 <= known < 1 << 33 else 0
 
     def text(self) -> bytes:
         """The manifest."""

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from relocate_core import reinitialize, relocate
+from relocate_core.bundles import reader
 from relocate_core.bundles.pack import pack
-from relocate_core.relocation.untouched import is_untouched
+from relocate_core.relocation.untouched import times
 from relocate_core.virtualenvs import manifest_reader
+from relocate_core.virtualenvs.manifest import FIXED_TIME
 from tests.support.bundles import unpack_by_tar
 from tests.support.environments import make
 
@@ -46,7 +48,7 @@ def untouched(place: Path) -> bool:
         known = manifest_reader.of_tree(root)
         assert known is not None
         with known:
-            return is_untouched(root, known)
+            return times(root, known).untouched
     finally:
         os.close(root)
 
@@ -68,6 +70,21 @@ def test_nothing_of_ours_is_a_touch(place: Path) -> None:
     assert untouched(place)
     subprocess.run([place / "bin" / "python", "-c", "import json, this"], check=True)
     assert untouched(place)
+
+
+def test_data_files_get_the_time_of_the_build(bundle: Path, tmp_path: Path) -> None:
+    """A web server would call the last release's copy of a file right, for the same old time."""
+    place = Path(unpack_by_tar(bundle, tmp_path / "one"))
+    with reader.of_archive(str(bundle)) as known:
+        time = known.head.time
+    assert (place / "etc/plain.conf").stat().st_mtime == FIXED_TIME
+    relocate(str(place), str(place), dry_run=True)
+    assert (place / "etc/plain.conf").stat().st_mtime == FIXED_TIME
+    relocate(str(place), str(place))
+    for file in ("etc/plain.conf", "etc/kernel.json", "pyvenv.cfg"):
+        assert (place / file).stat().st_mtime == time, file
+    (source,) = place.glob("lib/python*/site-packages/pip/__init__.py")
+    assert source.stat().st_mtime == FIXED_TIME
 
 
 def in_a_directory(place: Path) -> Path:
