@@ -77,6 +77,7 @@ changelog: $(DOCS_READY) ## show what the next release changes (VERSION=0.1.0: w
 bench: $(READY) ## our speed and memory beside other tools, on a large tree (QUICK=1: a small one)
 	@$(BIN)/python bench/relocate.py $(if $(QUICK),--quick)
 	@$(BIN)/python bench/deploy.py $(if $(QUICK),--quick)
+	@$(BIN)/python bench/pack.py $(if $(QUICK),--quick)
 	@$(BIN)/python bench/bundle.py $(if $(QUICK),--quick)
 	@$(BIN)/python bench/plots.py $(if $(QUICK),,docs/images)
 

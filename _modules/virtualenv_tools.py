@@ -825,6 +825,7 @@ def pack(
     bytecode: str = "timestamp",
     level: int | None = None,
     build_metadata: dict[str, str] | None = None,
+    cache: str | None = None,
     test: bool | None = None,
 ) -> dict[str, Any]:
     """
@@ -865,6 +866,11 @@ def pack(
     build_metadata
         Names and texts for the manifest, for example a commit.
 
+    cache
+        A directory, as an absolute path, that is kept between packings of the same virtualenv, and
+        made where it is missing: files that did not change are then not read again, and what was
+        compressed of them is taken again. The bundle has the same bytes with and without it.
+
     test
         ``True`` reports what would be done, and does none of it. By default the minion's ``test``
         option.
@@ -896,6 +902,7 @@ def pack(
             bytecode=bytecode,
             level=level,
             build_metadata=build_metadata,
+            cache=None if cache is None else _absolute(cache, "the cache"),
             dry_run=_is_test(test),
             notify=notify,
         )

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--level goes with --pack or --pack-python")
     if options.keep is not None and not options.pack_python:
         parser.error("--keep goes with --pack-python")
-    for name in ("delta_from", "exclude", "prefix", "bytecode"):
+    for name in ("cache", "delta_from", "exclude", "prefix", "bytecode"):
         if getattr(options, name) is not None and not options.pack:
             parser.error(f"--{name.replace('_', '-')} goes with --pack")
     for stream in (sys.stdout, sys.stderr):  # names that are no UTF-8 are printed as they are
@@ -103,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--deep", action="store_true", help="with --check: compare every file's content as well")
     add("--info", action="store_true", help="report what it is")
     add("--pack", metavar="FILE", help="pack it into a bundle: .tar.gz, .tar.zst or .tar")
+    add("--cache", metavar="DIR", help="with --pack: keep there what the next packing need not do")
     add("--delta-from", metavar="BUNDLE", help="with --pack: leave out what that full bundle has")
     add("--exclude", metavar="PATTERN", action="append", help="with --pack: leave out such files")
     add("--prefix", metavar="PATH", help="with --pack: as if it had been built there")
@@ -261,6 +262,7 @@ def _pack(path: str, options: argparse.Namespace) -> None:
         prefix=options.prefix,
         bytecode=options.bytecode or MODES[0],
         level=options.level,
+        cache=options.cache,
         dry_run=options.dry_run,
     )
     if options.json:

@@ -90,6 +90,27 @@ def require(form: str, level: int | None) -> int:
     return level
 
 
+def compressor(form: str, level: int | None) -> str:
+    """What decides about compressed bytes but the data: the form, the level, and the library.
+
+    Raises:
+        InvalidPath: as `require` does.
+    """
+    level = require(form, level)
+    if form == "tar":
+        return form
+    if form == "gzip":
+        return f"{form} {level} zlib {zlib.ZLIB_RUNTIME_VERSION} {_BLOCK}"
+    library = _library()
+    if library is None:
+        program = shutil.which("zstd")
+        assert program is not None, "`require` has seen to it"
+        status = os.stat(program)
+        return f"{form} {level} {program} {status.st_size} {status.st_mtime_ns}"
+    version = getattr(library, "ZSTD_VERSION", None) or getattr(library, "zstd_version", "")
+    return f"{form} {level} {library.__name__} {version} {_BLOCK}"
+
+
 class Packed:
     """One compressed stream, whole in itself; a file may hold several in a row.
 

@@ -5,8 +5,9 @@ has changed, nothing is done. Otherwise the kept environment is brought in step 
 for, so that packages that did not change are neither fetched nor installed again, and packed. The
 previous bundle, and its digest, stay until the new one is complete.
 
-`<cache>/<Python, platform and tools>` has the environment, for one build at a time; the packages
-that pip and uv have fetched and built are shared, in `<cache>/pip` and `<cache>/uv`.
+`<cache>/<Python, platform and tools>` has the environment, for one build at a time, and in
+`packed` what the next packing of it need not do again; the packages that pip and uv have fetched
+and built are shared, in `<cache>/pip` and `<cache>/uv`.
 """
 
 from __future__ import annotations
@@ -207,6 +208,7 @@ class _Build:
         options = {
             **order.packing,
             "build_metadata": {name: value for name, value in metadata.items() if value},
+            "cache": os.path.join(order.directory, "packed"),
             "notify": self._notify,
         }
         packed, *deltas = pack_with_deltas(

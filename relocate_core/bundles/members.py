@@ -25,6 +25,7 @@ from ..virtualenvs.contents import compiled_module
 from ..virtualenvs.manifest import Head, Row
 from ..virtualenvs.packages import holds_packages
 from .compiler import Compiler, Job
+from .index import Found
 from .tree import BYTECODE, Entry, Tree
 
 _ELF = b"\x7fELF"
@@ -40,6 +41,8 @@ class Members:
         mode: how bytecode knows whether it fits its source: one of MODES.
 
     Attributes:
+        known: what an earlier packing has found in each entry; None where that is not known.
+        wanted: whether the content of each entry is wanted; all of what is not known.
         rows: the rows so far.
         size: bytes in their files.
         references: the files so far that refer to the prefix.
@@ -58,6 +61,10 @@ class Members:
         self.tree = tree
         self.entries = entries
         self.mode = mode
+        recall = tree.index.get
+        self.known = [recall(one.path, one.signature) if one.signature else None for one in entries]
+        self.wanted = [True] * len(entries)
+        self._planned: list[Row | None] = [None] * len(entries)
         self.rows: list[Row] = []
         self.references: list[str] = []
         self.size = self.compiled = 0
@@ -65,30 +72,78 @@ class Members:
         self._endings: dict[str, set[str]] = {}
         self._machines: list[Needs] = []
 
-    def __iter__(self) -> Iterator[tuple[Row, Iterator[bytes]]]:
-        """The row of each member, and its content in pieces, to be taken before the next one."""
-        with closing(self._compile()) as compiled:
-            for entry in self.entries:
-                member = self._member(entry, compiled)
-                if member is not None:
-                    self.rows.append(member[0])
-                    self.size += member[0].size
-                    yield member
+    def planned(self, first: int, last: int) -> list[Row] | None:
+        """The rows of some entries, if they are known without reading any file."""
+        for at in range(first, last):
+            if self.known[at] is None and self.entries[at].kind in (FILE, BYTECODE):
+                return None
+        rows = []
+        for at in range(first, last):
+            known = self.known[at]
+            row = self._planned[at] = self._row(self.entries[at], known.found if known else None)
+            if row is not None:
+                rows.append(row)
+        return rows
 
-    def _member(
-        self, entry: Entry, compiled: Iterator[bytes | None]
-    ) -> tuple[Row, Iterator[bytes]] | None:
+    def __iter__(self) -> Iterator[tuple[Row | None, Iterator[bytes]]]:
+        """The row of each entry, and its content in pieces, to be taken before the next one.
+
+        There is no row for bytecode of what is no source that this Python understands, and no
+        content of what is not wanted.
+        """
+        with closing(self._compile()) as compiled:
+            for at, entry in enumerate(self.entries):
+                known = self.known[at]
+                found = known.found if known else None
+                pieces: Iterator[bytes] = iter(())
+                if not self.wanted[at]:
+                    row = self._planned[at]
+                else:
+                    if entry.kind in (FILE, BYTECODE):
+                        found, pieces = self._read(entry, compiled)
+                    row = self._row(entry, found)
+                if entry.kind in (FILE, BYTECODE):
+                    self.tree.index.note(entry.path, entry.signature, entry.kept, found)
+                    self._note(entry, found)
+                if row is not None:
+                    self.rows.append(row)
+                    self.size += row.size
+                yield row, pieces
+
+    def _row(self, entry: Entry, found: Found | None) -> Row | None:
         if entry.kind == DIRECTORY:
-            return Row(entry.path, DIRECTORY, entry.mode), iter(())
+            return Row(entry.path, DIRECTORY, entry.mode)
         if entry.kind == LINK:
-            return Row(entry.path, LINK, target=self.tree.target(entry.path)), iter(())
+            return Row(entry.path, LINK, target=self.tree.target(entry.path))
+        return found and Row(entry.path, FILE, entry.mode, found.size, found.sha256)
+
+    def _note(self, entry: Entry, found: Found | None) -> None:
+        """Take what was found in a file into account."""
+        if found is None:
+            return
+        self.compiled += entry.kind == BYTECODE and not entry.kept
+        if found.reference:
+            self.references.append(entry.path)
+        if found.hidden:
+            self._uneditable.append((entry.path, found.hidden))
+            reason = f"it refers to the place where it was built, and {found.hidden}"
+            self.tree.warn(entry.path, reason)
+        if found.needs is not None:
+            self._machines.append(found.needs)
+        module = compiled_module(self.tree.environment, entry.path) if found.compiled else None
+        if module is not None:
+            self._endings.setdefault(module[0], set()).add(module[1])
+
+    def _read(
+        self, entry: Entry, compiled: Iterator[bytes | None]
+    ) -> tuple[Found | None, Iterator[bytes]]:
+        """What is in a file, and its content; nothing of a source that does not compile."""
         if entry.kind == FILE:
             return self._file(entry)
         data = self._kept(entry) if self._is_kept(entry) else next(compiled)
         if data is None:
-            return None  # it is no source that this Python understands
-        self.compiled += not entry.kept
-        return self._whole(entry, data)
+            return None, iter(())
+        return self._whole(entry, data), iter((data,))
 
     def _compile(self) -> Generator[bytes | None, None, None]:
         """What the virtualenv's Python makes of the jobs; it is started for the first one."""
@@ -103,8 +158,8 @@ class Members:
         """What the virtualenv's Python has to do, in the order of the entries."""
         descent = files.DirectoryCursor(self.tree.root)
         try:
-            for entry in self.entries:
-                if entry.kind == BYTECODE and not self._is_kept(entry):
+            for entry, wanted in zip(self.entries, self.wanted):
+                if entry.kind == BYTECODE and wanted and not self._is_kept(entry):
                     source = self.tree.read(entry.source, descent)
                     code = None
                     if entry.kept:
@@ -125,52 +180,44 @@ class Members:
         source = os.stat(name, dir_fd=self.tree.descent.open(parent), follow_symlinks=False)
         return bytecode.stamped(data, manifest.FIXED_TIME, source.st_size)
 
-    def _file(self, entry: Entry) -> tuple[Row, Iterator[bytes]]:
+    def _file(self, entry: Entry) -> tuple[Found, Iterator[bytes]]:
         parent, _, name = entry.path.rpartition("/")
         file = files.open_file(self.tree.descent.open(parent), name)
         try:
-            status = os.fstat(file)
-            if status.st_size > WHOLE:
-                return self._large(entry, file)
-            data = files.read_whole(file)
-            if data.startswith(_ELF):
-                self._look_at_compiled(entry.path, file)
-            member = self._whole(entry, data)
-            if entry.path not in self.references[-1:]:
-                self._look_inside(entry.path, data[:8], file)
-            return member
+            if os.fstat(file).st_size > WHOLE:
+                found = self._large(entry, file)
+                pieces = self._again(entry, found)
+            else:
+                data = files.read_whole(file)
+                found, pieces = self._whole(entry, data), iter((data,))
+            head = os.pread(file, 8, 0)
+            if head.startswith(_ELF):
+                found = found._replace(compiled=True, needs=needs(file))
+            if not found.reference:
+                found = found._replace(hidden=self._hidden(entry.path, head, file))
+            return found, pieces
         finally:
             os.close(file)
 
-    def _whole(self, entry: Entry, data: bytes) -> tuple[Row, Iterator[bytes]]:
-        if self.tree.needles.are_in(entry.path, data):
-            self.references.append(entry.path)
-        digest = hashlib.sha256(data).hexdigest()
-        return Row(entry.path, FILE, entry.mode, len(data), digest), iter((data,))
+    def _whole(self, entry: Entry, data: bytes) -> Found:
+        reference = self.tree.needles.are_in(entry.path, data)
+        return Found(len(data), hashlib.sha256(data).hexdigest(), reference)
 
-    def _large(self, entry: Entry, file: int) -> tuple[Row, Iterator[bytes]]:
+    def _large(self, entry: Entry, file: int) -> Found:
         """A file too large to hold in memory: read once to know it, and once more to pack it."""
-        digest, size, found, tail = hashlib.sha256(), 0, False, b""
-        head = os.pread(file, 8, 0)
-        wanted = self.tree.needles.of(entry.path, head)
+        digest, size, reference, tail = hashlib.sha256(), 0, False, b""
+        wanted = self.tree.needles.of(entry.path, os.pread(file, 8, 0))
         keep = max(map(len, wanted), default=1) - 1
         for piece in _pieces(file):
             digest.update(piece)
             size += len(piece)
-            found = found or any(needle in tail + piece for needle in wanted)
+            reference = reference or any(needle in tail + piece for needle in wanted)
             tail = piece[-keep:] if keep else b""
-        if head.startswith(_ELF):
-            self._look_at_compiled(entry.path, file)
-        if found:
-            self.references.append(entry.path)
-        else:
-            self._look_inside(entry.path, head, file)
-        row = Row(entry.path, FILE, entry.mode, size, digest.hexdigest())
-        return row, self._again(row)
+        return Found(size, digest.hexdigest(), reference)
 
-    def _again(self, row: Row) -> Iterator[bytes]:
+    def _again(self, entry: Entry, known: Found) -> Iterator[bytes]:
         found = hashlib.sha256()
-        with files.directory_of(self.tree.root, row.path) as (directory, name):
+        with files.directory_of(self.tree.root, entry.path) as (directory, name):
             file = files.open_file(directory, name)
         try:
             for piece in _pieces(file):
@@ -178,29 +225,18 @@ class Members:
                 yield piece
         finally:
             os.close(file)
-        if found.hexdigest() != row.sha256:
+        if found.hexdigest() != known.sha256:
             raise TreeChanged(
-                f"cannot pack {os.path.join(self.tree.name, row.path)}: it changed meanwhile; "
+                f"cannot pack {os.path.join(self.tree.name, entry.path)}: it changed meanwhile; "
                 "stop what writes into the virtualenv and run again"
             )
 
-    def _look_inside(self, path: str, head: bytes, file: int) -> None:
-        """Note a reference that cannot be edited, for example in a compressed file."""
+    def _hidden(self, path: str, head: bytes, file: int) -> str:
+        """Why a reference cannot be edited, for example in a compressed file; "" without any."""
         in_packages = holds_packages(path.rpartition("/")[0])
         if not (self.tree.needles.plain and head and may_hide(head[0], in_packages)):
-            return
-        reason = hidden_reference(file, self.tree.needles.plain)
-        if reason:
-            self._uneditable.append((path, reason))
-            self.tree.warn(path, f"it refers to the place where it was built, and {reason}")
-
-    def _look_at_compiled(self, path: str, file: int) -> None:
-        found = needs(file)
-        if found is not None:
-            self._machines.append(found)
-        module = compiled_module(self.tree.environment, path)
-        if module is not None:
-            self._endings.setdefault(module[0], set()).add(module[1])
+            return ""
+        return hidden_reference(file, self.tree.needles.plain) or ""
 
     def _add_records(self) -> None:
         """Add the RECORDs that list a file which is to be relocated: they change with it."""

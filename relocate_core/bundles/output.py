@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
-import shutil
 import stat
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import IO, BinaryIO
+from typing import BinaryIO
 
-from ..archives.compression import Packed
+from ..archives.compression import Packed, Sink
 from ..archives.tar import BLOCK, DIRECTORY, FILE, LINK
 from ..errors import Busy, InvalidPath
-from ..system import files
 from ..virtualenvs import manifest, rewritten
 from ..virtualenvs.manifest import Row
+from .blocks import Body
 
-_PIECE = 1 << 20
 
-
-def put(archives: Sequence[Packed], row: Row, pieces: Iterator[bytes]) -> None:
+def put(archives: Sequence[Sink], row: Row, pieces: Iterator[bytes]) -> None:
     """Write a member of one tar, or the same one of several."""
     info = tarfile.TarInfo(row.path)
     info.mtime, info.mode, info.size = manifest.FIXED_TIME, row.mode, row.size
@@ -42,7 +40,7 @@ def put(archives: Sequence[Packed], row: Row, pieces: Iterator[bytes]) -> None:
         packed.write(bytes(-size % BLOCK))
 
 
-def end(packed: Packed) -> None:
+def end(packed: Packed | Body) -> None:
     """Write the end of a tar."""
     packed.write(bytes(2 * BLOCK))
     packed.finish()
@@ -80,6 +78,7 @@ class Output:
         # Of a fixed name, so that the next run takes what a killed one has left.
         self.temporary = os.path.join(directory, f".{name}.packing")
         self.file: BinaryIO
+        self._digest = hashlib.sha256()
         self.committed = False
 
     def __enter__(self) -> Output:
@@ -113,6 +112,11 @@ class Output:
                 raise
             file.close()
 
+    def write(self, data: bytes) -> None:
+        """Write more of the archive."""
+        self._digest.update(data)
+        self.file.write(data)
+
     def _take_back(self) -> None:
         """Remove the temporary file, unless it is another run's."""
         with suppress(OSError, Busy, InvalidPath), self._locked(0):
@@ -125,13 +129,13 @@ class Output:
                     os.unlink(self.temporary + suffix)
         self.file.close()
 
-    def complete(self, first: Packed, text: bytes, members: IO[bytes]) -> tuple[int, str]:
+    def complete(self, first: Packed, text: bytes, members: Iterable[bytes]) -> tuple[int, str]:
         """Write the manifest and the members, and put both files in place.
 
         Args:
             first: compresses into this archive.
             text: the manifest.
-            members: a file with all that follows, compressed.
+            members: all that follows, compressed, in pieces.
 
         Returns:
             The archive's size and digest.
@@ -139,8 +143,8 @@ class Output:
         for name, data in ((manifest.NAME, text), (rewritten.NAME, rewritten.EMPTY)):
             put([first], Row(name, FILE, 0o644, len(data)), iter((data,)))
         first.finish()
-        members.seek(0)
-        shutil.copyfileobj(members, self.file, _PIECE)
+        for piece in members:
+            self.write(piece)
         return self.commit()
 
     def commit(self) -> tuple[int, str]:
@@ -151,9 +155,7 @@ class Output:
         """
         self.file.flush()
         os.fsync(self.file.fileno())
-        size = self.file.tell()
-        with open(self.temporary, "rb", 0) as packed:
-            digest = files.digest(packed.fileno()).hex()
+        size, digest = self.file.tell(), self._digest.hexdigest()
         with _own_file(self.temporary + ".sha256") as beside:
             beside.truncate(0)
             beside.write(os.fsencode(f"{digest}  {os.path.basename(self.archive)}\n"))

@@ -11,33 +11,37 @@ gzip and zstd takes for one whole.
 
 from __future__ import annotations
 
-import fcntl
 import os
-import shutil
 import tempfile
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, NamedTuple
 
-from ..archives.compression import FORMS, Packed, form_of, require
-from ..archives.tar import CONTROL, FILE, LATEST, Refused
+from ..archives.compression import Packed, form_of, require
+from ..archives.tar import CONTROL, FILE, LATEST
 from ..artefacts.bytecode import MODES
-from ..errors import BadArchive, Busy, CannotTravel, InvalidPath, TreeError
+from ..errors import BadArchive, CannotTravel, InvalidPath, TreeError
 from ..progress import Notify, Report, silent
-from ..relocation.relocate import relocate
 from ..system import files
 from ..system.locks import locked
 from ..virtualenvs import manifest
 from ..virtualenvs.layout import absolute_prefix, inspect
 from ..virtualenvs.manifest import Base, Head, Row
-from . import delta, reader
+from . import delta
+from .base import BaseBundle, base_bundle, delta_name
+from .blocks import Block, Body, Store, cut
+from .kept import Cache
 from .limits import Limits
 from .members import Members
 from .output import Output, end, put
+from .relocated import relocated
 from .tree import Tree
 
 _MOST_BUILD_METADATA = 100
+_WAIT = 30.0  # seconds, for another run
 
 
 @dataclass
@@ -75,18 +79,37 @@ class Packing(Report):
     warnings: list[dict[str, str]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Options:
+    """How a virtualenv is packed.
+
+    Attributes:
+        exclude: patterns of what is left out, of a path in the virtualenv or of a name.
+        prefix: pack it as if it had been built there.
+        bytecode: how it knows whether it fits its source: one of MODES.
+        level: of the compression; by default a good one.
+        build_metadata: names and texts for the manifest, for example a commit.
+        cache: a directory that is kept between packings of the same virtualenv, made where it is
+            missing: files that did not change are not read again, and blocks of them not compressed
+            again. The bytes are the same with and without it.
+    """
+
+    exclude: Sequence[str] = ()
+    prefix: str | None = None
+    bytecode: str = MODES[0]
+    level: int | None = None
+    build_metadata: Mapping[str, str] | None = None
+    cache: str | None = None
+
+
 def pack(
     path: str,
     archive: str,
     *,
     delta_from: str | None = None,
-    exclude: Sequence[str] = (),
-    prefix: str | None = None,
-    bytecode: str = "timestamp",
-    level: int | None = None,
-    build_metadata: Mapping[str, str] | None = None,
     dry_run: bool = False,
     notify: Notify = silent,
+    **options: Any,
 ) -> Packing:
     """Pack the virtualenv at `path` into a bundle. Nothing in it is changed.
 
@@ -96,13 +119,9 @@ def pack(
             is written beside it, as `<archive>.sha256`.
         delta_from: the full bundle of a previous release: a delta bundle is written, without the
             files that this one contains.
-        exclude: patterns of what is left out, of a path in the virtualenv or of a name.
-        prefix: pack it as if it had been built there.
-        bytecode: how it knows whether it fits its source: one of MODES.
-        level: of the compression; by default a good one.
-        build_metadata: names and texts for the manifest, for example a commit.
         dry_run: look, and write nothing.
         notify: called after each step.
+        options: how it is packed, by the names of `Options`.
 
     Returns:
         What was packed.
@@ -112,21 +131,11 @@ def pack(
         RelocateError: another of its subclasses, in one sentence; an archive of that name is then
             left as it was.
     """
-    given = (exclude, prefix, bytecode, level, build_metadata, dry_run, notify)
-    return _pack_into(path, [(archive, delta_from)], *given)[0]
+    return _pack_into(path, [(archive, delta_from)], Options(**options), dry_run, notify)[0]
 
 
 def pack_with_deltas(
-    path: str,
-    archive: str,
-    bases: Sequence[str],
-    *,
-    exclude: Sequence[str] = (),
-    prefix: str | None = None,
-    bytecode: str = "timestamp",
-    level: int | None = None,
-    build_metadata: Mapping[str, str] | None = None,
-    notify: Notify = silent,
+    path: str, archive: str, bases: Sequence[str], *, notify: Notify = silent, **options: Any
 ) -> list[Packing]:
     """Pack into a full bundle and delta bundles, and go through the virtualenv only once.
 
@@ -137,7 +146,8 @@ def pack_with_deltas(
         archive: the full bundle; the delta bundles are written beside it, see `delta_name`.
         bases: the full bundles of previous releases; one that has all of it is left out, and so
             is `archive` itself.
-        exclude: as all that follow, see `pack`.
+        notify: called after each step.
+        options: how it is packed, by the names of `Options`.
 
     Returns:
         What was packed, the full bundle first.
@@ -149,52 +159,58 @@ def pack_with_deltas(
     for base in bases:
         if os.path.abspath(base) != os.path.abspath(archive):
             wanted[delta_name(archive, base)] = base
-    given = (exclude, prefix, bytecode, level, build_metadata, False, notify)
-    done = _pack_into(path, list(wanted.items()), *given)
+    done = _pack_into(path, list(wanted.items()), Options(**options), False, notify)
     return done[:1] + [one for one in done[1:] if one.changed]
 
 
 def _pack_into(
     path: str,
     wanted: Sequence[tuple[str, str | None]],
-    exclude: Sequence[str],
-    prefix: str | None,
-    bytecode: str,
-    level: int | None,
-    build_metadata: Mapping[str, str] | None,
+    options: Options,
     dry_run: bool,
     notify: Notify,
 ) -> list[Packing]:
     """Pack into several bundles of one form, each with the base of a delta bundle or None."""
-    form = form_of(wanted[0][0])
-    require(form, level)
-    if bytecode not in MODES:
-        raise InvalidPath(f"bytecode must be one of {', '.join(MODES)}: {bytecode}")
-    recorded = _checked(build_metadata or {})
+    form, cache = form_of(wanted[0][0]), options.cache
+    require(form, options.level)
+    if options.bytecode not in MODES:
+        raise InvalidPath(f"bytecode must be one of {', '.join(MODES)}: {options.bytecode}")
+    recorded = _checked(options.build_metadata or {})
     inspect(path)  # what is no virtualenv is refused before anything is done
+    if cache is not None:
+        _require_outside(path, cache, "a directory")
     targets: list[_Target] = []
     unreadable: BadArchive | None = None
     for archive, delta_from in wanted:
         archive = os.path.abspath(archive)
         require_apart(path, archive)
         try:
-            targets.append(_Target(archive, None if delta_from is None else _base(delta_from)))
+            base = None if delta_from is None else base_bundle(delta_from)
+            targets.append(_Target(archive, base))
         except BadArchive as error:
             if not targets:
                 raise
             unreadable = unreadable or error  # the full bundle can still be made
+    prefix = options.prefix
     if prefix is not None:
         prefix = absolute_prefix(prefix, "the prefix")
-    order = _Order(tuple(targets), form, level, bytecode, recorded, dry_run)
+    order = _Order(tuple(targets), form, options.level, options.bytecode, recorded, dry_run)
     try:
-        with _relocated(path, prefix) as (place, problems):
+        with ExitStack() as stack:
+            place, problems = stack.enter_context(relocated(path, prefix))
             root = files.open_root(place)
-            try:
-                with locked(root, place, 30.0), closing(Tree(root, place, path, exclude)) as tree:
-                    tree.warnings += problems
-                    reports = _pack(tree, order, notify)
-            finally:
-                os.close(root)
+            stack.callback(os.close, root)
+            stack.enter_context(locked(root, place, _WAIT))
+            tree = stack.enter_context(closing(Tree(root, place, path, options.exclude)))
+            tree.warnings += problems
+            if cache is None or dry_run:
+                reports = _pack(tree, order, notify)
+            else:
+                kept = stack.enter_context(Cache.of(cache, f"packing {path}", _WAIT))
+                tree.index = kept.index(path, tree, options.bytecode)
+                order = order._replace(store=kept.store(form, options.level))
+                reports = _pack(tree, order, notify)
+                kept.tidy_up()
     except OSError as error:
         where = error.filename if isinstance(error.filename, str) else path
         raise TreeError.of(where, error, "pack") from error
@@ -203,33 +219,20 @@ def _pack_into(
     return reports
 
 
-def delta_name(archive: str, base: str) -> str:
-    """The path of a delta bundle, beside the full one.
-
-    Raises:
-        InvalidPath: one of them has no ending that a bundle has.
-    """
-    directory, name = os.path.split(archive)
-    ending, other = _ending(name), os.path.basename(base)
-    stem = other[: -len(_ending(other))]
-    return os.path.join(directory, f"{name[: -len(ending)]}.from-{stem}{ending}")
-
-
-def _ending(name: str) -> str:
-    form_of(name)
-    return next(ending for ending in FORMS if name.endswith(ending))
-
-
 def require_apart(path: str, archive: str) -> None:
     """Refuse an archive that would be a part of what it packs, or whose directory is missing."""
-    top = os.path.realpath(path)
     directory = os.path.dirname(archive)
     if not os.path.isdir(directory):
         raise InvalidPath(f"there is no directory {directory} to write the archive into: create it")
     if os.path.isdir(archive):
         raise InvalidPath(f"{archive} is a directory: name a file to write")
-    if (os.path.realpath(directory) + "/").startswith(top + "/"):
-        raise InvalidPath(f"{archive} is inside of what it would pack: name a file outside {path}")
+    _require_outside(path, archive, "a file")
+
+
+def _require_outside(path: str, other: str, what: str) -> None:
+    directory = os.path.realpath(os.path.dirname(os.path.abspath(other)))
+    if (directory + "/").startswith(os.path.realpath(path) + "/"):
+        raise InvalidPath(f"{other} is inside of what it would pack: name {what} outside {path}")
 
 
 def _checked(build_metadata: Any) -> dict[str, str]:
@@ -248,94 +251,11 @@ def _checked(build_metadata: Any) -> dict[str, str]:
     return dict(sorted(build_metadata.items()))
 
 
-class _Base(NamedTuple):
-    """The full bundle that a delta bundle is made from."""
-
-    archive: str
-    manifest: str
-    """Its manifest's digest."""
-    rows: dict[str, Row]
-    """By their paths."""
-    contents: frozenset[str]
-    """The digests of its files."""
-
-    def has(self, row: Row) -> bool:
-        """Whether a delta bundle does without the member of that row."""
-        return self.rows.get(row.path) == row or row.sha256 in self.contents
-
-
-def _base(archive: str) -> _Base:
-    with reader.of_archive(archive) as known:
-        if known.head.base is not None:
-            raise BadArchive(
-                f"cannot make a delta bundle from {archive}: it is a delta bundle itself; "
-                "name the full bundle of that release"
-            )
-        try:
-            rows = {row.path: row for row in known.rows()}
-        except Refused as refusal:
-            raise BadArchive(
-                f"cannot make a delta bundle from {archive}: {refusal}; {refusal.advice}"
-            ) from refusal
-        contents = frozenset(row.sha256 for row in rows.values() if row.kind == FILE)
-        return _Base(archive, known.digest, rows, contents)
-
-
-@contextmanager
-def _relocated(path: str, prefix: str | None) -> Iterator[tuple[str, list[dict[str, str]]]]:
-    """The tree to pack, itself or a copy that is relocated to `prefix`, and what was left in it.
-
-    The copy has hard links to the files: relocation never writes into a file.
-    """
-    if prefix is None or inspect(path).old_prefixes == (prefix,):
-        yield path, []
-        return
-    source = os.path.realpath(path)
-    above, name = os.path.split(source)
-    scratch = os.path.join(above, f".{name}.packing")
-    with _scratch(scratch):
-        copy = os.path.join(scratch, "tree")
-        shutil.copytree(source, copy, symlinks=True, copy_function=_link)
-        moved = relocate(copy, prefix, unpublished=True)
-        yield copy, [{"file": file, "reason": reason} for file, reason in moved.problems]
-
-
-@contextmanager
-def _scratch(path: str) -> Iterator[None]:
-    """A directory with a fixed name, so that the next run removes what a killed one has left."""
-    with suppress(FileExistsError):
-        os.mkdir(path, 0o700)
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        if os.fstat(directory).st_uid != os.geteuid():
-            raise InvalidPath(f"{path} is in the way, and belongs to somebody else: remove it")
-        try:
-            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise Busy(f"another run is packing in {path}; wait for that to end") from None
-        os.chmod(path, 0o700)
-        for name in os.listdir(path):
-            shutil.rmtree(os.path.join(path, name))
-        try:
-            yield
-        finally:
-            shutil.rmtree(path, ignore_errors=True)
-    finally:
-        os.close(directory)
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except OSError:
-        shutil.copy2(source, target, follow_symlinks=False)
-
-
 class _Target(NamedTuple):
     """A bundle that is wanted."""
 
     archive: str
-    base: _Base | None
+    base: BaseBundle | None
     """Of a delta bundle."""
 
     def lacks(self, row: Row) -> bool:
@@ -353,6 +273,8 @@ class _Order(NamedTuple):
     """How bytecode knows whether it fits its source."""
     build_metadata: dict[str, str]
     dry_run: bool
+    store: Store | None = None
+    """Keeps the blocks of full bundles."""
 
 
 class _Bundle:
@@ -362,24 +284,31 @@ class _Bundle:
         target: what is wanted.
         order: how.
         report: what is reported of it.
+        store: keeps the blocks of a full bundle.
         stack: what closes the files, and removes them unless they were put in place.
     """
 
-    def __init__(self, target: _Target, order: _Order, report: Packing, stack: ExitStack) -> None:
+    def __init__(
+        self,
+        target: _Target,
+        order: _Order,
+        report: Packing,
+        store: Store | None,
+        stack: ExitStack,
+    ) -> None:
         self.target = target
         self.report = report
         self._order = order
         self._output = stack.enter_context(Output(target.archive))
         directory = os.path.dirname(target.archive)
-        self._body = stack.enter_context(tempfile.TemporaryFile(dir=directory))  # noqa: SIM115 - the stack closes it
-        self.packed = Packed(self._body, order.form, order.level)
-        stack.callback(self.packed.close)
+        temporary = stack.enter_context(tempfile.TemporaryFile(dir=directory))  # noqa: SIM115 - the stack closes it
+        self.body = Body(temporary, order.form, order.level, store)
+        stack.callback(self.body.close)
 
     def complete(self, text: bytes) -> None:
         """Put the manifest before the members, and the archive in place."""
-        end(self.packed)
-        with Packed(self._output.file, self._order.form, self._order.level) as first:
-            done = self._output.complete(first, text, self._body)
+        with Packed(self._output, self._order.form, self._order.level) as first:
+            done = self._output.complete(first, text, self.body.pieces())
         self.report.packed_size, self.report.sha256 = done
 
 
@@ -395,10 +324,12 @@ def _pack(tree: Tree, order: _Order, notify: Notify) -> list[Packing]:
     if order.dry_run:
         return reports
     time = _time(tree.newest)
+    store = order.store
     with ExitStack() as stack:
         pairs = zip(order.targets, reports)
-        bundles = [_Bundle(target, order, report, stack) for target, report in pairs]
-        _write_members(bundles, members, notify)
+        bundles = [_Bundle(target, order, report, store, stack) for target, report in pairs]
+        _write_members(bundles, members, store, notify)
+        tree.index.save()
         head = members.head(order.build_metadata, time)
         full, whole = manifest.document(head, members.rows)
         for bundle in bundles:
@@ -438,19 +369,69 @@ def _finish(bundle: _Bundle, members: Members, tree: Tree, notify: Notify) -> No
     notify("packed", {"path": report.archive, "size": report.packed_size})
 
 
-def _write_members(bundles: Sequence[_Bundle], members: Members, notify: Notify) -> None:
-    """Write each member into the bundles whose base does not have it; it is read once."""
-    for row, pieces in members:
-        takers = [bundle for bundle in bundles if bundle.target.lacks(row)]
-        for bundle in takers:
-            bundle.report.carried += row.kind == FILE
-        if takers:
-            put([bundle.packed for bundle in takers], row, pieces)
-        if not len(members.rows) & 0xFF:
-            notify("packing", {"files": len(members.rows), "size": members.size})
+def _write_members(
+    bundles: Sequence[_Bundle], members: Members, store: Store | None, notify: Notify
+) -> None:
+    """Write each member into the bundles whose base does not have it; it is read once, if at all.
+
+    Args:
+        bundles: the full one first, if it is wanted.
+        members: what the virtualenv has.
+        store: has the blocks of earlier bundles, which need not be read or compressed again.
+        notify: called now and then.
+    """
+    full = bundles[0] if bundles[0].target.base is None else None
+    deltas = bundles[1:] if full else bundles
+    blocks = _plan(members, store if full else None)
+    taken = iter(members)
+    for block in blocks:
+        begin, takers = len(members.rows), bundles
+        contents: Iterator[tuple[Row | None, Iterator[bytes]]]
+        contents = islice(taken, block.last - block.first)
+        if block.path and full and store is not None:
+            deque(contents, 0)
+            full.body.add(block.path)
+            full.report.carried += sum(row.kind == FILE for row in block.rows)
+            takers, contents = deltas, iter(())
+            if any(bundle.target.lacks(row) for bundle in deltas for row in block.rows):
+                contents = store.read(block.path, block.rows)
+        for row, pieces in contents:
+            if row is not None:
+                _put(takers, row, pieces)
+        if full and not block.path:
+            full.body.finish(store.key(members.rows[begin:]) if store is not None else "")
+        notify("packing", {"files": len(members.rows), "size": members.size})
+    for bundle in bundles:
+        end(bundle.body)
 
 
-def _delta_manifest(members: Members, head: Head, whole: str, known: _Base) -> bytes:
+def _plan(members: Members, store: Store | None) -> list[Block]:
+    """Cut the members into blocks, and find those that are kept.
+
+    Args:
+        members: what the virtualenv has; what is in such a block is not wanted of them.
+        store: has the blocks of earlier full bundles.
+    """
+    blocks = []
+    for first, last in cut(members.entries):
+        rows = members.planned(first, last)
+        path = store.find(store.key(rows)) if store is not None and rows is not None else ""
+        if path:
+            members.wanted[first:last] = [False] * (last - first)
+        blocks.append(Block(first, last, path, rows if path and rows is not None else []))
+    return blocks
+
+
+def _put(takers: Sequence[_Bundle], row: Row, pieces: Iterator[bytes]) -> None:
+    """Write a member into the bundles whose base does not have it."""
+    takers = [bundle for bundle in takers if bundle.target.lacks(row)]
+    for bundle in takers:
+        bundle.report.carried += row.kind == FILE
+    if takers:
+        put([bundle.body for bundle in takers], row, pieces)
+
+
+def _delta_manifest(members: Members, head: Head, whole: str, known: BaseBundle) -> bytes:
     """The manifest of a delta bundle, with where the base has what it does without.
 
     Args:

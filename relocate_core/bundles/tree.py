@@ -26,6 +26,7 @@ from ..virtualenvs.interpreter import probe
 from ..virtualenvs.layout import inspect
 from ..virtualenvs.manifest import PLACE, RECORD, directory_mode, file_mode
 from . import links as linking
+from .index import Index, signature
 from .names import LONGEST_PATH, Names, fold, require_config, require_depth
 
 BYTECODE = "bytecode"
@@ -44,6 +45,10 @@ class Entry(NamedTuple):
     """The source of bytecode."""
     kept: bool = False
     """Whether the bytecode that is there can be taken."""
+    size: int = 0
+    """Bytes of the file; of bytecode, of its source."""
+    signature: str = ""
+    """What its content is known again by; see `index`."""
 
 
 class Tree:
@@ -56,6 +61,7 @@ class Tree:
         exclude: patterns of what is left out.
 
     Attributes:
+        index: what an earlier packing has found; nothing until it is set.
         newest: the latest time of its files, in seconds, bytecode and its sources aside; known once
             all entries are.
         warnings: {"file", "reason"} of what may not work elsewhere.
@@ -72,6 +78,7 @@ class Tree:
         self.old = tuple(map(os.fsencode, self.prefixes))
         self.needles = Needles(self.old)
         self.descent = files.DirectoryCursor(root)
+        self.index = Index("", None)
         self.newest = 0
         self.warnings: list[dict[str, str]] = []
 
@@ -114,7 +121,9 @@ class Tree:
             elif stat.S_ISREG(mode):
                 if not name.endswith((".py", ".pyc")):
                     self.newest = max(self.newest, int(status.st_mtime))
-                yield self._beside(path, statuses) or Entry(path, FILE, file_mode(mode))
+                yield self._beside(path, statuses) or Entry(
+                    path, FILE, file_mode(mode), size=status.st_size, signature=signature(status)
+                )
             else:
                 raise CannotTravel(
                     f"cannot pack {os.path.join(self.name, path)}: it is a socket, pipe or device; "
@@ -147,6 +156,8 @@ class Tree:
                 yield name, entry.stat(follow_symlinks=False)
 
     def _excluded(self, path: str) -> bool:
+        if not self.exclude:
+            return False
         name = path.rpartition("/")[2]
         return any(fnmatchcase(path, one) or fnmatchcase(name, one) for one in self.exclude)
 
@@ -168,13 +179,18 @@ class Tree:
             stem = f"{name[:-3]}.{tag}"
             for ending in (".opt-1.pyc", ".opt-2.pyc", ".pyc"):
                 path = f"{directory}/{stem}{ending}"
-                fits = f"{stem}{ending}" in there and self._fits(path, source, statuses[name])
+                status, own = statuses[name], there.get(f"{stem}{ending}")
+                seen = signature(status, own)
+                fits = own is not None and self._fits(path, source, status, seen)
                 if fits or (complete and ending == ".pyc"):
-                    mode = file_mode(statuses[name].st_mode & 0o644)
-                    yield Entry(path, BYTECODE, mode, source, fits)
+                    mode = file_mode(status.st_mode & 0o644)
+                    yield Entry(path, BYTECODE, mode, source, fits, status.st_size, seen)
 
-    def _fits(self, path: str, source: str, status: os.stat_result) -> bool:
+    def _fits(self, path: str, source: str, status: os.stat_result, seen: str) -> bool:
         """Whether bytecode that is there is of its source as it is, and can be made portable."""
+        known = self.index.get(path, seen)
+        if known is not None:
+            return known.kept
         try:
             data = self.read(path)
             return (

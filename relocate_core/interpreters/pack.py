@@ -133,8 +133,8 @@ def pack_python(
             if known is not None and not report.changed:
                 report.packed_size, report.sha256 = known[1:]
             if report.changed and not dry_run:
-                with Output(archive) as output, Packed(output.file, form, level) as first:
-                    done = output.complete(first, text, body)
+                with Output(archive) as output, Packed(output, form, level) as first:
+                    done = output.complete(first, text, _pieces(body))
                 report.packed_size, report.sha256 = done
                 notify("packed", {"path": archive, "size": report.packed_size})
         return report
@@ -145,6 +145,13 @@ def pack_python(
 
 def _temporary(archive: str) -> IO[bytes]:
     return tempfile.TemporaryFile(dir=os.path.dirname(archive))
+
+
+def _pieces(file: IO[bytes]) -> Iterator[bytes]:
+    """The whole of a file."""
+    file.seek(0)
+    while piece := file.read(1 << 20):
+        yield piece
 
 
 def _write_members(members: _Members, archives: Sequence[Packed], notify: Notify) -> None:

@@ -152,7 +152,7 @@ def relocate(
 
 
 def _manifest(root: int, as_packed: bool) -> tuple[Head | None, Times]:
-    """The head of an unpacked bundle's manifest, and what the times of its files tell.
+    """The head of an unpacked bundle's manifest, and what the times of its files show.
 
     There is no head where it may not be true any more.
     """

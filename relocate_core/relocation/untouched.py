@@ -4,8 +4,8 @@ The evidence are times: those of all files and directories are the bundle's, and
 removes or writes a file changes one of them. Nothing is read, so this costs a fraction of a walk.
 
 All members of a bundle have one fixed time, and tar gives it to the files. Data files need that of
-the build, as a deploy gives it: a web server would tell a browser that its copy of the last
-release's file is still right.
+the build, as a deploy gives it: a web server would take a browser's copy of the last release's
+file for right.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..virtualenvs.manifest_reader import Manifest
 
 
 class Times(NamedTuple):
-    """What the times of an unpacked bundle tell."""
+    """What the times of an unpacked bundle show."""
 
     untouched: bool
     """Whether nothing has been changed in it since it was unpacked, but by a relocation."""

@@ -65,7 +65,7 @@ class Row(NamedTuple):
     def mtime(self, time: int) -> int:
         """Its modification time in a release of a bundle of that time, in seconds.
 
-        Web servers tell by it whether a browser's copy of a file is still right.
+        By it web servers decide whether a browser's copy of a file is still right.
         """
         data = self.kind == FILE and not self.path.endswith((".py", ".pyc"))
         return time if data else FIXED_TIME
@@ -74,6 +74,8 @@ class Row(NamedTuple):
         """Its line in the manifest."""
         if self.kind == FILE and not self.source and _PLAIN.match(self.path):
             return f'["{self.path}", "file", {self.mode}, {self.size}, "{self.sha256}"]'
+        if self.kind == DIRECTORY and _PLAIN.match(self.path):
+            return f'["{self.path}", "{DIRECTORY}", {self.mode}]'
         if self.kind == DIRECTORY:
             return json.dumps([self.path, DIRECTORY, self.mode])
         if self.kind == LINK:

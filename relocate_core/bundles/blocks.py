@@ -1,0 +1,248 @@
+"""The blocks that a bundle's members are compressed in, and those that are kept for the next one.
+
+A block is compressed on its own: a gzip member or a zstd frame, of which a file may have many (RFC
+1952, RFC 8878). Where one ends depends on the paths and sizes of what is in it and just before it,
+so that a change moves the bounds of its neighbours at most. A block that is kept is found by all
+that decides about its bytes: the rows of its members, and what compresses them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from io import BytesIO
+from typing import IO, NamedTuple
+
+from ..archives.compression import Packed, compressor
+from ..archives.decompression import Stream
+from ..archives.tar import DIRECTORY, members
+from ..system import files
+from ..system.processes import usable_cores
+from ..virtualenvs.manifest import Row
+from .tree import Entry
+
+LARGE = 1 << 20
+"""Bytes; a file of that size is a block of its own."""
+_LEAST = 512 << 10
+_MOST = 4 << 20
+_ONE_IN = 4
+# Larger ones are not held in memory, but compressed as they come.
+_WHOLE = 4 << 20
+_PIECE = 1 << 20
+_ANY = 1 << 62
+
+
+class Block(NamedTuple):
+    """Some members in a row."""
+
+    first: int
+    """Their first entry."""
+    last: int
+    """The entry behind them."""
+    path: str = ""
+    """Where it is kept, compressed."""
+    rows: Sequence[Row] = ()
+    """Of one that is kept."""
+
+
+def cut(entries: Sequence[Entry]) -> Iterator[tuple[int, int]]:
+    """The bounds of each block: the first of its entries, and the one behind its last."""
+    first = size = 0
+    for at, entry in enumerate(entries):
+        if at > first and _begins(entries[at - 1], entry, size):
+            yield first, at
+            first, size = at, 0
+        size += entry.size
+    if entries:
+        yield first, len(entries)
+
+
+def _begins(before: Entry, entry: Entry, size: int) -> bool:
+    """Whether a block begins with an entry, behind so many bytes of another one."""
+    if before.size >= LARGE or entry.size >= LARGE or size >= _MOST:
+        return True
+    if size < _LEAST or entry.kind != DIRECTORY:
+        return False
+    return zlib.crc32(os.fsencode(entry.path)) % _ONE_IN == 0
+
+
+class Store:
+    """The blocks that are kept, each in a file that is named by what it is of, and its digest.
+
+    Args:
+        directory: where they are; made where it is missing.
+        form: what they are compressed with, as `form_of` gives it.
+        level: likewise.
+    """
+
+    def __init__(self, directory: str, form: str, level: int | None) -> None:
+        os.makedirs(directory, exist_ok=True)
+        self._directory = directory
+        self._compressor = compressor(form, level)
+        names = [name for name in os.listdir(directory) if name.count(".") == 1]
+        self._names = {name.partition(".")[0]: name for name in names}
+
+    def key(self, rows: Iterable[Row]) -> str:
+        """What a block of these rows is found by."""
+        lines = "\n".join([self._compressor, *(row.line() for row in rows)])
+        return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
+
+    def find(self, key: str) -> str:
+        """The file with a block; "" without any that is whole."""
+        name = self._names.get(key, "")
+        path = os.path.join(self._directory, name)
+        try:
+            with open(path, "rb", 0) as file:
+                if name and files.digest(file.fileno()).hex() == name.partition(".")[2]:
+                    os.utime(file.fileno())
+                    return path
+            os.unlink(path)  # damaged
+        except OSError:
+            pass
+        return ""
+
+    def put(self, key: str, block: Iterable[bytes]) -> str:
+        """Keep a block; the file that it is in."""
+        digest = hashlib.sha256()
+        temporary = os.path.join(self._directory, files.temporary_name())
+        with open(temporary, "wb") as file:
+            for piece in block:
+                digest.update(piece)
+                file.write(piece)
+        path = os.path.join(self._directory, f"{key}.{digest.hexdigest()}")
+        os.rename(temporary, path)
+        return path
+
+    def read(self, path: str, rows: Sequence[Row]) -> Iterator[tuple[Row, Iterator[bytes]]]:
+        """The members of a block that is kept, and their contents.
+
+        Args:
+            path: the file that it is in.
+            rows: what it is of.
+        """
+        with open(path, "rb", 0) as file, Stream(file.fileno(), {}, _ANY, _ANY) as stream:
+            for row, member in zip(rows, members(stream)):
+                pieces = map(bytes, stream.pieces(member.stored))
+                yield row, pieces
+                deque(pieces, 0)  # what was not taken
+
+
+class Body:
+    """The members of a bundle, block by block; blocks are compressed on all cores.
+
+    Args:
+        temporary: an empty file for blocks that are not kept.
+        form: how they are compressed, as `form_of` gives it.
+        level: likewise.
+        store: keeps the blocks for the next bundle.
+    """
+
+    def __init__(
+        self, temporary: IO[bytes], form: str, level: int | None, store: Store | None
+    ) -> None:
+        self._temporary = temporary
+        self._form = form
+        self._level = level
+        self._store = store
+        self._whole = 0 if form == "tar" else _WHOLE
+        self._cores = usable_cores()
+        self._pool = ThreadPoolExecutor(self._cores, "compression")
+        self._ahead: deque[tuple[Future[bytes], str]] = deque()
+        self._segments: list[str | int] = []
+        """In order: the path of a block that is kept, or how many bytes of the temporary file."""
+        self._data = bytearray()
+        self._stream: Packed | None = None
+        self._begin = 0
+
+    def close(self) -> None:
+        """End what runs."""
+        for future, _ in self._ahead:
+            future.cancel()
+        self._pool.shutdown()
+        if self._stream is not None:
+            self._stream.close()
+
+    def add(self, path: str) -> None:
+        """Take a block that is kept."""
+        self._drain(0)
+        self._segments.append(path)
+
+    def write(self, data: bytes) -> None:
+        """Take more of a block."""
+        if self._stream is not None:
+            self._stream.write(data)
+            return
+        self._data += data
+        if len(self._data) > self._whole:
+            self._drain(0)
+            self._begin = self._temporary.tell()
+            self._stream = Packed(self._temporary, self._form, self._level)
+            self._stream.write(bytes(self._data))
+            self._data.clear()
+
+    def finish(self, key: str = "") -> None:
+        """End a block, which is kept under that key if there is one."""
+        if self._stream is None and not self._data:
+            return
+        if self._stream is None:
+            path = self._store.find(key) if key and self._store is not None else ""
+            if path:  # its files were read again, and are what they were
+                self._data.clear()
+                self.add(path)
+                return
+            data = bytes(self._data)
+            self._data.clear()
+            future = self._pool.submit(_compress, data, self._form, self._level)
+            self._ahead.append((future, key))
+            self._drain(self._cores + 1)
+            return
+        stream, self._stream = self._stream, None
+        stream.finish()
+        size = self._temporary.tell() - self._begin
+        if key and self._store is not None:
+            self._temporary.seek(self._begin)
+            self._store.put(key, _pieces(self._temporary, size))
+        self._segments.append(size)
+
+    def _drain(self, most: int) -> None:
+        """Wait until at most so many blocks are being compressed."""
+        while len(self._ahead) > most:
+            future, key = self._ahead.popleft()
+            data = future.result()
+            if key and self._store is not None:
+                self._segments.append(self._store.put(key, [data]))
+            else:
+                self._temporary.write(data)
+                self._segments.append(len(data))
+
+    def pieces(self) -> Iterator[bytes]:
+        """All of it, once the last block has ended."""
+        self._drain(0)
+        self._temporary.seek(0)
+        for segment in self._segments:
+            if isinstance(segment, int):
+                yield from _pieces(self._temporary, segment)
+            else:
+                with open(segment, "rb") as file:
+                    yield from _pieces(file, os.fstat(file.fileno()).st_size)
+
+
+def _compress(data: bytes, form: str, level: int | None) -> bytes:
+    """A block of its own; what comes out is the same as by all cores."""
+    block = BytesIO()
+    with Packed(block, form, level, cores=1) as packed:
+        packed.write(data)
+    return block.getvalue()
+
+
+def _pieces(file: IO[bytes], size: int) -> Iterator[bytes]:
+    while size:
+        piece = file.read(min(size, _PIECE))
+        if not piece:
+            raise EOFError
+        size -= len(piece)
+        yield piece
