@@ -170,7 +170,7 @@ def bench(cache: Path, options: argparse.Namespace) -> Report:
         changed = f"Before each next bundle {change(place.tree)} sources of one package changed."
     tar = times[TAR].median
     rows = [
-        f"{title} {changed}",
+        f"{title}. {changed}",
         "",
         "| packed | median | min | max | size | of tar |",
         "|---|---:|---:|---:|---:|---:|",

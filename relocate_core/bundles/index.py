@@ -88,17 +88,12 @@ class Index:
         """Keep what was noted for the next packing, and nothing else."""
         if not self._path:
             return
-        old, self._old = self._old, {}
         known = {
             path: row
             for path, row in self._new.items()
             if int(row[0].rpartition(" ")[2]) < self._before
             and int(row[0].split(" ", 4)[3]) < self._before
         }
-        if known == old:
-            with suppress(FileNotFoundError):
-                os.utime(self._path)  # it was used
-            return
         text = json.dumps(known, separators=(",", ":")).encode()
         digest = hashlib.sha256(text).hexdigest()
         temporary = f"{self._path}{files.TEMPORARY}"
