@@ -48,9 +48,9 @@ test: lint ## the checks, then all tests but the slow ones
 	@echo 'test: pytest, without the slow ones, by $(WORKERS) workers'
 	@$(BIN)/pytest -m 'not slow' $(BY_FILE)
 
-test-all: lint $(DOCS_READY) ## the checks, then all tests, and more examples for each property
+test-all: lint $(DOCS_READY) ## the checks, then all tests, in an hour (ALL=1: each case and step, in hours)
 	@echo 'test-all: pytest, by $(WORKERS) workers'
-	@RELOCATE_TEST_THOROUGH=1 $(BIN)/pytest $(BY_FILE)
+	@RELOCATE_TEST_THOROUGH=$(if $(ALL),all,1) $(BIN)/pytest $(BY_FILE)
 
 matrix: ## the demo and the unit tests in fresh Debian roots, on every Python there (SUITES=sid: one)
 	@tests/matrix/run.sh $(SUITES)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from tests.support.fuzz import THOROUGH
+from tests.support.fuzz import EVERYTHING, THOROUGH
 
 # A busy machine is no fault of the code.
 settings.register_profile("no-deadline", deadline=None)
@@ -124,16 +124,21 @@ def _changed(directory: str) -> int:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave cases out of the tests that are marked `few`; all workers choose the same ones."""
-    if THOROUGH:
+    if EVERYTHING:
         return
     run = getattr(config, "workerinput", {}).get("testrunuid") or str(time.time_ns())
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
-        if item.get_closest_marker("few") and not item.get_closest_marker("slow"):
+        if bool(item.get_closest_marker("slow")) == THOROUGH:
             cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
     out: set[pytest.Item] = set()
     for test, all_of_it in cases.items():
-        count = all_of_it[0].get_closest_marker("few").args[0]  # type: ignore[union-attr]
+        marker = all_of_it[0].get_closest_marker("few")
+        count = marker and (
+            marker.kwargs.get("slow") if THOROUGH else next(iter(marker.args), None)
+        )
+        if count is None:
+            continue
         chance = random.Random(run + test)
         out.update(chance.sample(all_of_it, max(0, len(all_of_it) - count)))
     if out:

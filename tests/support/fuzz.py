@@ -1,4 +1,4 @@
-"""How many examples a property test tries: a share of them in the quick tests, all in the slow."""
+"""How much the tests try: a share in the quick ones, more in the slow, all where that is asked."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 
 THOROUGH = bool(os.environ.get("RELOCATE_TEST_THOROUGH"))
 """Set by `make test-all`."""
+EVERYTHING = os.environ.get("RELOCATE_TEST_THOROUGH") == "all"
+"""Set by `make test-all ALL=1`, which takes hours."""
 _SHARE, _LEAST = 4, 30
 
 
@@ -16,3 +18,12 @@ def examples(count: int) -> int:
         count: how many the slow tests try.
     """
     return count if THOROUGH else min(count, max(_LEAST, count // _SHARE))
+
+
+def stride(every: int) -> int:
+    """One step in how many the slow tests try, other ones in each run.
+
+    Args:
+        every: one in so many, unless all of them are asked for.
+    """
+    return 1 if EVERYTHING else every

@@ -900,6 +900,7 @@ def _until(condition: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.few(slow=8)
 @pytest.mark.parametrize("part", range(12))
 def test_the_next_build_recovers_from_a_killed_one(each: Shop, part: int) -> None:
     each.build("gamma")

@@ -291,7 +291,7 @@ BY_KIND = ("another process", "files in another order")
         ),
     ],
 )
-@pytest.mark.few(3)
+@pytest.mark.few(3, slow=16)
 def test_the_same_bytes(name: str, how: str, shop: Shop, place: Path) -> None:
     """Whoever packs it, wherever the tree stands."""
     if how == "one core" and shutil.which("taskset") is None:
@@ -526,7 +526,7 @@ def assert_at_home(built: Built, release: str) -> None:
         for is_quick in [name in QUICK and (mode == "timestamp" or name == "uv-3.12")]
     ],
 )
-@pytest.mark.few(2)
+@pytest.mark.few(2, slow=24)
 def test_deployed_it_is_at_home(name: str, mode: str, shop: Shop, place: Path) -> None:
     built = shop.built(name)
     archive, path = built.archive, str(place / "srv" / "4f2a9c1")

@@ -31,6 +31,7 @@ from tests.support import roots
 from tests.support.archives import remove
 from tests.support.bundles import unpack_by_tar
 from tests.support.environments import Fingerprint, digest
+from tests.support.fuzz import stride
 from tests.support.roots import left_behind
 from tests.support.steps import ROOT, Steps, in_child, sampled, small, temporaries
 
@@ -251,7 +252,7 @@ def variants() -> list[Any]:
     return [
         *(pytest.param(name, every, id=name) for name, every in STRIDES.items()),
         *(
-            pytest.param(name, max(1, every // 60), id=f"{name}-every", marks=slow)
+            pytest.param(name, stride(max(2, every // 15)), id=f"{name}-more", marks=slow)
             for name, every in STRIDES.items()
             if every > 1
         ),

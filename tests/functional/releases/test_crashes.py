@@ -22,6 +22,7 @@ from relocate_core.errors import NoRoom, RelocateError
 from relocate_core.releases import history
 from relocate_core.releases.root import CURRENT, UNREPORTED
 from tests.support import roots
+from tests.support.fuzz import stride
 from tests.support.roots import Site, State, left_behind, needs_root, shape
 from tests.support.steps import Steps, in_child, sampled
 
@@ -73,10 +74,11 @@ SELDOM = ("activate-first", "rollback-to", "publish-first")
 
 
 def variants() -> list[Any]:
-    """Each case, and one in how many steps: some of them by default, and all."""
+    """Each case, and one in how many steps: fewer of them by default."""
     slow = pytest.mark.slow
     some = [pytest.param(name, SOME[name], id=name) for name in CASES if name not in SELDOM]
-    return some + [pytest.param(name, 1, id=f"{name}-every-step", marks=slow) for name in CASES]
+    more = [pytest.param(name, stride(3), id=f"{name}-more", marks=slow) for name in CASES]
+    return some + more
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from relocate_core.errors import Busy
 from relocate_core.relocation import workers
 from relocate_core.relocation.relocate import relocate
 from tests.support.environments import copy, differences, digest
+from tests.support.fuzz import stride
 from tests.support.steps import NEW, ROOT, Steps, in_child, large, small, temporaries
 
 RUN = "import sys; from relocate_core import relocate; relocate(*sys.argv[1:])"
@@ -29,17 +30,17 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "ALONE", 1 << 30)
 
 
-def kill_at_every_step(
+def kill_at_steps(
     directory: Path, every: int, new: str = NEW, fail: tuple[str, int, int] | None = None
 ) -> int:
-    """Kill a run after each step, let a second one finish; return how many steps there were."""
+    """Kill a run after one step in `every`, let a second one finish; the number of all steps."""
     made = small(directory / "made")
     before = digest(made.path, times="files")
     whole = copy(made.path, directory / "whole")
     assert relocate(whole, new).changed
     expected = digest(whole, times="files")
     assert expected != before
-    for step in range(1, 10_000, every):
+    for step in range(1 + random.SystemRandom().randrange(every), 10_000, every):
         tree = copy(made.path, directory / "tree")
         code = in_child(lambda tree=tree: relocate(tree, new), Steps(step, fail))  # type: ignore[misc]
         if code != 9:
@@ -56,25 +57,25 @@ def kill_at_every_step(
 
 
 def test_a_kill_now_and_then(tmp_path: Path) -> None:
-    assert kill_at_every_step(tmp_path, every=13) > 100
+    assert kill_at_steps(tmp_path, every=13) > 100
 
 
 @pytest.mark.slow
-def test_a_kill_after_every_step(tmp_path: Path) -> None:
-    assert kill_at_every_step(tmp_path, every=1) > 100
+def test_a_kill_after_more_steps(tmp_path: Path) -> None:
+    assert kill_at_steps(tmp_path, every=stride(3)) > 100
 
 
 @pytest.mark.slow
-def test_a_kill_after_every_step_to_a_path_that_contains_the_old_one(tmp_path: Path) -> None:
+def test_a_kill_on_the_way_to_a_path_that_contains_the_old_one(tmp_path: Path) -> None:
     old = small(tmp_path / "look").old_prefix
-    assert kill_at_every_step(tmp_path, every=3, new=f"{old}/v2") > 100
+    assert kill_at_steps(tmp_path, every=stride(6), new=f"{old}/v2") > 100
 
 
-@pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [11, pytest.param(stride(4), marks=pytest.mark.slow)])
 def test_a_kill_while_a_failure_is_put_back(every: int, tmp_path: Path) -> None:
     counted = count_renames(tmp_path)
     fail = ("rename", counted, errno.EIO)
-    assert kill_at_every_step(tmp_path, every, fail=fail) > 100
+    assert kill_at_steps(tmp_path, every, fail=fail) > 100
 
 
 def count_renames(directory: Path) -> int:

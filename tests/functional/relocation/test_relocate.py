@@ -118,6 +118,7 @@ def projects_of(kind: str) -> tuple[Project, ...]:
     return (*modern, *DEVELOP)
 
 
+@pytest.mark.few(slow=36)
 @pytest.mark.parametrize(("kind", "shape"), CASES)
 def test_a_moved_virtualenv_works(kind: str, shape: str, stack: ExitStack, tmp_path: Path) -> None:
     made = stand(
