@@ -16,12 +16,12 @@ from typing import Any
 
 from ..errors import CannotRun, InvalidPath, MarkedBad, NotARelease, TreeError
 from ..system import files
+from ..system.staging import STAGING
 from ..virtualenvs.layout import absolute_prefix
 from ..virtualenvs.manifest import RECORD
 from . import history
 
 RECORDS = ".releases"
-STAGING = "staging"
 UNREPORTED = "unreported-{}"
 """A file that is there from the middle of a link's rollback until its call ends."""
 CURRENT = "current"
