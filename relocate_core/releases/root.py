@@ -6,17 +6,13 @@ Here it is only read; `store` changes it.
 
 from __future__ import annotations
 
-import errno
-import json
 import os
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import CannotRun, InvalidPath, MarkedBad, NotARelease, TreeError
-from ..system import files
-from ..system.staging import STAGING
+from ..system.staging import STAGING, record_of
 from ..virtualenvs.layout import absolute_prefix
 from ..virtualenvs.manifest import RECORD
 from . import history
@@ -28,7 +24,6 @@ CURRENT = "current"
 # Long enough for another deploy to end.
 WAIT = 300.0
 RECORD_FORMAT = 1
-_LONGEST_RECORD = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -99,27 +94,7 @@ class Root:
 
     def record(self, name: str) -> dict[str, Any] | None:
         """What `.release.json` of a release says; None where there is no complete release."""
-        path = os.path.join(self.path, name)
-        try:
-            if not stat.S_ISDIR(os.lstat(path).st_mode):
-                return None
-            file = os.open(os.path.join(path, RECORD), files.FILE)
-            try:
-                status = os.fstat(file)
-                if not stat.S_ISREG(status.st_mode) or status.st_size > _LONGEST_RECORD:
-                    return None
-                known = json.loads(files.read_whole(file))
-            finally:
-                os.close(file)
-        except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
-            return None
-        except OSError as error:
-            if error.errno == errno.ELOOP:
-                return None
-            raise TreeError.of(os.path.join(path, RECORD), error, "read") from error
-        if not isinstance(known, dict) or known.get("format") != RECORD_FORMAT:
-            return None
-        return known if known.get("name") == name else None  # else it was copied or moved by hand
+        return record_of(os.path.join(self.path, name), RECORD, RECORD_FORMAT)
 
     def require(self, name: str) -> dict[str, Any]:
         """The record of a release.

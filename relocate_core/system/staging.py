@@ -7,9 +7,11 @@ first, at once. One run at a time does either; the next one removes what a kille
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -19,6 +21,41 @@ from . import files, locks
 from .ownership import require_trusted
 
 STAGING = "staging"
+_LONGEST_RECORD = 1 << 20
+
+
+def record_of(path: str, file: str, form: int) -> dict[str, Any] | None:
+    """The record of an entry; None where there is no complete one, or it was moved by hand.
+
+    Args:
+        path: the entry's path.
+        file: the name of its record.
+        form: the format that it has to be of.
+
+    Raises:
+        TreeError: it cannot be read.
+    """
+    place = os.path.join(path, file)
+    try:
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            return None
+        descriptor = os.open(place, files.FILE)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_size > _LONGEST_RECORD:
+                return None
+            known = json.loads(files.read_whole(descriptor))
+        finally:
+            os.close(descriptor)
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+        return None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return None
+        raise TreeError.of(place, error, "read") from error
+    if not isinstance(known, dict) or known.get("format") != form:
+        return None
+    return known if known.get("name") == os.path.basename(path) else None  # else it is a copy
 
 
 @contextmanager
