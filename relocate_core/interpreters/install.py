@@ -191,7 +191,7 @@ class _Installation:
             record = self._prepare(os.path.join(directory, name), path, head, digest)
             staged = os.path.join(directory, name)
             self.opened.publish(staged, name, RECORD, record)
-        self.notify("python", {"path": path, "version": head.version})
+        self.notify("interpreter", {"interpreter": path, "version": head.version})
         return Installed(path, record)
 
     def _require_digests(self) -> None:
@@ -214,7 +214,6 @@ class _Installation:
             raise BadArchive(
                 f"cannot unpack {self.bundle.archive}: it was replaced meanwhile; run again"
             )
-        self.notify("python unpacked", {"files": unpacked.files, "size": unpacked.size})
         moved = relocate(staged, head, path)
         problems = [*moved.problems, *prove(staged, head, self.bundle.archive)]
         os.chmod(staged, 0o755)
@@ -246,7 +245,7 @@ class _Installation:
                 digests=self.bundle.digests,
                 kind=reader.require_interpreter,
                 progress=lambda files, size: self.notify(
-                    "unpacking python", {"files": files, "size": size}
+                    "unpacking", {"files": files, "size": size}
                 ),
             )
         finally:

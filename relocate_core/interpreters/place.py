@@ -54,6 +54,11 @@ class Installed:
         """The path of its program."""
         return os.path.join(self.path, self.record["program"])
 
+    def as_dict(self) -> dict[str, Any]:
+        """What an operator wants to see of it, as plain values."""
+        kept = ("version", "installed", "source", "files", "size", "job", "problems")
+        return {key: self.record[key] for key in kept if self.record.get(key)}
+
 
 class Place:
     """A directory of interpreters.

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import CannotRun, InvalidPath, MarkedBad, NotARelease, TreeError
+from ..interpreters.place import Installed, containing
 from ..system.staging import STAGING, record_of
 from ..virtualenvs.layout import absolute_prefix
 from ..virtualenvs.manifest import RECORD
@@ -54,7 +55,13 @@ class Release:
         kept = ("published", "source", "python_version", "files", "size", "job")
         facts = {key: self.record[key] for key in kept if self.record.get(key) not in (None, "")}
         bundle = {"bundle": True} if self.record.get("manifest") else {}
-        return {**seen, **marks, **pin, **facts, **bundle}
+        own = {"interpreter": self.interpreter.path} if self.interpreter else {}
+        return {**seen, **marks, **pin, **facts, **bundle, **own}
+
+    @property
+    def interpreter(self) -> Installed | None:
+        """The shared interpreter that it runs on; None where that is a Python of the machine."""
+        return containing(os.path.join(self.path, "bin", "python"))
 
 
 class Root:
