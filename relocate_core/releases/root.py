@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import CannotRun, InvalidPath, MarkedBad, NotARelease, TreeError
-from ..interpreters.place import Installed, containing
+from ..interpreters.place import containing
 from ..system.staging import STAGING, record_of
 from ..virtualenvs.layout import absolute_prefix
 from ..virtualenvs.manifest import RECORD
@@ -38,6 +38,8 @@ class Release:
         active: the links in the root that point to it.
         bad: why it is marked bad; None where it is not.
         pinned: whether prune spares it.
+        interpreter: the directory of the interpreter that it shares with others; None where it runs
+            on a Python of the machine.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Release:
     active: tuple[str, ...] = ()
     bad: str | None = None
     pinned: bool = False
+    interpreter: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """What an operator wants to see of it, as plain values."""
@@ -55,13 +58,8 @@ class Release:
         kept = ("published", "source", "python_version", "files", "size", "job")
         facts = {key: self.record[key] for key in kept if self.record.get(key) not in (None, "")}
         bundle = {"bundle": True} if self.record.get("manifest") else {}
-        own = {"interpreter": self.interpreter.path} if self.interpreter else {}
-        return {**seen, **marks, **pin, **facts, **bundle, **own}
-
-    @property
-    def interpreter(self) -> Installed | None:
-        """The shared interpreter that it runs on; None where that is a Python of the machine."""
-        return containing(os.path.join(self.path, "bin", "python"))
+        shared = {"interpreter": self.interpreter} if self.interpreter else {}
+        return {**seen, **marks, **pin, **facts, **bundle, **shared}
 
 
 class Root:
@@ -219,6 +217,7 @@ class Root:
                 tuple(link for link, target in links.items() if target == name),
                 known.bad.get(name),
                 name in known.pinned,
+                self._interpreter(name),
             )
             for name in self.names()
         ]
@@ -227,6 +226,10 @@ class Root:
             key=lambda one: (one.record.get("published", ""), known.published.get(one.name, -1)),
             reverse=True,
         )
+
+    def _interpreter(self, name: str) -> str | None:
+        found = containing(os.path.join(self.path, name, "bin", "python"))
+        return None if found is None else found.path
 
 
 def name_of(path: str, what: str = "the release") -> tuple[str, str]:
