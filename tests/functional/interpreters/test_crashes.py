@@ -124,6 +124,42 @@ def steps_of(made: Stage) -> int:
     return steps.done
 
 
+def named_at(made: Stage) -> int:
+    """The step at which the interpreter gets its name."""
+    steps, found = Steps(), []
+    with pytest.MonkeyPatch.context() as patch:
+        steps.install(patch.setattr)
+        real = os.rename
+
+        def rename(old: str, new: str, **options: Any) -> None:
+            real(old, new, **options)
+            if new.startswith("cpython-"):
+                found.append(steps.done)
+
+        patch.setattr(os, "rename", rename)
+        made.call()
+    made.restore()
+    (step,) = found
+    return step
+
+
+def test_killed_about_when_it_gets_its_name(pair: Pair, tmp_path: Path) -> None:
+    made = stage(pair, tmp_path, lambda stage: _publish(stage, "shop/1"))
+    made.save()
+    found: dict[int, list[str]] = {}
+    step = named_at(made)
+    for near in range(step - 3, step + 5):
+        made.restore()
+        assert in_child(made.call, Steps(near)) == 9
+        there = [one.name for one in made.place.installed()]
+        wrong = made.faults() + ([] if bool(there) is (near >= step) else [f"there: {there}"])
+        made.call()
+        wrong += made.faults() + [f"left behind: {name}" for name in made.left()]
+        if wrong:
+            found[near - step] = wrong
+    assert found == {}
+
+
 @pytest.mark.parametrize("every", EVERY)
 def test_killed_while_the_first_release_brings_it(every: int, pair: Pair, tmp_path: Path) -> None:
     made = stage(pair, tmp_path, lambda stage: _publish(stage, "shop/1"))
@@ -217,11 +253,8 @@ def test_a_failing_step(fault: str, every: int, pair: Pair, tmp_path: Path) -> N
         wrong = [] if error is None or roots.one_sentence(error) else [str(error)]
         wrong += made.faults()
         if error is not None and not os.path.isdir(f"{made.srv}/shop/1"):
-            wrong += [
-                f"registered: {user}"
-                for one in made.place.installed()
-                for user in users.users(made.place, one)
-            ]
+            there = Path(made.place.records, "users").glob("*/*")
+            wrong += [f"registered: {file.read_text()}" for file in there]
         made.call()
         wrong += made.faults() + [f"left behind: {name}" for name in made.left()]
         if wrong:
