@@ -64,7 +64,7 @@ class PythonBundle:
         if os.geteuid() == 0 and not as_root and not STRONG & named:
             raise CannotRun(
                 f"the Python of {self.source or self.archive} is not unpacked: root runs nothing "
-                "from an archive whose SHA-256 was not given; give its source_hash"
+                "from an archive whose SHA-256 was not given; give it as source_hash"
             )
 
 

@@ -7,6 +7,8 @@ import shutil
 import struct
 import subprocess
 import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +20,24 @@ from relocate_core import (
     RelocateError,
     activate,
     check,
+    pack,
+    pack_python,
     prune,
     publish,
     reinitialize,
     remove,
+    verify_python,
 )
 from relocate_core.bundles import reader
 from relocate_core.interpreters import users
+from relocate_core.interpreters.prefix import inspect
 from relocate_core.interpreters.relocate import relocate
+from tests.functional.interpreters.test_pack import USES, run_without
 from tests.support import environments, roots
 from tests.support.bundles import reheaded, unpack_by_tar
-from tests.support.pythons import Pair
+from tests.support.pythons import Pair, require
 from tests.support.roots import needs_root
+from tests.support.steps import Steps, in_child
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +209,7 @@ def test_another_program_than_the_manifest_says_is_refused(
 def test_root_runs_none_whose_hash_was_not_given(pair: Pair, srv: str) -> None:
     for digests in (None, {"md5": "0" * 32}):
         sentence = refused(pair, f"{srv}/shop/1", PythonBundle(pair.python.archive, digests))
-        assert "give its source_hash" in sentence
+        assert "give it as source_hash" in sentence
     assert not os.path.lexists(srv)
     named = publish(
         pair.app, f"{srv}/shop/1", python=PythonBundle(pair.python.archive), owner=(0, 0)
@@ -330,3 +338,79 @@ def test_a_foreign_directory_of_that_name_is_left(pair: Pair, srv: str) -> None:
     assert prune(f"{srv}/shop", 1).pythons == []
     assert sys.executable
     assert os.listdir(f"{srv}/pythons") == ["cpython-3.12.1-0123456789ab"]
+
+
+# --- others ---------------------------------------------------------------------------------------
+
+
+def test_two_deploys_at_once_unpack_it_once(pair: Pair, srv: str) -> None:
+    unpacked: list[str] = []
+
+    def notify(step: str, _: object) -> None:
+        if step == "interpreter":
+            unpacked.append(step)
+
+    with ThreadPoolExecutor() as pool:
+        calls = [pool.submit(deploy, pair, f"{srv}/{app}/1", notify=notify) for app in "abc"]
+        programs = {call.result() for call in calls}
+    assert len(programs) == len(unpacked) == len(interpreters(srv)) == 1
+    (one,) = Place(f"{srv}/pythons").installed()
+    assert {*users.users(Place(f"{srv}/pythons"), one)} == {f"{srv}/{app}/1" for app in "abc"}
+
+
+@needs_root
+def test_another_user_needs_no_hash(pair: Pair, tmp_path: Path) -> None:
+    """Nothing of it runs with more rights than that user has; its content is compared all the same.
+
+    Nor can that user change the interpreters of root.
+    """
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:  # those of pytest are closed to others
+        os.chmod(place, 0o755)
+        for path in (pair.python.archive, pair.app):
+            shutil.copy(path, place)
+        theirs, ours = f"{place}/srv", f"{place}/ours"
+        deploy(pair, f"{ours}/shop/1")  # which also imports what is closed to that user
+        os.makedirs(theirs)
+        os.chown(theirs, roots.NOBODY, roots.NOBODY)
+        python = PythonBundle(f"{place}/{os.path.basename(pair.python.archive)}")
+        app = f"{place}/{os.path.basename(pair.app)}"
+
+        def deploy_as_nobody(release: str) -> None:
+            tempfile.tempdir = theirs
+            os.setgroups([])
+            os.setgid(roots.NOBODY)
+            os.setuid(roots.NOBODY)
+            publish(app, release, python=python)
+
+        assert in_child(lambda: deploy_as_nobody(f"{theirs}/shop/1"), Steps()) == 0
+        (one,) = Place(f"{theirs}/pythons").installed()
+        assert os.stat(one.executable).st_uid == roots.NOBODY
+        assert check(f"{theirs}/shop/1", deep=True).ok
+        before = environments.digest(ours)
+        os.makedirs(f"{ours}/app")
+        os.chown(f"{ours}/app", roots.NOBODY, roots.NOBODY)
+        assert in_child(lambda: deploy_as_nobody(f"{ours}/app/1"), Steps()) == 1
+        after = environments.digest(ours)
+        changed = {path for path, _ in before.items() ^ after.items()}
+        assert all(path == "." or path.startswith("app") for path in changed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["3.13", "3.11", "3.9", "3.6"])
+def test_all_of_a_python(version: str, tmp_path: Path) -> None:
+    """Nothing is missing in it, and it serves a release where its old prefix is gone."""
+    prefix = require(version)
+    packed = pack_python(prefix, str(tmp_path / "python.tar"))
+    build, app = tmp_path / "build", str(tmp_path / "app.tar")
+    subprocess.run([inspect(prefix).executable, "-m", "venv", build], check=True)
+    pack(str(build), app)
+    release = str(tmp_path / "srv/shop/1")
+    done = publish(app, release, python=PythonBundle(packed.archive, {"sha256": packed.sha256}))
+    assert done.problems == []
+    top = os.path.dirname(os.path.dirname(str(done.python)))
+    assert run_without(prefix, str(done.python), "-I", "-c", USES) == top
+    ask = "import sys, ssl, ctypes; print(sys.prefix, sys.base_prefix)"
+    assert run_without(prefix, f"{release}/bin/python", "-c", ask) == f"{release} {top}"
+    run_without(prefix, f"{release}/bin/python", "-m", "pip", "check")
+    assert check(release, deep=True).ok
+    assert list(verify_python(release)) == []

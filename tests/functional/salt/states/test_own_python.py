@@ -97,7 +97,7 @@ def test_a_python_that_root_must_not_run_is_not_fetched(
             "managed", f"{tmp_path}/srv/shop/1", test=test, **given(pair, source_hash=None)
         )
         assert answer["result"] is False
-        assert "give its source_hash" in answer["comment"]
+        assert "give it as source_hash" in answer["comment"]
     assert not (tmp_path / "srv").exists()
     assert not [name for name in minion.fetched() if name.endswith(".tar")]
 
