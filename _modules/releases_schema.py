@@ -317,6 +317,21 @@ APACHE = Section(
     {"names": "server_names", "wsgi": "wsgi_module"},
 )
 
+PYTHON = Section(
+    {
+        "source": Key(
+            "text",
+            "the bundle: `salt://pythons/cpython-3.13.0.tar.zst`, a URL, or a path",
+            needed="set it to the bundle of an interpreter",
+        ),
+        "source_hash": Key(
+            "text",
+            "what it has to hash to: the SHA-256, or a file of hashes",
+            needed="set it, as nothing is run from a bundle whose hash was not given",
+        ),
+    }
+)
+
 # What `virtualenv_relocated.managed` takes as it is.
 MANAGED = {
     "source_hash": Key(
@@ -372,9 +387,10 @@ APP = Section(
         "file_owner": Key("name", "who owns the files of the releases", "the minion's user"),
         "file_group": Key("name", "their group"),
         "python": Key(
-            "text",
+            Either(("text", PYTHON)),
             "the Python to run on, such as `'3.11'`; installed if missing, on Debian, Red Hat and "
-            "Suse",
+            "Suse. Or one that the release brings: `source` and `source_hash` of the bundle of an "
+            "interpreter ([bundles](../bundles.md#deploy-a-python))",
             "the one that fits",
         ),
         "os_packages": Key(

@@ -28,10 +28,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import salt.payload
+import salt.utils.data
 import salt.utils.files
 from salt.exceptions import CommandExecutionError, SaltException
 
@@ -114,7 +117,12 @@ def update_path(
     return _printable(report)
 
 
-def reinitialize(path: str, python: str | None = None, test: bool | None = None) -> dict[str, Any]:
+def reinitialize(
+    path: str,
+    python: str | dict[str, Any] | None = None,
+    saltenv: str = "base",
+    test: bool | None = None,
+) -> dict[str, Any]:
     """
     Put a virtualenv onto a Python of this machine: its symlinks or copies, and ``pyvenv.cfg``.
 
@@ -126,8 +134,12 @@ def reinitialize(path: str, python: str | None = None, test: bool | None = None)
         The virtualenv's directory on the minion, as an absolute path.
 
     python
-        An executable, a command on the ``PATH``, or a version like ``3.11``. By default the Python
-        of ``pyvenv.cfg`` if it exists and fits, else the first on the ``PATH`` that fits.
+        An executable, a command on the ``PATH``, a version like ``3.11``, or the bundle of an
+        interpreter as ``source`` and ``source_hash``, as for :py:func:`unpack`. By default the
+        Python of ``pyvenv.cfg`` if it exists and fits, else the first on the ``PATH`` that fits.
+
+    saltenv
+        The environment of a ``salt://`` bundle.
 
     test
         ``True`` reports what would be done, and does none of it. By default the minion's ``test``
@@ -146,11 +158,15 @@ def reinitialize(path: str, python: str | None = None, test: bool | None = None)
 
         salt '*' virtualenv_tools.reinitialize /srv/app/4f2a9c1
         salt '*' virtualenv_tools.reinitialize /srv/app/4f2a9c1 python=/opt/py/bin/python3.11
+        salt '*' virtualenv_tools.reinitialize /srv/app/4f2a9c1 \\
+            python='{source: salt://pythons/cpython-3.13.0.tar.zst, source_hash: 5f70bf18...}'
     """
-    with _core() as core:
-        wanted = None if python is None else str(python)
-        report = core.reinitialize(_absolute(path), wanted, dry_run=_is_test(test))
-        return _printable(report.as_dict())
+    path, dry_run = _absolute(path), _is_test(test)
+    with _core() as core, _reporting(path) as (job, notify):
+        place = core.Place.beside(os.path.dirname(path))
+        with _python(core, python, place, saltenv, fetch=not dry_run) as wanted:
+            report = core.reinitialize(path, wanted, job=job, dry_run=dry_run, notify=notify)
+    return _printable(report.as_dict())
 
 
 def info(path: str) -> dict[str, Any]:
@@ -162,7 +178,8 @@ def info(path: str) -> dict[str, Any]:
 
     Returns a dictionary: ``path``, ``prefix`` (the path that its files refer to), ``old_prefixes``
     (all of them), ``python`` (X.Y), ``implementation``, ``builder`` (venv, virtualenv or uv),
-    ``interpreter`` (what ``bin/python`` points to), ``home``, ``copies``, ``relocatable``,
+    ``interpreter`` (what ``bin/python`` points to), ``shared_python`` (the facts of the interpreter
+    that it shares with other releases, where that is one), ``home``, ``copies``, ``relocatable``,
     ``system_site_packages``, ``prompt``, ``site_packages``, ``packages`` and ``compiled_modules``
     (counts), ``stays_behind`` (what in it is not portable) and ``build`` (a bundle's build
     metadata, such as the commit).
@@ -176,7 +193,11 @@ def info(path: str) -> dict[str, Any]:
         salt '*' virtualenv_tools.info /srv/app/current
     """
     with _core() as core:
-        return _printable(core.describe(_absolute(path)))
+        known = core.describe(_absolute(path))
+        shared = core.containing(known["interpreter"])
+        if shared is not None:
+            known["shared_python"] = {"path": shared.path, **shared.as_dict()}
+        return _printable(known)
 
 
 def diff(old: str, new: str, brief: bool = False, saltenv: str = "base") -> dict[str, Any]:
@@ -229,7 +250,8 @@ def check(path: str, deep: bool = False) -> dict[str, Any]:
     deep
         ``True`` compares every file as well. What came as a bundle is compared with its manifest,
         and everything that was changed, removed or added since is reported; all else with the hash
-        in its package's ``RECORD``.
+        in its package's ``RECORD``. So are the files of an interpreter that it shares with other
+        releases.
 
     Returns a dictionary: ``path``, ``ok``, ``python`` (the version X.Y.Z that it runs on, or
     ``None``), ``deep`` and ``problems`` (a list of ``kind``, ``file`` and ``reason``).
@@ -245,6 +267,9 @@ def check(path: str, deep: bool = False) -> dict[str, Any]:
     """
     with _core() as core:
         verdict = core.check(_absolute(path), deep=bool(deep)).as_dict()
+        if deep:
+            verdict["problems"] += [asdict(one) for one in core.verify_python(path)]
+            verdict["ok"] = not verdict["problems"]
     if not verdict["ok"]:
         __context__["retcode"] = 1
     return _printable(verdict)
@@ -257,7 +282,7 @@ def unpack(
     archive: str,
     path: str,
     source_hash: str | None = None,
-    python: str | None = None,
+    python: str | dict[str, Any] | None = None,
     user: str | None = None,
     group: str | None = None,
     mode: str | None = None,
@@ -298,6 +323,11 @@ def unpack(
     python
         The Python to run it on: an executable, a command, or a version like ``3.11``. By default
         that of its ``pyvenv.cfg`` if it exists and fits, else the first on the ``PATH`` that fits.
+
+        Or the bundle of an interpreter (see :py:func:`pack_python`) as ``source`` and
+        ``source_hash``. It is unpacked in ``pythons``, beside the root, once for all roots there;
+        where it is there already by its hash, it is not fetched. Root runs it only where its
+        SHA-256 is given, or ``user`` is root. :py:func:`prune` removes it when nothing uses it.
 
     user, group
         Whom its files should belong to. By default to the user salt-minion runs as; the program
@@ -358,10 +388,12 @@ def unpack(
 
         salt '*' virtualenv_tools.unpack salt://app/4f2a9c1.tar.gz /srv/app/4f2a9c1
         salt '*' virtualenv_tools.unpack /tmp/app.tar.gz /srv/app/4f2a9c1 smoke='["app --version"]'
+        salt '*' virtualenv_tools.unpack salt://app/4f2a9c1.tar.gz /srv/app/4f2a9c1 \\
+            python='{source: salt://pythons/cpython-3.13.0.tar.zst, source_hash: 5f70bf18...}'
     """
-    options = {
-        "python": None if python is None else str(python),
-        "owner": _owner(user, group),
+    owner = _owner(user, group)
+    options: dict[str, Any] = {
+        "owner": owner,
         "mode": _mode(mode),
         "smoke_tests": _strings(smoke, "smoke"),
         "smoke_user": _owner(smoke_user, None),
@@ -374,15 +406,23 @@ def unpack(
     if not re.match(r"/|[a-z0-9]+://", str(archive)):
         raise CommandExecutionError(f"the archive must be a URL or an absolute path: {archive}")
     with _core() as core:
-        known = _digests(source_hash)
-        looked = core.publish(archive, _absolute(path), **options, digests=known, dry_run=True)
-        if _is_test(test):
-            return _printable(looked.as_dict())
-        file, digests = archive, known
-        if looked.changed and not looked.repaired:
-            file, digests = _fetched(archive, source_hash, saltenv)
-        with _reporting(path) as (job, notify):
-            done = core.publish(file, path, **options, digests=digests, job=job, notify=notify)
+        known, place = _digests(source_hash), core.Place.beside(os.path.dirname(_absolute(path)))
+        look = partial(core.publish, archive, path, **options, digests=known, dry_run=True)
+        looked = look(python=None if isinstance(python, (dict, list)) else _text(python))
+        lacks, act = looked.changed, not _is_test(test)
+        as_root = owner is not None and owner[0] == 0
+        needed = python if lacks else None
+        with _python(core, needed, place, saltenv, fetch=act, as_root=as_root) as wanted:
+            if lacks:
+                looked = look(python=wanted)
+            if not act:
+                return _printable(looked.as_dict())
+            file, digests = archive, known
+            if lacks and not looked.repaired:
+                file, digests = _fetched(archive, source_hash, saltenv)
+            with _reporting(path) as (job, notify):
+                options |= {"digests": digests, "python": wanted, "job": job, "notify": notify}
+                done = core.publish(file, path, **options)
     return _printable(done.as_dict())
 
 
@@ -544,8 +584,8 @@ def releases(root: str) -> dict[str, Any]:
 
     Returns a dictionary of dictionaries, by name: ``active`` (the links that point to it), ``bad``
     (why it is marked) and ``pinned`` where that is so, ``published`` (UTC), ``source``,
-    ``python_version``, ``files``, ``size`` (bytes), ``job`` (Salt's job id), and ``bundle`` where
-    it was deployed from one.
+    ``python_version``, ``files``, ``size`` (bytes), ``job`` (Salt's job id), ``bundle`` where it
+    was deployed from one, and ``interpreter`` (the directory) where it shares one with others.
 
     CLI Example:
 
@@ -599,7 +639,8 @@ def prune(root: str, keep: int = 5, test: bool | None = None) -> dict[str, Any]:
 
     The active one, the previous one, pinned ones, those that a process uses, and the one whose code
     alone can migrate a schema down always stay. A release that is marked bad does not count as one
-    of those to keep. What is no release is not touched.
+    of those to keep. What is no release is not touched. Interpreters in ``pythons``, beside the
+    root, that no release, virtualenv or process uses any more are removed too.
 
     root
         The directory of the releases, as an absolute path.
@@ -612,8 +653,9 @@ def prune(root: str, keep: int = 5, test: bool | None = None) -> dict[str, Any]:
         option.
 
     Returns a dictionary: ``root``, ``removed`` (names), ``kept`` (why each other one stays, by
-    name), ``dry_run``, and ``failed`` (why one could not be removed, by name) where that is so; the
-    call's return code is 1 then.
+    name), ``dry_run``, ``pythons`` (the interpreters that were removed) where there are any, and
+    ``failed`` (why one could not be removed, by name) where that is so; the call's return code is 1
+    then.
 
     Raises ``CommandExecutionError`` for bad arguments, or where another run does not end.
 
@@ -1550,18 +1592,23 @@ def _digests(source_hash: Any) -> dict[str, str]:
     return {algorithm: match[2]} if algorithm else {}
 
 
+def _known_digests(archive: str, source_hash: str | None, saltenv: str) -> dict[str, str]:
+    """What an archive has to hash to, be it in a file of hashes."""
+    if not source_hash:
+        return {}
+    try:
+        known = __salt__["file.get_source_sum"](
+            source=archive, source_hash=source_hash, saltenv=saltenv
+        )
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise CommandExecutionError(f"cannot read {source_hash}: {reason}") from error
+    return {known["hash_type"]: known["hsum"]}
+
+
 def _fetched(archive: str, source_hash: str | None, saltenv: str) -> tuple[str, dict[str, str]]:
     """The archive as a file on this machine, and what it has to hash to."""
-    digests = {}
-    if source_hash:
-        try:
-            known = __salt__["file.get_source_sum"](
-                source=archive, source_hash=source_hash, saltenv=saltenv
-            )
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise CommandExecutionError(f"cannot read {source_hash}: {reason}") from error
-        digests = {known["hash_type"]: known["hsum"]}
+    digests = _known_digests(archive, source_hash, saltenv)
     if archive.startswith("/"):
         return archive, digests
     file = __salt__["cp.cache_file"](archive, saltenv)
@@ -1586,6 +1633,44 @@ def _at_hand(build: str, saltenv: str) -> Iterator[str]:
         if not cached and os.path.realpath(file).startswith(os.path.realpath(__opts__["cachedir"])):
             with suppress(OSError):
                 os.unlink(file)
+
+
+@contextmanager
+def _python(
+    core: Any, python: Any, place: Any, saltenv: str, fetch: bool, as_root: bool = False
+) -> Iterator[Any]:
+    """The Python of a release as the core takes it.
+
+    Args:
+        core: the core.
+        python: what the operator gave: a path, a command, a version, or a bundle by its source.
+        place: where interpreters are.
+        saltenv: the environment of a `salt://` bundle.
+        fetch: whether a bundle is fetched whose interpreter is not there.
+        as_root: whether the operator named root as the user who should run it.
+    """
+    if not isinstance(python, (dict, list)):
+        yield _text(python)
+        return
+    given = salt.utils.data.repack_dictlist(python) if isinstance(python, list) else dict(python)
+    source, source_hash = given.pop("source", None), given.pop("source_hash", None)
+    if given or not re.match(r"/|[a-z0-9]+://", str(source)):
+        raise CommandExecutionError(
+            "python must be a path, a command, a version, or source and source_hash of the bundle "
+            f"of an interpreter: {python!r}"
+        )
+    digests = _digests(source_hash) or _known_digests(source, source_hash, saltenv)
+    wanted = core.PythonBundle(source, digests, source)
+    wanted.require_trust(as_root)
+    if not fetch or place.find(digests) is not None:
+        yield wanted
+        return
+    with _at_hand(source, saltenv) as file:
+        yield core.PythonBundle(file, digests, source)
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
 
 
 def _line(event: dict[str, Any]) -> str:

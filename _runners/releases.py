@@ -116,7 +116,8 @@ def fleet(
     ``minions``
         Of each minion its ``release``, ``since`` when (UTC), ``how`` it came there (``activated``
         or ``rolled back``), ``job`` and ``user`` of that as far as the job cache knows them,
-        whether it was found ``healthy``, and its ``problem``, if any.
+        whether it was found ``healthy``, the ``interpreter`` that it shares with other releases
+        (``None`` where it runs on a Python of the machine), and its ``problem``, if any.
 
     CLI Example:
 
@@ -726,6 +727,7 @@ class _Standing(NamedTuple):
         since: when it became active.
         how: by which event.
         job: Salt's job id of that.
+        interpreter: the shared interpreter that it runs on, by its directory.
         bad: why a release is marked bad, by name.
         left: the release that it has been rolled back from, by whatever means.
         schemas: what is recorded of the schemas, by name.
@@ -739,6 +741,7 @@ class _Standing(NamedTuple):
     since: str | None = None
     how: str | None = None
     job: str | None = None
+    interpreter: str | None = None
     bad: Mapping[str, str] = {}
     left: str | None = None
     schemas: Mapping[str, Mapping[str, Any]] = {}
@@ -789,6 +792,7 @@ def _standing(answer: Any, root: str, link: str) -> _Standing:
         since=event.get("time"),
         how=event.get("event", "").replace("_", " ") or None,
         job=event.get("job"),
+        interpreter=known.get(release, {}).get("interpreter"),
         bad=bad,
         left=_left_release(event, release, list(known), bad),
         schemas=schemas,
@@ -951,6 +955,7 @@ def _details(found: dict[str, _Standing]) -> dict[str, dict[str, Any]]:
             "job": one.job,
             "user": users.get(one.job or ""),
             "healthy": one.healthy,
+            "interpreter": one.interpreter,
             "problem": None if one.problem is None else _sentence(one.problem),
         }
         for minion, one in found.items()

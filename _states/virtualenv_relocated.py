@@ -151,6 +151,13 @@ def managed(
               - gunicorn --check-config app.wsgi
               - python -c 'import app'
 
+        /srv/app/77d10ce:
+          virtualenv_relocated.managed:
+            - source: salt://app/77d10ce.tar.gz
+            - python:
+                source: salt://pythons/cpython-3.13.0.tar.zst
+                source_hash: 5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef
+
         /srv/app/9c01b7e:
           virtualenv_relocated.managed:
             - source:
@@ -183,7 +190,8 @@ def managed(
             _require_one(sources)
             ret["changes"] = {"release": {"old": None, "new": name}}
             _compare(ret, name, _at_hand(sources[0]))
-            return _with(ret, None, f"{name} would be deployed from {' or '.join(sources)}.")
+            places = " or ".join(sources) + _onto(given.get("python"), found["python"])
+            return _with(ret, None, f"{name} would be deployed from {places}.")
         unused = []
         for chosen, chosen_hash in _deltas(name, source, source_hash, deltas, trust):
             try:
@@ -484,7 +492,8 @@ def pruned(name: str, keep: int = 5) -> dict[str, Any]:
 
     The active one, the previous one, pinned ones, those that a process uses, and the one whose code
     alone can migrate a schema down always stay. A release that is marked bad does not count as one
-    of those to keep. What is no release is not touched.
+    of those to keep. What is no release is not touched. Interpreters in ``pythons``, beside the
+    root, that no release, virtualenv or process uses any more are removed too.
 
     name
         The root: the directory of the releases.
@@ -503,13 +512,18 @@ def pruned(name: str, keep: int = 5) -> dict[str, Any]:
         done = __salt__["virtualenv_tools.prune"](
             _path(name, "the root"), keep=keep, test=__opts__["test"]
         )
+        pythons = done.get("pythons", [])
         if done["removed"]:
-            ret["changes"] = {"removed": done["removed"]}
+            ret["changes"]["removed"] = done["removed"]
+        if pythons:
+            ret["changes"]["pythons"] = pythons
         if done.get("failed"):
             reasons = "; ".join(f"{one}: {why}" for one, why in done["failed"].items())
             return _with(ret, False, f"Some releases could not be removed ({reasons}).")
-        count = f"{len(done['removed'])} release{'' if len(done['removed']) == 1 else 's'}"
-        if not done["removed"]:
+        count = _counted(done["removed"], "release")
+        if pythons:
+            count += f" and {_counted(pythons, 'interpreter')}"
+        if not (done["removed"] or pythons):
             return _with(ret, True, "There is nothing to prune.")
         if __opts__["test"]:
             return _with(ret, None, f"{count} would be removed.")
@@ -711,6 +725,26 @@ def _deployed(ret: dict[str, Any], name: str, source: str, done: dict[str, Any])
     return _with(ret, True, f"{name} was deployed from {source}: {size}.")
 
 
+def _counted(names: list[str], what: str) -> str:
+    return f"{len(names)} {what}{'' if len(names) == 1 else 's'}"
+
+
+def _onto(python: Any, unpacked: str | None) -> str:
+    """Which interpreter of a bundle a release would be put onto, as the end of a sentence."""
+    if not isinstance(python, (dict, list)):
+        return ""
+    if unpacked:
+        return f", onto {unpacked}"
+    return f", onto the Python of {_python_source(python)}, which would be unpacked"
+
+
+def _python_source(python: Any) -> Any:
+    """The bundle of an interpreter; any other Python as it was given."""
+    if isinstance(python, list):
+        python = {key: value for one in python for key, value in one.items()}
+    return python.get("source") if isinstance(python, dict) else python
+
+
 def _at_hand(source: str) -> str | None:
     """Where a source is on this machine already; None where it would have to be fetched."""
     if not source.startswith("/"):
@@ -767,8 +801,8 @@ def _repaired(
     ret: dict[str, Any], name: str, looked: dict[str, Any], options: dict[str, Any]
 ) -> dict[str, Any]:
     """Put a release onto another Python, as its own is gone."""
-    old = looked["old_python"]
-    ret["changes"] = {"python": {"old": old, "new": options.get("python") or "one that fits"}}
+    old, new = looked["old_python"], _python_source(options.get("python"))
+    ret["changes"] = {"python": {"old": old, "new": new or "one that fits"}}
     if __opts__["test"]:
         return _with(ret, None, f"{name} lacks its Python, and would be put onto another one.")
     done = __salt__["virtualenv_tools.unpack"](looked["path"], name, **options)

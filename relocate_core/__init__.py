@@ -3,8 +3,8 @@
 The packages, each of which imports only from those before it: `artefacts` (which kind a file is,
 and rewriting its bytes), `system` (the operating system), `archives` (tar and compression),
 `virtualenvs` (what a virtualenv is), `relocation` (relocating one), `bundles` (a packed one),
-`releases` (those of an app, with `schemas`), `builds` (from requirements to a bundle) and
-`interpreters` (packing a Python itself).
+`interpreters` (a Python itself, packed and deployed), `releases` (those of an app, with `schemas`)
+and `builds` (from requirements to a bundle).
 
 The functions to call are below; everything that they raise on purpose is a `RelocateError`.
 """
@@ -22,13 +22,17 @@ _PUBLIC = {
     "virtualenvs.layout": "Virtualenv inspect",
     "virtualenvs.verify": "Problem",
     "relocation.check": "Verdict check",
-    "relocation.reinitialize": "Reinitialization reinitialize",
+    "relocation.reinitialize": "Reinitialization",
     "relocation.relocate": "Relocation relocate",
     "bundles.difference": "Difference diff",
     "bundles.pack": "Packing pack",
+    "interpreters.install": "PythonBundle",
+    "interpreters.place": "Installed Place containing",
+    "interpreters.verify": "verify_python",
     "releases.claims": "Claim claim claimed unclaim",
     "releases.prune": "Pruning prune remove",
     "releases.publish": "Publication publish",
+    "releases.pythons": "reinitialize",
     "releases.root": "Release Root",
     "releases.schemas.host": "migrate_down schemas wait_for_schema",
     "releases.schemas.migrate": "Migration migrate",

@@ -130,6 +130,25 @@ def relative(path: str, target: str, prefixes: tuple[str, ...]) -> str:
     return target if inside is None else "../" * path.count("/") + (inside.lstrip("/") or ".")
 
 
+def require_closed(links: Mapping[str, str]) -> None:
+    """Refuse symlinks that leave an interpreter, which has none to any other Python.
+
+    Args:
+        links: all symlinks of its bundle and their targets.
+
+    Raises:
+        Refused: one is absolute, or leaves it.
+    """
+    work = Work()
+    for path, target in links.items():
+        reason = fault(path, links, (), work) if target[:1] != "/" else None
+        if target[:1] == "/":
+            reason = f"points to {printable(target)}, out of the interpreter"
+        if reason is not None:
+            reason = reason.replace("out of the virtualenv", "out of the interpreter")
+            raise Refused(reason, path, advice=WITHOUT)
+
+
 def inside(
     links: Mapping[str, str], top: str, prefixes: Callable[[str], tuple[str, ...]]
 ) -> dict[str, str]:

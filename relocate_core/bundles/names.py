@@ -132,6 +132,12 @@ class Names:
                 )
             top = only[0]
 
+    def require_interpreter(self) -> None:
+        """Refuse what would make an interpreter take its library from elsewhere."""
+        for name, _ in self._known.values():
+            if name.rpartition("/")[2] == "pyvenv.cfg" and name.count("/") < 2:
+                raise Refused("is in the bundle of an interpreter, which has none", name)
+
 
 def _is_stranger(name: str) -> bool:
     """Whether macOS puts a file or directory of that name beside others."""

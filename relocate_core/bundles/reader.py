@@ -40,6 +40,7 @@ class Bundle:
         writer: what writes its members.
         stream: the archive, behind the header of its first member.
         first: that member, the manifest.
+        kind: refuses bundles of another kind.
         accept: whether the bundle is wanted.
         find: finds the release that has the files it does not contain.
         verify: whether to hash the files' contents as well.
@@ -56,6 +57,7 @@ class Bundle:
         writer: Writer,
         stream: Stream,
         first: Member,
+        kind: Accept,
         accept: Accept | None,
         find: Find | None,
         verify: bool,
@@ -73,7 +75,8 @@ class Bundle:
         try:
             self.manifest.require_digest()
             self.head, self.digest = self.manifest.head, self.manifest.digest
-            require_virtualenv(self.head)
+            kind(self.head)
+            writer.interpreter = self.head.interpreter is not None
             if accept is not None:
                 accept(self.head)
             self.base = self.head.base.manifest if self.head.base else ""

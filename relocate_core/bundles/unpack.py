@@ -20,11 +20,11 @@ from ..errors import BadArchive, NoBase, NoRoom, TreeError, reason_of
 from ..virtualenvs import manifest
 from ..virtualenvs.manifest import Head
 from .limits import Full, Limits, Space
-from .reader import Accept, Bundle, Find
+from .reader import Accept, Bundle, Find, require_virtualenv
 from .writer import Progress, Writer
 
-# Hashes of an archive that are proof of all that is in it.
-_STRONG = frozenset(("sha256", "sha384", "sha512", "sha3_256", "sha3_512", "blake2b", "blake2s"))
+STRONG = frozenset(("sha256", "sha384", "sha512", "sha3_256", "sha3_512", "blake2b", "blake2s"))
+"""Hashes of an archive that are proof of all that is in it."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ def unpack(
     digests: Mapping[str, str] | None = None,
     owner: tuple[int, int] | None = None,
     progress: Progress | None = None,
+    kind: Accept = require_virtualenv,
     accept: Accept | None = None,
     find: Find | None = None,
 ) -> Unpacked:
@@ -77,6 +78,7 @@ def unpack(
         digests: what the file has to hash to, by algorithm; it is checked while it is read.
         owner: user and group that everything should belong to; by default whoever runs this.
         progress: called now and then.
+        kind: refuses bundles of another kind. Without a manifest, it has to be a virtualenv.
         accept: called with the head of a bundle's manifest, before anything is unpacked; raises
             where it is not wanted.
         find: returns the release to take files from: that with a manifest of the given digest, or
@@ -105,9 +107,9 @@ def unpack(
         most = limits.size + limits.files * 4 * tar.BLOCK
         with Stream(file, digests or {}, most, limits.ratio) as stream:
             writer = Writer(directory, stream, limits, owner, progress)
-            verify = not _STRONG.intersection(map(str.lower, digests or {}))
+            verify = not STRONG.intersection(map(str.lower, digests or {}))
             try:
-                return _unpack(stream, writer, accept, find, verify)
+                return _unpack(stream, writer, kind, accept, find, verify)
             finally:
                 writer.close()
     except Refused as refusal:
@@ -123,17 +125,27 @@ def unpack(
 
 
 def _unpack(
-    stream: Stream, writer: Writer, accept: Accept | None, find: Find | None, verify: bool
+    stream: Stream,
+    writer: Writer,
+    kind: Accept,
+    accept: Accept | None,
+    find: Find | None,
+    verify: bool,
 ) -> Unpacked:
     members = tar.members(stream)
     first = next(members, None)
     if first is None or first.name != manifest.NAME:
+        if kind is not require_virtualenv:
+            raise Refused(
+                f"it is no bundle, as it does not begin with {manifest.NAME}",
+                advice="name one that was packed with --pack-python",
+            )
         for member in chain(() if first is None else (first,), members):
             writer.add(member)
         found = stream.require_digests()
         return Unpacked(writer.finish(), writer.count, writer.size, found)
     writer.bundle = True
-    bundle = Bundle(writer, stream, first, accept, find, verify)
+    bundle = Bundle(writer, stream, first, kind, accept, find, verify)
     try:
         bundle.take(members)
         found = stream.require_digests()

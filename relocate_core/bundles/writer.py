@@ -51,6 +51,7 @@ class Writer:
         size: bytes in their files.
         links: the symlinks so far and their targets.
         bundle: whether the archive is a bundle, whose manifest is compared with all of it.
+        interpreter: whether it is one of an interpreter, and not of a virtualenv.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Writer:
         self.owner = owner
         self.progress = progress
         self.count = self.size = self.holes = 0
-        self.bundle = False
+        self.bundle = self.interpreter = False
         self.exact = _keeps_modes(directory)
         self.space = Space(directory)
         longest = LONGEST_PATH - len(os.fsencode(_path_of(directory)))
@@ -234,12 +235,17 @@ class Writer:
         """Make the links, and give directories their modes and times.
 
         Returns:
-            The virtualenv's directory, relative to the root.
+            The virtualenv's directory, relative to the root; that of an interpreter is the root.
         """
         for name, target in self.hard_links:
             self._make_hard_link(name, target)
-        top = self.names.top()
-        self.links = linking.inside(self.links, top, self._prefixes)
+        if self.interpreter:
+            top = ""
+            self.names.require_interpreter()
+            linking.require_closed(self.links)
+        else:
+            top = self.names.top()
+            self.links = linking.inside(self.links, top, self._prefixes)
         if top or not self.bundle:
             self._require_no_manifest(top)
         for name, target in self.links.items():

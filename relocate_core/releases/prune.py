@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import InvalidPath, ReleaseInUse, TreeError, reason_of
+from ..interpreters import users
+from ..interpreters.place import Place
 from ..progress import Notify, Report, silent
 from ..system.processes import using
 from . import history
@@ -26,6 +28,7 @@ class Pruning(Report):
         kept: why each other one stays, by name.
         failed: why a release could not be removed, or not all of it, by name.
         dry_run: whether it was only looked at.
+        pythons: the paths of the interpreters that are gone, as nothing uses them any more.
     """
 
     root: str
@@ -33,12 +36,14 @@ class Pruning(Report):
     kept: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     dry_run: bool = False
+    pythons: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as plain values, for JSON and Salt."""
         known = super().as_dict()
-        if not self.failed:
-            del known["failed"]
+        for name in ("failed", "pythons"):
+            if not known[name]:
+                del known[name]
         return known
 
 
@@ -57,6 +62,9 @@ def prune(
     schema down. A release that is marked bad does not count as one of those to keep; it stays as
     long as a good one of its age does. What is in the root and is no release is not looked at.
 
+    Removed as well are the interpreters beside the root that no release, virtualenv or process uses
+    any more.
+
     Args:
         directory: the root.
         keep: how many good releases stay, the active one among them.
@@ -74,9 +82,15 @@ def prune(
         raise InvalidPath(f"keep must be a whole number of at least 1: {keep!r}")
     root = Root(directory, job)
     found = _plan(root, keep)
+    if not dry_run and (found.removed or _is_left(root)):
+        found = _carried_out(root, keep, notify, wait)
     found.dry_run = dry_run
-    if dry_run or not (found.removed or _is_left(root)):
-        return found
+    _remove_pythons(root, found, wait)
+    return found
+
+
+def _carried_out(root: Root, keep: int, notify: Notify, wait: float) -> Pruning:
+    """Remove the releases that are not needed."""
     with locked(root, "pruning", wait) as store:
         found = _plan(root, keep)
         for name in list(found.removed):
@@ -90,6 +104,15 @@ def prune(
                 found.failed[name] = left
             notify("pruned", {"release": name})
     return found
+
+
+def _remove_pythons(root: Root, found: Pruning, wait: float) -> None:
+    """Remove the interpreters that nothing uses, now that those releases are (or would be) gone."""
+    gone = [os.path.join(root.path, name) for name in found.removed]
+    place = Place.beside(root.path, root.job)
+    unused = users.prune(place, gone, dry_run=found.dry_run, wait=wait)
+    found.pythons = unused.removed
+    found.failed.update(unused.failed)
 
 
 def remove(

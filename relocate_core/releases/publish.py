@@ -12,16 +12,19 @@ from ..bundles.limits import Limits
 from ..bundles.reuse import Previous
 from ..bundles.unpack import Unpacked, unpack
 from ..errors import CannotRun, InvalidPath, NoBase, NotARelease, RelocateError
+from ..interpreters.install import PythonBundle, kept
+from ..interpreters.place import Place
 from ..progress import Notify, Report, silent
 from ..relocation.check import Verdict, check
 from ..relocation.reinitialize import Reinitialization, reinitialize
 from ..relocation.relocate import has_leftovers, relocate
 from ..system import locks
 from ..system.processes import identity, let_through
-from ..virtualenvs.discovery import find_named, for_bundle
+from ..virtualenvs.discovery import for_bundle
 from ..virtualenvs.interpreter import Interpreter
 from ..virtualenvs.manifest import RECORD, Head
 from . import history
+from .pythons import Wanted
 from .root import WAIT, Root, name_of
 from .shared import checked, require_targets, share
 from .smoke import smoke
@@ -69,7 +72,9 @@ class Options:
     """How a release is deployed.
 
     Attributes:
-        python: an executable, a command or `X.Y` to run it on; by default the first that fits.
+        python: an executable, a command or `X.Y` to run it on, or the bundle of an interpreter,
+            which is unpacked beside the root, in `pythons`, where it is missing; by default the
+            first that fits.
         owner: user and group that its files should belong to; by default the user who runs this.
             Only where root is given here, root runs what the archive has in the place of its
             Python, where nobody else can.
@@ -83,7 +88,7 @@ class Options:
         source: what the archive is called in the records, if not by its path.
     """
 
-    python: str | None = None
+    python: str | PythonBundle | None = None
     owner: tuple[int, int] | None = None
     mode: int = 0o755
     smoke_tests: Sequence[str] = ()
@@ -143,22 +148,25 @@ def publish(
     identity(options.smoke_user)  # a user who cannot be run as is refused before anything is done
     exists = _exists(root, name, path, options.digests)
     runs = exists and _runs(path)
-    if options.python is not None and not runs:
-        find_named(options.python)  # a wrong one is refused before anything is done
+    wanted = Wanted(options.python, path, Place.beside(root.path, job), options.as_root)
+    if not runs:
+        wanted.require()  # a wrong one is refused before anything is done
     if exists:
         if dry_run or (runs and root.is_tidy() and not has_leftovers(path)):
-            return _existing(path, runs, dry_run)
+            return _existing(path, runs, dry_run, wanted)
     elif dry_run:
-        return Publication(path, changed=True, dry_run=True)
+        return Publication(path, changed=True, dry_run=True, python=wanted.installed())
     with locked(root, f"deploying {name}", wait, create=True) as store:
         if _exists(root, name, path, options.digests):  # another run did it, or it needs repair
-            return _repaired(path, options, notify)
+            return _repaired(path, wanted, notify, wait)
         require_targets(links)
-        with store.staged() as staging:
+        prepared = wanted.provided(archive, notify, wait)
+        with prepared as (python, problems), store.staged() as staging:
             staged = os.path.join(staging, name)
-            release = _Release(archive, staged, path, options, notify)
+            release = _Release(archive, staged, path, options, python, notify)
             with _named(staged, path):
                 done, record = release.prepare(_Bases(root, options.hard_links))
+            done.problems += problems
             if links:
                 share(staged, links, options.owner)
                 record["shared"] = links
@@ -168,7 +176,8 @@ def publish(
                 notify("tried", {"commands": len(options.smoke_tests)})
             source = options.source or archive
             record |= {"source": source, "published": locks.now(), "job": job}
-            store.publish(staged, name, record)
+            with kept(done.python, path, wait):
+                store.publish(staged, name, record)
             store.note(history.PUBLISHED, name, source=source)
             notify("published", {"path": path})
     return done
@@ -208,21 +217,27 @@ def _runs(path: str) -> bool:
     return os.access(os.path.join(path, "bin", "python"), os.X_OK)
 
 
-def _existing(path: str, runs: bool, dry_run: bool = False) -> Publication:
+def _existing(path: str, runs: bool, dry_run: bool, wanted: Wanted) -> Publication:
     """A release that exists, and what its Python was where that is gone."""
     done = Publication(path, changed=not runs, dry_run=dry_run, repaired=not runs)
     if not runs:
         done.old_python = os.path.realpath(os.path.join(path, "bin", "python"))
+        done.python = wanted.installed()
     return done
 
 
-def _repaired(path: str, options: Options, notify: Notify) -> Publication:
+def _repaired(path: str, wanted: Wanted, notify: Notify, wait: float) -> Publication:
     """Put a release onto another Python where its own is gone, as after an upgrade of the host."""
     runs = _runs(path)
-    done = _existing(path, runs)
+    done = _existing(path, runs, False, wanted)
     if not runs or has_leftovers(path):
-        done.python = reinitialize(path, options.python, as_root=options.as_root).python
-        notify("repaired", {"python": done.python})
+        if runs and not isinstance(wanted.python, str):  # nothing is fetched to tidy up
+            wanted = replace(wanted, python=wanted.installed())
+        with wanted.provided(None, notify, wait) as (python, problems):
+            done.python = reinitialize(path, python, as_root=wanted.as_root).python
+            done.problems += problems
+            with kept(done.python, path, wait):
+                notify("repaired", {"python": done.python})
     return done
 
 
@@ -259,16 +274,24 @@ class _Release:
         staged: the path that it is prepared at, in a directory of its own.
         path: the path that it is prepared for.
         options: how it is deployed.
+        python: the executable, command or `X.Y` to run it on; None for the first that fits.
         notify: called after each step.
     """
 
     def __init__(
-        self, archive: str, staged: str, path: str, options: Options, notify: Notify
+        self,
+        archive: str,
+        staged: str,
+        path: str,
+        options: Options,
+        python: str | None,
+        notify: Notify,
     ) -> None:
         self.archive = archive
         self.staged = staged
         self.path = path
         self.options = options
+        self.python = python
         self.notify = notify
         self._fitting: list[Interpreter] = []
 
@@ -337,11 +360,11 @@ class _Release:
 
     def _accept(self, head: Head) -> None:
         """Refuse a bundle that this machine cannot run."""
-        self._fitting.append(for_bundle(head, self.path, self.options.python))
+        self._fitting.append(for_bundle(head, self.path, self.python))
 
     def _reinitialize(self, unpacked: Unpacked) -> tuple[Reinitialization, Verdict]:
         """Put it onto a Python of this machine, and check that it runs there."""
-        python: str | Interpreter | None = self.options.python
+        python: str | Interpreter | None = self.python
         as_root, compiled, links = self.options.as_root, None, None
         if unpacked.bundle is not None:
             python, links = self._fitting[0], unpacked.links

@@ -6,29 +6,25 @@ Here it is only read; `store` changes it.
 
 from __future__ import annotations
 
-import errno
-import json
 import os
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import CannotRun, InvalidPath, MarkedBad, NotARelease, TreeError
-from ..system import files
+from ..interpreters.place import containing
+from ..system.staging import STAGING, record_of
 from ..virtualenvs.layout import absolute_prefix
 from ..virtualenvs.manifest import RECORD
 from . import history
 
 RECORDS = ".releases"
-STAGING = "staging"
 UNREPORTED = "unreported-{}"
 """A file that is there from the middle of a link's rollback until its call ends."""
 CURRENT = "current"
 # Long enough for another deploy to end.
 WAIT = 300.0
 RECORD_FORMAT = 1
-_LONGEST_RECORD = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -42,6 +38,8 @@ class Release:
         active: the links in the root that point to it.
         bad: why it is marked bad; None where it is not.
         pinned: whether prune spares it.
+        interpreter: the directory of the interpreter that it shares with others; None where it runs
+            on a Python of the machine.
     """
 
     name: str
@@ -50,6 +48,7 @@ class Release:
     active: tuple[str, ...] = ()
     bad: str | None = None
     pinned: bool = False
+    interpreter: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """What an operator wants to see of it, as plain values."""
@@ -59,7 +58,8 @@ class Release:
         kept = ("published", "source", "python_version", "files", "size", "job")
         facts = {key: self.record[key] for key in kept if self.record.get(key) not in (None, "")}
         bundle = {"bundle": True} if self.record.get("manifest") else {}
-        return {**seen, **marks, **pin, **facts, **bundle}
+        shared = {"interpreter": self.interpreter} if self.interpreter else {}
+        return {**seen, **marks, **pin, **facts, **bundle, **shared}
 
 
 class Root:
@@ -99,27 +99,7 @@ class Root:
 
     def record(self, name: str) -> dict[str, Any] | None:
         """What `.release.json` of a release says; None where there is no complete release."""
-        path = os.path.join(self.path, name)
-        try:
-            if not stat.S_ISDIR(os.lstat(path).st_mode):
-                return None
-            file = os.open(os.path.join(path, RECORD), files.FILE)
-            try:
-                status = os.fstat(file)
-                if not stat.S_ISREG(status.st_mode) or status.st_size > _LONGEST_RECORD:
-                    return None
-                known = json.loads(files.read_whole(file))
-            finally:
-                os.close(file)
-        except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
-            return None
-        except OSError as error:
-            if error.errno == errno.ELOOP:
-                return None
-            raise TreeError.of(os.path.join(path, RECORD), error, "read") from error
-        if not isinstance(known, dict) or known.get("format") != RECORD_FORMAT:
-            return None
-        return known if known.get("name") == name else None  # else it was copied or moved by hand
+        return record_of(os.path.join(self.path, name), RECORD, RECORD_FORMAT)
 
     def require(self, name: str) -> dict[str, Any]:
         """The record of a release.
@@ -237,6 +217,7 @@ class Root:
                 tuple(link for link, target in links.items() if target == name),
                 known.bad.get(name),
                 name in known.pinned,
+                self._interpreter(name),
             )
             for name in self.names()
         ]
@@ -245,6 +226,10 @@ class Root:
             key=lambda one: (one.record.get("published", ""), known.published.get(one.name, -1)),
             reverse=True,
         )
+
+    def _interpreter(self, name: str) -> str | None:
+        found = containing(os.path.join(self.path, name, "bin", "python"))
+        return None if found is None else found.path
 
 
 def name_of(path: str, what: str = "the release") -> tuple[str, str]:

@@ -7,19 +7,16 @@ a rollback that was begun is brought to its end.
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from ..errors import InvalidPath, TreeError, reason_of
-from ..system import files, locks
-from ..system.ownership import require_trusted
+from ..system import files, locks, staging
+from ..system.staging import STAGING, Staging
 from ..virtualenvs.manifest import RECORD
 from . import history
-from .root import RECORD_FORMAT, RECORDS, STAGING, UNREPORTED, WAIT, Root
+from .root import RECORD_FORMAT, RECORDS, UNREPORTED, WAIT, Root
 
 
 @contextmanager
@@ -36,28 +33,11 @@ def locked(root: Root, doing: str, wait: float = WAIT, *, create: bool = False) 
         Busy: somebody else held it all the time.
         UnsafeDirectory: somebody else could redirect what is written.
     """
-    try:
-        above = root.path
-        while not os.path.lexists(above):
-            above = os.path.dirname(above)
-        require_trusted(above)
-        if create:
-            _make_directories(above, root.path)
-        require_trusted(root.path)
-        directory = files.open_root(root.path)
-        try:
-            records = _own_directory(root.path, directory, RECORDS, 0o755)
-            try:
-                with locks.held(records, root.path, f"{doing} {root.job}", wait):
-                    store = Store(root, directory, records)
-                    store.recover()
-                    yield store
-            finally:
-                os.close(records)
-        finally:
-            os.close(directory)
-    except OSError as error:
-        raise TreeError.of(root.path, error, "work in") from error
+    doing = f"{doing} {root.job}"
+    with staging.opened(root.path, RECORDS, doing, wait, create=create) as place:
+        store = Store(root, place)
+        store.recover()
+        yield store
 
 
 class Store:
@@ -65,14 +45,15 @@ class Store:
 
     Args:
         root: the root.
-        directory: descriptor of its directory.
-        records: descriptor of its `.releases`.
+        place: its directory, whose lock is held.
     """
 
-    def __init__(self, root: Root, directory: int, records: int) -> None:
+    def __init__(self, root: Root, place: Staging) -> None:
         self.root = root
-        self._directory = directory
-        self._records = records
+        self.staged = place.staged
+        self._place = place
+        self._directory = place.directory
+        self._records = place.records
 
     def note(self, event: str, release: str, **facts: Any) -> None:
         """Write an event to the history."""
@@ -82,13 +63,11 @@ class Store:
         """Finish what a killed run left, and write down what it had no time to."""
         root = self.root
         known = history.standing(root.events())
-        staging = os.path.join(root.records, STAGING)
-        for event, name in _taken_away(staging):
+        for event, name in _taken_away(os.path.join(root.records, STAGING)):
             if name in known.present:
                 known.present.discard(name)
                 self.note(event, name)
-        shutil.rmtree(staging, ignore_errors=True)
-        os.close(_own_directory(root.path, self._records, STAGING, 0o700))
+        self._place.clear()
         there = root.names()
         for name in sorted(known.present.difference(there)):
             self.note(history.REMOVED, name, reason="by hand")
@@ -163,24 +142,6 @@ class Store:
 
     # --- releases -------------------------------------------------------------------------------
 
-    @contextmanager
-    def staged(self) -> Iterator[str]:
-        """The path of a new directory of ours to prepare a release in; removed at the end."""
-        # A name that nobody can guess: while a smoke test runs, its user may pass through.
-        inner = f"{STAGING}/{os.urandom(8).hex()}"
-        os.mkdir(inner, 0o700, dir_fd=self._records)
-        path = os.path.join(self.root.records, inner)
-        try:
-            directory = os.open(inner, os.O_RDONLY | os.O_DIRECTORY, dir_fd=self._records)
-            try:
-                _drop_default_list(directory)
-                os.chmod(directory, 0o700)  # without the setgid bit of the directory above
-            finally:
-                os.close(directory)
-            yield path
-        finally:
-            shutil.rmtree(path, ignore_errors=True)
-
     def publish(self, staged: str, name: str, record: dict[str, Any]) -> None:
         """Give a staged tree its final name, when all of it is on the disk.
 
@@ -189,21 +150,8 @@ class Store:
             name: the release's name.
             record: what `.release.json` should contain.
         """
-        tree = os.open(staged, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            with suppress(FileNotFoundError):
-                os.unlink(RECORD, dir_fd=tree)
-            file = os.open(RECORD, flags, 0o644, dir_fd=tree)
-            with open(file, "w") as stream:
-                os.fchmod(file, 0o644)  # whatever the umask
-                json.dump({"format": RECORD_FORMAT, "name": name, **record}, stream, indent=1)
-                stream.write("\n")
-            files.flush(tree)
-        finally:
-            os.close(tree)
-        os.rename(staged, name, dst_dir_fd=self._directory)
-        os.fsync(self._directory)
+        known = {"format": RECORD_FORMAT, "name": name, **record}
+        self._place.publish(staged, name, RECORD, known)
 
     def discard(self, name: str, event: str) -> str | None:
         """Remove a release: its name first, at once, then what is in it.
@@ -215,16 +163,9 @@ class Store:
         Returns:
             Why something of it is left on the disk; None where nothing is.
         """
-        doomed = os.path.join(self.root.records, STAGING, f"{event}-{os.urandom(8).hex()}")
-        os.mkdir(doomed, 0o700)
-        os.rename(name, os.path.join(doomed, name), src_dir_fd=self._directory)
-        os.fsync(self._directory)
+        doomed = self._place.take_away(name, event)
         self.note(event, name)
-        try:
-            shutil.rmtree(doomed)
-        except OSError as error:
-            return f"{error.filename} cannot be removed: {reason_of(error)}"
-        return None
+        return staging.remove(doomed)
 
     # --- schemas --------------------------------------------------------------------------------
 
@@ -262,48 +203,11 @@ class Store:
             os.close(file)
 
 
-def _own_directory(root: str, parent: int, name: str, mode: int) -> int:
-    """A descriptor of a directory of ours, which is created where it is missing."""
-    with suppress(FileExistsError):
-        os.mkdir(name, mode, dir_fd=parent)
-        os.chmod(name, mode, dir_fd=parent)  # whatever the umask
-    try:
-        directory = files.open_directory(parent, name)
-    except OSError as error:
-        raise InvalidPath(
-            f"{os.path.join(root, name)} is to be a directory of records and is none: move it away"
-        ) from error
-    status = os.fstat(directory)
-    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
-        os.close(directory)
-        raise InvalidPath(
-            f"{os.path.join(root, name)} is not writable by this user alone: see who made it, and "
-            "remove it or chown it"
-        )
-    return directory
-
-
-def _taken_away(staging: str) -> Iterator[tuple[str, str]]:
+def _taken_away(place: str) -> Iterator[tuple[str, str]]:
     """The releases that were being removed: by what event, and their names."""
     with suppress(OSError):
-        for aside in os.listdir(staging):
+        for aside in os.listdir(place):
             event = aside.partition("-")[0]
             if event in (history.PRUNED, history.REMOVED):
-                for name in os.listdir(os.path.join(staging, aside)):
+                for name in os.listdir(os.path.join(place, aside)):
                     yield event, name
-
-
-def _make_directories(above: str, path: str) -> None:
-    """Make the directories from `above`, which is there, down to `path`, whatever the umask."""
-    for name in path[len(above.rstrip("/")) + 1 :].split("/") if path != above else ():
-        above = os.path.join(above, name)
-        with suppress(FileExistsError):
-            os.mkdir(above)
-            os.chmod(above, 0o755)
-
-
-def _drop_default_list(directory: int) -> None:
-    """Let the directory above hand down no access list."""
-    if hasattr(os, "removexattr"):
-        with suppress(OSError):
-            os.removexattr(directory, "system.posix_acl_default")

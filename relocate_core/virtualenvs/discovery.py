@@ -188,13 +188,14 @@ class _BundleSpec:
     free_threaded: bool | None = None
 
 
-def for_bundle(head: Head, path: str, python: str | None) -> Interpreter:
+def for_bundle(head: Head, path: str, python: str | Interpreter | None) -> Interpreter:
     """The Python of this machine to run a bundle on.
 
     Args:
         head: that of its manifest.
         path: where it is deployed, for messages.
-        python: an executable, a command or `X.Y`; by default the first that fits.
+        python: an executable, a command or `X.Y`, or what one is known to be; by default the first
+            that fits.
 
     Raises:
         InterpreterNotFound: there is none of its version and implementation.
@@ -205,15 +206,24 @@ def for_bundle(head: Head, path: str, python: str | None) -> Interpreter:
     if python is None:
         found = find_fitting(spec, compiled)
     else:
-        found = find_named(python)
+        found = find_named(python) if isinstance(python, str) else python
         require_fit(spec, found, compiled)
-    _require_machine(head, path, found)
+    require_machine(head, f"deploy {path}", found)
     return found
 
 
-def _require_machine(head: Head, path: str, found: Interpreter) -> None:
-    """Refuse another processor, another C library, or an older one."""
-    doing = f"cannot deploy {path}: its compiled files"
+def require_machine(head: Head, doing: str, found: Interpreter) -> None:
+    """Refuse another processor, another C library, or an older one.
+
+    Args:
+        head: that of a bundle's manifest.
+        doing: what cannot be done then, such as `deploy /srv/app/4f2a9c1`.
+        found: a Python of this machine.
+
+    Raises:
+        InterpreterMismatch: with what the bundle needs, and what there is.
+    """
+    doing = f"cannot {doing}: its compiled files"
     if head.machine and not _runs(head.machine, found.machine):
         raise InterpreterMismatch(
             f"{doing} are for {head.machine}, and this machine is {found.machine}; "

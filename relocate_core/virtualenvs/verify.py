@@ -46,7 +46,7 @@ def verify(environment: Virtualenv) -> Iterator[Problem]:
         known = manifest_reader.of_tree(root)
         if known is not None:
             with known:
-                yield from _deviations(root, known)
+                yield from deviations(root, known)
         elif _came_with_manifest(root):
             yield Problem("manifest", manifest.NAME, "it is gone: deploy the release again")
         else:
@@ -66,8 +66,14 @@ def _came_with_manifest(root: int) -> bool:
         return False
 
 
-def _deviations(root: int, known: Manifest) -> Iterator[Problem]:
-    """What differs from the manifest of a bundle, except what the ledger accounts for."""
+def deviations(root: int, known: Manifest, record: str = RECORD) -> Iterator[Problem]:
+    """What differs from the manifest of a bundle, except what the ledger accounts for.
+
+    Args:
+        root: descriptor of what was unpacked.
+        known: its manifest.
+        record: the one file at its top that belongs to nobody's bundle.
+    """
     changed = rewritten.read(root)
     paths = set()
     added = {path: now for path, now in changed.items() if now.startswith(rewritten.POINTS)}
@@ -84,7 +90,7 @@ def _deviations(root: int, known: Manifest) -> Iterator[Problem]:
             yield Problem("manifest", path, reason)
         paths.update(_with_directories(path))
     yield from _strangers(root)
-    for path in _all_paths(root):
+    for path in _all_paths(root, record):
         if path not in paths:
             yield Problem("manifest", path, "it is not in the manifest: added after it was packed")
 
@@ -154,13 +160,13 @@ def _strangers(root: int) -> Iterator[Problem]:
         os.close(directory)
 
 
-def _all_paths(root: int) -> Iterator[str]:
+def _all_paths(root: int, record: str) -> Iterator[str]:
     """Everything in a virtualenv but what belongs to the manifest and to the release."""
     for directory, directories, names, _ in os.fwalk(".", dir_fd=root):
         base = directory[2:] + "/" if directory != "." else ""
         if not base:
             directories[:] = [name for name in directories if name != manifest.PLACE]
-            names = [name for name in names if name != RECORD]
+            names = [name for name in names if name != record]
         directories.sort()
         yield from (base + name for name in sorted((*directories, *names)))
 

@@ -181,7 +181,10 @@ def test_all_that_releases_returns_is_described() -> None:
     (function,) = (one for one in body if getattr(one, "name", "") == "releases")
     assert isinstance(function, ast.FunctionDef)
     described = (ast.get_docstring(function) or "").partition("Returns")[2].partition("CLI")[0]
-    found = root.Release("1", "/srv/shop/1", _Everything(), ("current",), "it crashes", True)
+    shared = "/srv/pythons/cpython-3.13.0-1f3a9c0b72de"
+    found = root.Release(
+        "1", "/srv/shop/1", _Everything(), ("current",), "it crashes", True, shared
+    )
     assert set(re.findall(r"``(\w+)``", described)) == set(found.as_dict())
 
 

@@ -21,8 +21,9 @@ import pytest
 from relocate_core import Root, activate, publish
 from relocate_core.errors import RelocateError
 from relocate_core.releases import history
-from relocate_core.releases.root import CURRENT, RECORD, RECORDS, STAGING
+from relocate_core.releases.root import CURRENT, RECORD, RECORDS
 from relocate_core.system import files
+from relocate_core.system.staging import STAGING
 from tests.support.environments import VERSIONS, Fingerprint, digest, environ, interpreters, make
 from tests.support.steps import small, temporaries
 

@@ -41,9 +41,10 @@ from relocate_core.errors import (
     UnsafeDirectory,
 )
 from relocate_core.releases import history, smoke
-from relocate_core.releases.root import CURRENT, RECORD, RECORDS, STAGING
+from relocate_core.releases.root import CURRENT, RECORD, RECORDS
 from relocate_core.system import locks
 from relocate_core.system.processes import using
+from relocate_core.system.staging import STAGING
 from tests.support import roots
 from tests.support.environments import digest
 from tests.support.roots import (

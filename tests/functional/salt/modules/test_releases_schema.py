@@ -149,6 +149,7 @@ FULL: dict[str, Any] = {
         "blog": {
             "release": "1",
             "source": {"full": "/a.tar", "from": {"0": "/b.tar"}},
+            "python": {"source": "salt://python.tar", "source_hash": "abc"},
             "migrations": {"kind": "alembic", "config": "a.ini", **MIGRATION},
         },
         "store": {
@@ -327,6 +328,28 @@ def test_shared_paths() -> None:
         ("shared_dirs", ["/media"], "must be paths in the release, such as var: '/media'"),
     ):
         assert problem(changed(("apps", "shop", key), value)) == f"releases:apps:shop:{key} {words}"
+
+
+@pytest.mark.parametrize(
+    ("python", "words"),
+    [
+        (3.11, " is read as the number 3.11: put it into quotes"),
+        ({"source": "salt://python.tar"}, ":source_hash is missing: set it, as nothing is run"),
+        ({"source_hash": "abc"}, ":source_hash verifies nothing, as source is missing"),
+    ],
+)
+def test_a_python(python: Any, words: str) -> None:
+    found = problem(changed(("apps", "shop", "python"), python))
+    assert found.startswith(f"releases:apps:shop:python{words}")
+
+
+def test_a_python_is_passed_on(tmp_path: Path) -> None:
+    python = {"source": "salt://pythons/{release}.tar", "source_hash": "abc"}
+    app = {"release": "1", "source": "salt://{release}.tar", "python": python}
+    settings = Masterless(tmp_path).functions["releases_pillar.settings"]
+    (shop,) = settings(pillar={"apps": {"shop": app}})["apps"].values()
+    assert {"python": {**python, "source": "salt://pythons/1.tar"}} in shop["managed"]
+    assert shop["needs"]["python"] is None
 
 
 def test_the_keys_are_those_of_the_functions(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ pytest.importorskip("salt", reason="Salt does not run on this Python")
 import salt.loader
 from salt.exceptions import SaltReqTimeoutError
 
+PYTHON = "/srv/pythons/cpython-3.13.0-1f3a9c0b72de"
 ROOT = "/srv/shop"
 TOOLS = "virtualenv_tools"
 
@@ -213,7 +214,7 @@ class Minions:
         known = {one: {"bad": why} for one, why in self.bad.get(name, {}).items()}
         events = []
         if release is not None:
-            known.setdefault(release, {})
+            known.setdefault(release, {})["interpreter"] = PYTHON
             events = [
                 {"time": "2026-01-01T00:00:00Z", "event": "activated", "release": release},
                 {"time": "2026-01-02T00:00:00Z", "event": "healthy", "release": release},
@@ -329,7 +330,11 @@ def test_the_fleet(runner: Runner, there: Minions) -> None:
     }
     assert list(answer["minions"]) == ["web1", "web2", "web3", "web4", "web10"]
     keys = {tuple(one) for one in answer["minions"].values()}
-    assert keys == {("release", "since", "how", "job", "user", "healthy", "problem")}
+    (found,) = keys
+    assert found[:6] == ("release", "since", "how", "job", "user", "healthy")
+    assert found[6:] == ("interpreter", "problem")
+    shared = {name: one["interpreter"] for name, one in answer["minions"].items()}
+    assert (shared["web1"], shared["web4"]) == (PYTHON, None)
     assert len(there.jobs) == 1
 
 

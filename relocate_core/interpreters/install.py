@@ -1,0 +1,252 @@
+"""Unpacking an interpreter bundle beside the releases: once, whatever number of them uses it.
+
+It is unpacked as any archive, which may be hostile; nothing of it is run before its hash was
+compared with the operator's. Nothing exists under its name before all is done; after a failure or a
+kill the same call does it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ..archives.tar import Refused
+from ..bundles import reader
+from ..bundles.unpack import STRONG, Unpacked, unpack
+from ..errors import BadArchive, CannotRun, InvalidPath
+from ..progress import Notify, silent
+from ..system import locks, staging
+from ..system.staging import Staging
+from ..virtualenvs.discovery import require_machine
+from ..virtualenvs.interpreter import Interpreter
+from ..virtualenvs.manifest import Head
+from . import users
+from .place import (
+    RECORD,
+    RECORD_FORMAT,
+    RECORDS,
+    Installed,
+    Place,
+    containing,
+    described,
+    name_for,
+)
+from .place import this_machine as here
+from .proof import prove
+from .relocate import relocate
+
+
+@dataclass(frozen=True)
+class PythonBundle:
+    """The bundle of an interpreter that releases are to run on.
+
+    Attributes:
+        archive: its path; it is not read where the interpreter is there by its hash.
+        digests: what it has to hash to, by algorithm.
+        source: what it is called in the records, if not by its path.
+    """
+
+    archive: str
+    digests: Mapping[str, str] | None = None
+    source: str | None = None
+
+    def require_trust(self, as_root: bool) -> None:
+        """Refuse to run it as root, unless the operator gave its hash, or named root.
+
+        Raises:
+            CannotRun: it would be.
+        """
+        named = {name.lower() for name in self.digests or {}}
+        if os.geteuid() == 0 and not as_root and not STRONG & named:
+            raise CannotRun(
+                f"the Python of {self.source or self.archive} is not unpacked: root runs nothing "
+                "from an archive whose SHA-256 was not given; give it as source_hash"
+            )
+
+
+@contextmanager
+def provided(
+    bundle: PythonBundle,
+    place: Place,
+    release: str,
+    *,
+    as_root: bool = False,
+    fits: Callable[[Interpreter], None] = lambda _: None,
+    notify: Notify = silent,
+    wait: float = 300.0,
+) -> Iterator[Installed]:
+    """Provide the interpreter of a bundle for a release, to be deployed within the block.
+
+    It is unpacked where it is missing. From then on it is not removed, as long as the block lasts
+    or the release runs on it.
+
+    Args:
+        bundle: the interpreter's bundle.
+        place: the directory of the interpreters.
+        release: the release's path.
+        as_root: whether the operator named root as the user who should run it.
+        fits: raises where the release would not run on it; called before it is unpacked.
+        notify: called after each step.
+        wait: seconds to wait for another run in the same place.
+
+    Raises:
+        RelocateError: one of its subclasses, in one sentence; nothing exists under the
+            interpreter's name then.
+    """
+    bundle.require_trust(as_root)
+    doing = f"deploying the Python of {release} {place.job}"
+    with staging.opened(place.path, RECORDS, doing, wait, create=True) as opened:
+        opened.clear()
+        found = place.find(bundle.digests)
+        if found is None:
+            found = _Installation(bundle, place, opened, fits, notify).run()
+        registration = users.register(opened, found.name, release)
+    try:
+        yield found
+    except BaseException:
+        if not os.path.lexists(release):
+            users.unregister(place, found.name, release)
+        raise
+    finally:
+        os.close(registration)
+
+
+@contextmanager
+def kept(executable: str | None, release: str, wait: float = 300.0) -> Iterator[None]:
+    """Register a release with the interpreter that it runs on, where that is a shared one of ours.
+
+    Args:
+        executable: the Python.
+        release: the release's path.
+        wait: seconds to wait for another run in the same place.
+
+    Raises:
+        CannotRun: it was removed meanwhile.
+    """
+    found = containing(executable) if executable else None
+    place = Place(os.path.dirname(found.path)) if found is not None else None
+    if found is None or place is None or not _is_ours(place.records):
+        yield
+        return
+    with staging.opened(place.path, RECORDS, f"registering {release}", wait) as opened:
+        if place.get(found.name) is None:
+            raise CannotRun(f"{executable} was removed while {release} was deployed: run again")
+        registration = users.register(opened, found.name, release)
+    try:
+        yield
+    finally:
+        os.close(registration)
+
+
+def _is_ours(path: str) -> bool:
+    try:
+        return os.lstat(path).st_uid == os.geteuid()
+    except OSError:
+        return False
+
+
+class _Installation:
+    """An interpreter on its way from its bundle to its name."""
+
+    def __init__(
+        self,
+        bundle: PythonBundle,
+        place: Place,
+        opened: Staging,
+        fits: Callable[[Interpreter], None],
+        notify: Notify,
+    ) -> None:
+        self.bundle = bundle
+        self.place = place
+        self.opened = opened
+        self.fits = fits
+        self.notify = notify
+
+    def run(self) -> Installed:
+        """Unpack it, unless it is there by its manifest."""
+        archive = self.bundle.archive
+        with reader.of_archive(archive, reader.require_interpreter) as known:
+            head, digest = known.head, known.digest
+        try:
+            name = name_for(head, digest)
+        except Refused as refusal:
+            raise BadArchive(f"cannot unpack {archive}: {refusal}; {refusal.advice}") from refusal
+        path = os.path.join(self.place.path, name)
+        found = self.place.get(name)
+        if found is not None and found.record.get("manifest") == digest:
+            self._require_digests()
+            return found
+        if os.path.lexists(path):
+            raise InvalidPath(
+                f"{path} exists, and is no interpreter that was deployed: move it away, and run "
+                "again"
+            )
+        require_machine(head, f"unpack the Python of {archive}", here())
+        self.fits(described(head, path))
+        with self.opened.staged() as directory:
+            record = self._prepare(os.path.join(directory, name), path, head, digest)
+            staged = os.path.join(directory, name)
+            self.opened.publish(staged, name, RECORD, record)
+        self.notify("interpreter", {"interpreter": path, "version": head.version})
+        return Installed(path, record)
+
+    def _require_digests(self) -> None:
+        """Refuse an archive that is not the one whose hash was given, though it is not unpacked."""
+        for algorithm, wanted in (self.bundle.digests or {}).items():
+            found = hashlib.new(algorithm)
+            with open(self.bundle.archive, "rb") as file:
+                for piece in iter(lambda: file.read(1 << 20), b""):
+                    found.update(piece)
+            if found.hexdigest() != wanted.lower():
+                raise BadArchive(
+                    f"cannot unpack {self.bundle.archive}: its {algorithm} is "
+                    f"{found.hexdigest()}, where {wanted.lower()} was expected; fetch it again"
+                )
+
+    def _prepare(self, staged: str, path: str, head: Head, digest: str) -> dict[str, Any]:
+        """Unpack, relocate and try it; what is to be recorded."""
+        unpacked = self._unpack(staged)
+        if unpacked.manifest != digest:
+            raise BadArchive(
+                f"cannot unpack {self.bundle.archive}: it was replaced meanwhile; run again"
+            )
+        moved = relocate(staged, head, path)
+        problems = [*moved.problems, *prove(staged, head, self.bundle.archive)]
+        os.chmod(staged, 0o755)
+        assert head.interpreter is not None
+        return {
+            "format": RECORD_FORMAT,
+            "name": os.path.basename(path),
+            "manifest": digest,
+            "digests": unpacked.digests,
+            "source": self.bundle.source or self.bundle.archive,
+            "version": head.version,
+            "implementation": head.implementation,
+            "program": head.interpreter.program,
+            "files": unpacked.files,
+            "size": unpacked.size,
+            "rewritten": moved.rewritten,
+            "problems": [{"file": file, "reason": reason} for file, reason in problems],
+            "installed": locks.now(),
+            "job": self.place.job,
+        }
+
+    def _unpack(self, staged: str) -> Unpacked:
+        os.mkdir(staged, 0o700)
+        descriptor = os.open(staged, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return unpack(
+                self.bundle.archive,
+                descriptor,
+                digests=self.bundle.digests,
+                kind=reader.require_interpreter,
+                progress=lambda files, size: self.notify(
+                    "unpacking", {"files": files, "size": size}
+                ),
+            )
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,134 @@
+"""Releases that bring their own Python, by a masterless minion."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.minions import Masterless
+
+pytest.importorskip("salt", reason="Salt does not run on this Python")
+
+from tests.support.pythons import Pair
+from tests.support.roots import needs_root
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """A small Python's bundle, and one of a virtualenv for it."""
+    return Pair.make(tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture
+def minion(pair: Pair, tmp_path: Path) -> Masterless:
+    """A minion whose file root has both bundles."""
+    made = Masterless(tmp_path / "minion")
+    for path in (pair.python.archive, pair.app):
+        shutil.copy(path, made.root)
+    return made
+
+
+def given(pair: Pair, **more: Any) -> dict[str, Any]:
+    """The arguments of `managed`."""
+    python = {"source": "salt://python.tar", "source_hash": pair.python.sha256}
+    return {"source": "salt://app.tar", "python": {**python, **more}}
+
+
+@pytest.mark.slow
+def test_two_apps_share_a_python_until_nobody_needs_it(
+    pair: Pair, minion: Masterless, tmp_path: Path
+) -> None:
+    srv = tmp_path / "srv"
+    would = minion.single("managed", f"{srv}/shop/1", test=True, **given(pair))
+    assert would["result"] is None
+    assert "onto the Python of salt://python.tar, which would be unpacked" in would["comment"]
+    assert not srv.exists()
+    assert not [name for name in minion.fetched() if name.endswith("python.tar")]
+
+    done = minion.single("managed", f"{srv}/shop/1", **given(pair))
+    assert done["result"] is True, done["comment"]
+    (name,) = [name for name in os.listdir(srv / "pythons") if name[0] != "."]
+    python = done["changes"]["python"]
+    assert python.startswith(f"{srv}/pythons/{name}/bin/python3")
+    assert not [name for name in minion.fetched() if name.endswith("python.tar")], "it is kept"
+
+    os.unlink(Path(minion.root, "python.tar"))  # it is not needed any more
+    would = minion.single("managed", f"{srv}/blog/1", test=True, **given(pair))
+    assert would["comment"].endswith(f"app.tar, onto {python}.")
+    done = minion.single("managed", f"{srv}/blog/1", **given(pair))
+    assert (done["result"], done["changes"]["python"]) == (True, python), done["comment"]
+    for test in (False, True):
+        again = minion.single("managed", f"{srv}/blog/1", test=test, **given(pair))
+        assert (again["result"], again["changes"]) == (True, {}), again["comment"]
+
+    call = minion.functions
+    top = f"{srv}/pythons/{name}"
+    assert call["virtualenv_tools.releases"](f"{srv}/blog")["1"]["interpreter"] == top
+    known = call["virtualenv_tools.info"](f"{srv}/blog/1")["shared_python"]
+    assert (known["path"], known["version"]) == (top, pair.python.version)
+    assert known["source"] == "salt://python.tar"
+    assert call["virtualenv_tools.check"](f"{srv}/blog/1", deep=True)["problems"] == []
+    with open(f"{top}/lib/added.py", "w") as file:
+        file.write("evil\n")
+    (problem,) = call["virtualenv_tools.check"](f"{srv}/blog/1", deep=True)["problems"]
+    assert problem["file"] == f"{top}/lib/added.py"
+
+    shutil.rmtree(f"{srv}/shop/1")
+    assert minion.single("pruned", f"{srv}/shop")["changes"] == {}
+    shutil.rmtree(f"{srv}/blog/1")
+    would = minion.single("pruned", f"{srv}/shop", test=True)
+    assert (would["result"], would["changes"]) == (None, {"pythons": [top]})
+    assert would["comment"] == "0 releases and 1 interpreter would be removed."
+    done = minion.single("pruned", f"{srv}/shop")
+    assert (done["result"], done["changes"]) == (True, {"pythons": [top]})
+    assert not os.path.lexists(top)
+
+
+@needs_root
+def test_a_python_that_root_must_not_run_is_not_fetched(
+    pair: Pair, minion: Masterless, tmp_path: Path
+) -> None:
+    for test in (False, True):
+        answer = minion.single(
+            "managed", f"{tmp_path}/srv/shop/1", test=test, **given(pair, source_hash=None)
+        )
+        assert answer["result"] is False
+        assert "give it as source_hash" in answer["comment"]
+    assert not (tmp_path / "srv").exists()
+    assert not [name for name in minion.fetched() if name.endswith(".tar")]
+
+
+@pytest.mark.parametrize(
+    "python",
+    [
+        {"source": "python.tar", "source_hash": "0" * 64},
+        {"source": "salt://python.tar", "source_hash": "0" * 64, "version": "3.13"},
+        {"source_hash": "0" * 64},
+    ],
+)
+def test_a_python_that_is_none_is_refused(
+    python: dict[str, str], minion: Masterless, tmp_path: Path
+) -> None:
+    answer = minion.single(
+        "managed", f"{tmp_path}/srv/shop/1", source="salt://app.tar", python=python
+    )
+    assert answer["result"] is False
+    assert "source and source_hash of the bundle" in answer["comment"]
+
+
+@pytest.mark.slow
+def test_a_release_is_put_onto_it(pair: Pair, minion: Masterless, tmp_path: Path) -> None:
+    release = f"{tmp_path}/srv/shop/1"
+    assert minion.single("managed", release, source="salt://app.tar")["result"] is True
+    call, python = minion.functions, given(pair)["python"]
+    would = call["virtualenv_tools.reinitialize"](release, python=python, test=True)
+    assert (would["changed"], would["python"]) == (True, "salt://python.tar")
+    done = call["virtualenv_tools.reinitialize"](release, python=python)
+    assert done["python"].startswith(f"{tmp_path}/srv/pythons/cpython-")
+    assert minion.single("pruned", f"{tmp_path}/srv/shop")["changes"] == {}
+    assert not call["virtualenv_tools.reinitialize"](release, python=python)["changed"]
+    assert call["virtualenv_tools.check"](release, deep=True)["ok"] is True

@@ -1,0 +1,114 @@
+"""Small real Pythons with a prefix of their own, and the bundles of them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from relocate_core import PythonPacking, pack, pack_python
+from relocate_core.errors import RelocateError
+from relocate_core.interpreters.prefix import inspect
+from tests.support import environments
+
+VERSIONS = ("3.12", "3.13", "3.11", "3.10", "3.9")
+_USED = """
+import sys, sysconfig, json, encodings.utf_8, importlib.machinery, importlib.util, collections
+import math, zlib, warnings, encodings.idna, os, re, runpy, pkgutil, stringprep
+sysconfig.get_config_vars()
+for module in list(sys.modules.values()):
+    file = getattr(module, '__file__', None)
+    if file:
+        print(file)
+"""
+
+
+@cache
+def prefix_of(version: str) -> str | None:
+    """The prefix of a Python of that version which can be packed."""
+    for executable in environments.interpreters(version):
+        prefix = os.path.dirname(os.path.dirname(os.path.realpath(executable)))
+        try:
+            inspect(prefix)
+        except RelocateError:
+            continue
+        return prefix
+    return None
+
+
+def require(*versions: str) -> str:
+    """The prefix of the first of these that can be packed; skips without any."""
+    for version in versions or VERSIONS:
+        prefix = prefix_of(version)
+        if prefix is not None:
+            return prefix
+    pytest.skip(f"no Python {', '.join(versions)} with a prefix of its own on this machine")
+
+
+def small(prefix: str, to: str | os.PathLike[str]) -> str:
+    """A copy of a Python with hardly more than it needs to start; its prefix.
+
+    It still refers to the prefix that it was built for, in all the kinds of files that do.
+    """
+    program = os.path.join(prefix, inspect(prefix).program)
+    done = subprocess.run(
+        [program, "-I", "-c", _USED], capture_output=True, text=True, check=True, cwd="/"
+    )
+    wanted = [*done.stdout.split(), *_described(prefix)]
+    for path in dict.fromkeys(wanted):
+        if os.path.realpath(path).startswith(prefix + "/"):
+            target = os.path.join(to, os.path.relpath(path, prefix))
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            shutil.copy2(path, target, follow_symlinks=False)
+    return os.fspath(to)
+
+
+def _described(prefix: str) -> Iterator[str]:
+    """The programs, the shared libraries, and what contains how it was built."""
+    top = Path(prefix)
+    patterns = (
+        *("bin/python*", "lib/libpython*.so*", "lib/pkgconfig/python*.pc"),
+        *("lib/python3*/config-*/Makefile", "include/python3*/pyconfig.h"),
+        "lib/python3*/_sysconfigdata*.py",
+    )
+    for pattern in patterns:
+        for path in top.glob(pattern):
+            if path.is_symlink() or path.is_file():
+                yield str(path)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A small Python's bundle, and the bundle of a virtualenv of it.
+
+    Attributes:
+        prefix: where that Python is.
+        python: its bundle, as it was packed.
+        app: the path of the virtualenv's bundle.
+    """
+
+    prefix: str
+    python: PythonPacking
+    app: str
+
+    @classmethod
+    def make(cls, directory: Path, version: str | None = None, ending: str = ".tar") -> Pair:
+        """Pack both; skips without a Python that can be packed."""
+        base = require(*([version] if version else VERSIONS))
+        prefix = small(base, directory / "small")
+        python = pack_python(prefix, str(directory / f"python{ending}"), keep=["headers"])
+        made = environments.make("uv", directory / "build", python=inspect(base).executable)
+        app = str(directory / f"app{ending}")
+        pack(str(made.path), app)
+        return cls(prefix, python, app)
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """What the Python's bundle hashes to."""
+        return {"sha256": self.python.sha256}
