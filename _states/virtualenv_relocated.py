@@ -531,6 +531,49 @@ def pruned(name: str, keep: int = 5) -> dict[str, Any]:
     return ret
 
 
+def reinitialized(
+    name: str, python: str | dict[str, Any] | list[Any] | None = None
+) -> dict[str, Any]:
+    """
+    Have a release on a Python, such as a security release of the one that it was deployed on.
+
+    Programs that run go on with the Python that they were started with: let them watch this state.
+    A Python that does not fit, or does not run, is refused, and the release stays as it is.
+
+    name
+        The release's path; of a link, such as ``<root>/current``, it is the release there.
+
+    python
+        As ``python`` of :py:func:`virtualenv_tools.reinitialize`: an executable, a command, a
+        version, or the bundle of an interpreter as ``source`` and ``source_hash``.
+
+    .. code-block:: yaml
+
+        /srv/shop/current:
+          virtualenv_relocated.reinitialized:
+            - python:
+                source: salt://pythons/cpython-3.13.1-x86_64.tar.zst
+                source_hash: 5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef
+            - watch_in:
+              - service: shop
+    """
+    ret = _new(name)
+    with _Reporting(ret):
+        path = os.path.realpath(_path(name, "the release"))
+        if __opts__["test"] and not os.path.lexists(path):
+            return _with(ret, None, f"{name} would be put onto a Python, once it is deployed.")
+        done = __salt__["virtualenv_tools.reinitialize"](
+            path, python=python, saltenv=__env__, test=__opts__["test"]
+        )
+        if not done["changed"]:
+            return _with(ret, True, f"{path} runs on {done['python']}.")
+        ret["changes"] = {"python": {"old": done["old_python"], "new": done["python"]}}
+        if __opts__["test"]:
+            return _with(ret, None, f"{path} would be put onto {done['python']}.")
+        return _with(ret, True, f"{path} was put onto {done['python']}.")
+    return ret
+
+
 def absent(name: str) -> dict[str, Any]:
     """
     Remove a release, unless it is active, pinned, or used by a process.
@@ -656,7 +699,10 @@ def mod_watch(name: str, sfun: str | None = None, **kwargs: Any) -> dict[str, An
             - listen:
               - service: app
     """
-    functions = (managed, migrated, active, rolled_back, healthy, pruned, absent, packed)
+    functions = (
+        *(managed, migrated, active, rolled_back, healthy, pruned, absent, reinitialized),
+        *(packed, python_packed),
+    )
     function = {one.__name__: one for one in functions}.get(str(sfun))
     if function is None:
         return _with(_new(name), False, f"There is no state {sfun} to be watched for.")

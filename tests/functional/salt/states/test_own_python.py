@@ -121,6 +121,40 @@ def test_a_python_that_is_none_is_refused(
 
 
 @pytest.mark.slow
+def test_the_active_release_is_put_onto_it(pair: Pair, minion: Masterless, tmp_path: Path) -> None:
+    root = f"{tmp_path}/srv/shop"
+    python = given(pair)["python"]
+    early = minion.single("reinitialized", f"{root}/current", test=True, python=python)
+    assert (early["result"], early["changes"]) == (None, {})
+    assert minion.single("managed", f"{root}/1", source="salt://app.tar")["result"] is True
+    assert minion.single("active", f"{root}/current", target="1")["result"] is True
+    old = os.path.realpath(f"{root}/1/bin/python")
+
+    would = minion.single("reinitialized", f"{root}/current", test=True, python=python)
+    assert would["result"] is None
+    assert would["changes"]["python"] == {"old": old, "new": "salt://python.tar"}
+    assert os.path.realpath(f"{root}/1/bin/python") == old
+    done = minion.single("reinitialized", f"{root}/current", python=python)
+    new = os.path.realpath(f"{root}/1/bin/python")
+    assert new.startswith(f"{tmp_path}/srv/pythons/cpython-")
+    assert done["result"] is True, done["comment"]
+    assert os.path.realpath(done["changes"]["python"]["new"]) == new
+    assert done["comment"].startswith(f"{root}/1 was put onto ")
+    for test in (True, False):
+        again = minion.single("reinitialized", f"{root}/current", test=test, python=python)
+        assert (again["result"], again["changes"]) == (True, {}), again["comment"]
+    back = minion.single("reinitialized", f"{root}/current", python=old)
+    assert os.path.realpath(back["changes"]["python"]["new"]) == old
+
+    wrong = {**python, "source_hash": "0" * 64}
+    refused = minion.single("reinitialized", f"{root}/current", python=wrong)
+    assert refused["result"] is False
+    assert os.path.realpath(f"{root}/1/bin/python") == old
+    gone = minion.single("reinitialized", f"{root}/2", python=python)
+    assert gone["result"] is False
+
+
+@pytest.mark.slow
 def test_a_release_is_put_onto_it(pair: Pair, minion: Masterless, tmp_path: Path) -> None:
     release = f"{tmp_path}/srv/shop/1"
     assert minion.single("managed", release, source="salt://app.tar")["result"] is True
