@@ -386,6 +386,10 @@ def test_another_user_needs_no_hash(pair: Pair, tmp_path: Path) -> None:
         (one,) = Place(f"{theirs}/pythons").installed()
         assert os.stat(one.executable).st_uid == roots.NOBODY
         assert check(f"{theirs}/shop/1", deep=True).ok
+        os.chown(f"{ours}/pythons/.pythons", roots.NOBODY, roots.NOBODY)
+        shutil.rmtree(f"{ours}/shop/1")
+        assert prune(f"{ours}/shop", 1).pythons == []
+        os.chown(f"{ours}/pythons/.pythons", 0, 0)
         before = environments.digest(ours)
         os.makedirs(f"{ours}/app")
         os.chown(f"{ours}/app", roots.NOBODY, roots.NOBODY)
