@@ -218,12 +218,17 @@ def test_root_runs_none_whose_hash_was_not_given(pair: Pair, srv: str) -> None:
 
 
 @needs_root
-def test_all_of_it_belongs_to_root(pair: Pair, srv: str) -> None:
-    deploy(pair, f"{srv}/shop/1", owner=(roots.NOBODY, roots.NOBODY))
-    for path in Path(f"{srv}/pythons").rglob("*"):
-        status = path.lstat()
-        assert (status.st_uid, status.st_gid) == (0, 0), path
-        assert path.is_symlink() or not status.st_mode & 0o022, path
+def test_all_of_it_belongs_to_root_and_others_run_it(pair: Pair) -> None:
+    tries = [f"python -c 'import json, os, zlib; assert os.getuid() == {roots.NOBODY}'"]
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:  # those of pytest are closed to others
+        os.chmod(place, 0o755)
+        release = f"{place}/shop/1"
+        deploy(pair, release, owner=(roots.NOBODY, roots.NOBODY), smoke_tests=tries)
+        assert os.stat(release).st_uid == roots.NOBODY
+        for path in Path(f"{place}/pythons").rglob("*"):
+            status = path.lstat()
+            assert (status.st_uid, status.st_gid) == (0, 0), path
+            assert path.is_symlink() or not status.st_mode & 0o022, path
 
 
 # --- pruning --------------------------------------------------------------------------------------
