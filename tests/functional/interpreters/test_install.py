@@ -139,6 +139,28 @@ def test_there_and_back_gives_every_byte_again(pair: Pair, tmp_path: Path) -> No
     assert environments.digest(top, times="files") == first
 
 
+def test_an_archive_of_another_tool_runs_on_it_too(pair: Pair, srv: str, tmp_path: Path) -> None:
+    """What it needs is seen once it is unpacked; nobody is registered where that does not fit."""
+    plain = tmp_path / "plain"
+    unpack_by_tar(pair.app, plain)
+    shutil.rmtree(plain / ".relocation")
+    archive = str(tmp_path / "plain.tar")
+    subprocess.run(["tar", "-cf", archive, "-C", plain, "."], check=True)
+    done = publish(archive, f"{srv}/shop/1", python=bundle(pair))
+    (name,) = interpreters(srv)
+    assert done.python is not None
+    assert done.python.startswith(f"{srv}/pythons/{name}/bin/")
+    assert check(f"{srv}/shop/1").ok
+    (library,) = (plain / "lib").glob("python3*")
+    library.rename(library.with_name("python3.99"))
+    config = (plain / "pyvenv.cfg").read_text().replace(pair.python.version, "3.99.1")
+    (plain / "pyvenv.cfg").write_text(config)
+    subprocess.run(["tar", "-cf", archive, "-C", plain, "."], check=True)
+    with pytest.raises(RelocateError, match=r"3\.99"):
+        publish(archive, f"{srv}/shop/2", python=bundle(pair))
+    assert len(os.listdir(f"{srv}/pythons/.pythons/users/{name}")) == 1
+
+
 # --- what is there already -----------------------------------------------------------------------
 
 
