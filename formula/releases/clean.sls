@@ -28,6 +28,15 @@ include:
 {{ app.root }}/.releases:
   file.absent
 
+{% if salt["virtualenv_tools.releases"](app.root).values() | selectattr("interpreter", "defined") | list %}
+# The interpreters that the releases brought, unless others use them too.
+{{ app.name }} needs no interpreter:
+  virtualenv_relocated.pruned:
+    - name: {{ app.root }}
+    - require:
+      - file: {{ app.root }}/.releases
+{% endif %}
+
 {% if settings.run.purge_data %}
 {% for directory in app.directories + [app.root] %}
 {{ directory }}:

@@ -1,1 +1,1 @@
-"""A portable Python: an interpreter's prefix, packed into a bundle of its own."""
+"""A portable Python: a prefix packed into a bundle, and deployed to be shared by releases."""

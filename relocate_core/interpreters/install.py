@@ -34,8 +34,8 @@ from .place import (
     containing,
     described,
     name_for,
+    this_machine,
 )
-from .place import this_machine as here
 from .proof import prove
 from .relocate import relocate
 
@@ -129,7 +129,7 @@ def kept(executable: str | None, release: str, wait: float = 300.0) -> Iterator[
     """
     found = containing(executable) if executable else None
     place = Place(os.path.dirname(found.path)) if found is not None else None
-    if found is None or place is None or not _is_ours(place.records):
+    if found is None or place is None or not place.is_ours:
         yield
         return
     with staging.opened(place.path, RECORDS, f"registering {release}", wait) as opened:
@@ -140,13 +140,6 @@ def kept(executable: str | None, release: str, wait: float = 300.0) -> Iterator[
         yield
     finally:
         os.close(registration)
-
-
-def _is_ours(path: str) -> bool:
-    try:
-        return os.lstat(path).st_uid == os.geteuid()
-    except OSError:
-        return False
 
 
 class _Installation:
@@ -185,11 +178,11 @@ class _Installation:
                 f"{path} exists, and is no interpreter that was deployed: move it away, and run "
                 "again"
             )
-        require_machine(head, f"unpack the Python of {archive}", here())
+        require_machine(head, f"unpack the Python of {archive}", this_machine())
         self.fits(described(head, path))
         with self.opened.staged() as directory:
-            record = self._prepare(os.path.join(directory, name), path, head, digest)
             staged = os.path.join(directory, name)
+            record = self._prepare(staged, path, head, digest)
             self.opened.publish(staged, name, RECORD, record)
         self.notify("interpreter", {"interpreter": path, "version": head.version})
         return Installed(path, record)

@@ -85,6 +85,14 @@ class Place:
         """The directory of the lock, what is being unpacked, and who uses what."""
         return os.path.join(self.path, RECORDS)
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether this user keeps interpreters here; those of others are never changed."""
+        try:
+            return os.lstat(self.records).st_uid == os.geteuid()
+        except OSError:
+            return False
+
     def get(self, name: str) -> Installed | None:
         """The complete interpreter of that name, if there is one."""
         return _at(os.path.join(self.path, name))

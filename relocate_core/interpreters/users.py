@@ -149,6 +149,8 @@ def prune(
         wait: seconds to wait for another run there.
     """
     found = Unused()
+    if not place.is_ours:
+        return found
     if dry_run or not (_unused(place, without) or _is_left(place)):
         found.removed = [one.path for one in _unused(place, without)]
         return found

@@ -32,7 +32,7 @@ class Wanted:
     python: str | PythonBundle | None
     path: str
     place: Place
-    as_root: bool | None = False
+    as_root: bool = False
 
     def require(self) -> None:
         """Refuse a Python that is not there, or must not be run.
@@ -41,7 +41,7 @@ class Wanted:
             RelocateError: InterpreterNotFound or CannotRun.
         """
         if isinstance(self.python, PythonBundle):
-            self.python.require_trust(bool(self.as_root))
+            self.python.require_trust(self.as_root)
         elif self.python is not None:
             find_named(self.python)
 
@@ -78,7 +78,7 @@ class Wanted:
             self.python,
             self.place,
             self.path,
-            as_root=bool(self.as_root),
+            as_root=self.as_root,
             fits=fits,
             notify=notify,
             wait=wait,

@@ -197,12 +197,16 @@ def _site_packages(path: str, libraries: list[_Library]) -> Iterator[str]:
     yield from found
 
 
+def _at_once(path: str, flags: int) -> int:
+    """Open a file; not waiting for anybody to write to it, if its owner has made a pipe of it."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def read_config(path: str) -> dict[str, str]:
     """pyvenv.cfg as lower-case keys and their values; empty where there is none."""
     try:
-        with open(
-            os.path.join(path, "pyvenv.cfg"), encoding="utf-8", errors="surrogateescape"
-        ) as f:
+        place = os.path.join(path, "pyvenv.cfg")
+        with open(place, encoding="utf-8", errors="surrogateescape", opener=_at_once) as f:
             lines = f.read(_LONGEST_CONFIG).splitlines()
     except FileNotFoundError:
         return {}

@@ -139,6 +139,28 @@ def test_there_and_back_gives_every_byte_again(pair: Pair, tmp_path: Path) -> No
     assert environments.digest(top, times="files") == first
 
 
+def test_an_archive_of_another_tool_runs_on_it_too(pair: Pair, srv: str, tmp_path: Path) -> None:
+    """What it needs is seen once it is unpacked; nobody is registered where that does not fit."""
+    plain = tmp_path / "plain"
+    unpack_by_tar(pair.app, plain)
+    shutil.rmtree(plain / ".relocation")
+    archive = str(tmp_path / "plain.tar")
+    subprocess.run(["tar", "-cf", archive, "-C", plain, "."], check=True)
+    done = publish(archive, f"{srv}/shop/1", python=bundle(pair))
+    (name,) = interpreters(srv)
+    assert done.python is not None
+    assert done.python.startswith(f"{srv}/pythons/{name}/bin/")
+    assert check(f"{srv}/shop/1").ok
+    (library,) = (plain / "lib").glob("python3*")
+    library.rename(library.with_name("python3.99"))
+    config = (plain / "pyvenv.cfg").read_text().replace(pair.python.version, "3.99.1")
+    (plain / "pyvenv.cfg").write_text(config)
+    subprocess.run(["tar", "-cf", archive, "-C", plain, "."], check=True)
+    with pytest.raises(RelocateError, match=r"3\.99"):
+        publish(archive, f"{srv}/shop/2", python=bundle(pair))
+    assert len(os.listdir(f"{srv}/pythons/.pythons/users/{name}")) == 1
+
+
 # --- what is there already -----------------------------------------------------------------------
 
 
@@ -218,12 +240,17 @@ def test_root_runs_none_whose_hash_was_not_given(pair: Pair, srv: str) -> None:
 
 
 @needs_root
-def test_all_of_it_belongs_to_root(pair: Pair, srv: str) -> None:
-    deploy(pair, f"{srv}/shop/1", owner=(roots.NOBODY, roots.NOBODY))
-    for path in Path(f"{srv}/pythons").rglob("*"):
-        status = path.lstat()
-        assert (status.st_uid, status.st_gid) == (0, 0), path
-        assert path.is_symlink() or not status.st_mode & 0o022, path
+def test_all_of_it_belongs_to_root_and_others_run_it(pair: Pair) -> None:
+    tries = [f"python -c 'import json, os, zlib; assert os.getuid() == {roots.NOBODY}'"]
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:  # those of pytest are closed to others
+        os.chmod(place, 0o755)
+        release = f"{place}/shop/1"
+        deploy(pair, release, owner=(roots.NOBODY, roots.NOBODY), smoke_tests=tries)
+        assert os.stat(release).st_uid == roots.NOBODY
+        for path in Path(f"{place}/pythons").rglob("*"):
+            status = path.lstat()
+            assert (status.st_uid, status.st_gid) == (0, 0), path
+            assert path.is_symlink() or not status.st_mode & 0o022, path
 
 
 # --- pruning --------------------------------------------------------------------------------------
@@ -308,6 +335,7 @@ def test_one_that_a_release_was_put_onto_by_its_path_stays(pair: Pair, srv: str)
     assert prune(f"{srv}/blog", 1).pythons == []
     os.makedirs(f"{srv}/tools/bin")
     os.symlink(program, f"{srv}/tools/bin/python")
+    os.mkfifo(f"{srv}/tools/pyvenv.cfg")  # by whoever owns it, for prune to wait for ever
     shutil.rmtree(far)
     assert prune(f"{srv}/blog", 1).pythons == []
     os.unlink(f"{srv}/tools/bin/python")
@@ -386,6 +414,10 @@ def test_another_user_needs_no_hash(pair: Pair, tmp_path: Path) -> None:
         (one,) = Place(f"{theirs}/pythons").installed()
         assert os.stat(one.executable).st_uid == roots.NOBODY
         assert check(f"{theirs}/shop/1", deep=True).ok
+        os.chown(f"{ours}/pythons/.pythons", roots.NOBODY, roots.NOBODY)
+        shutil.rmtree(f"{ours}/shop/1")
+        assert prune(f"{ours}/shop", 1).pythons == []
+        os.chown(f"{ours}/pythons/.pythons", 0, 0)
         before = environments.digest(ours)
         os.makedirs(f"{ours}/app")
         os.chown(f"{ours}/app", roots.NOBODY, roots.NOBODY)

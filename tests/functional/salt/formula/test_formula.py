@@ -17,6 +17,7 @@ import pytest
 from tests.support import environments, minions, sites
 from tests.support.managers import Manager
 from tests.support.minions import Masterless
+from tests.support.pythons import Pair
 from tests.support.sites import ME
 
 pytest.importorskip("salt", reason="Salt does not run on this Python")
@@ -383,6 +384,33 @@ def test_clean(shop: Shop) -> None:
     shop.more["run"] = {"purge_data": True}
     shop.done("releases.clean")
     assert not shop.root.exists()
+
+
+@pytest.mark.slow
+def test_releases_bring_their_own_python(
+    shop: Shop, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    pair = Pair.make(tmp_path_factory.mktemp("pair"))
+    for path in (pair.python.archive, pair.app):
+        shutil.copy(path, shop.minion.root)
+    shop.app |= {
+        "source": "salt://app.tar",
+        "python": {"source": "salt://python.tar", "source_hash": pair.python.sha256},
+        "smoke_tests": "python -c 'import json, zlib'",
+        "health": None,
+    }
+    shop.done()
+    (name,) = (one for one in os.listdir(shop.root.parent / "pythons") if one[0] != ".")
+    top = shop.root.parent / "pythons" / name
+    assert os.path.realpath(shop.root / "current/bin/python").startswith(f"{top}/bin/")
+    assert shop.done() == {}
+    assert set(shop.manager.runs_on().values()) == {"1"}
+    shop.apply("releases.clean", test=True)
+    assert top.is_dir()
+    changed = shop.done("releases.clean")
+    assert changed["shop needs no interpreter"] == {"pythons": [str(top)]}
+    assert not top.exists()
+    assert shop.done("releases.clean") == {}
 
 
 @pytest.mark.slow

@@ -166,3 +166,35 @@ def test_a_release_is_put_onto_it(pair: Pair, minion: Masterless, tmp_path: Path
     assert minion.single("pruned", f"{tmp_path}/srv/shop")["changes"] == {}
     assert not call["virtualenv_tools.reinitialize"](release, python=python)["changed"]
     assert call["virtualenv_tools.check"](release, deep=True)["ok"] is True
+
+
+@pytest.mark.slow
+def test_a_release_whose_interpreter_is_gone_gets_it_again(
+    pair: Pair, minion: Masterless, tmp_path: Path
+) -> None:
+    release = f"{tmp_path}/srv/shop/1"
+    python = minion.single("managed", release, **given(pair))["changes"]["python"]
+    shutil.rmtree(os.path.dirname(os.path.dirname(python)))
+    would = minion.single("managed", release, test=True, **given(pair))
+    assert would["result"] is None
+    assert would["changes"]["python"]["new"] == "salt://python.tar"
+    assert not os.path.lexists(python)
+    done = minion.single("managed", release, **given(pair))
+    assert (done["result"], done["changes"]) == (True, {"python": {"old": python, "new": python}})
+    assert minion.functions["virtualenv_tools.check"](release, deep=True)["ok"] is True
+
+
+@pytest.mark.slow
+def test_its_hash_may_be_in_a_file_of_hashes(
+    pair: Pair, minion: Masterless, tmp_path: Path
+) -> None:
+    Path(minion.root, "SHA256SUMS").write_text(f"{pair.python.sha256}  python.tar\n")
+    arguments = given(pair, source_hash="salt://SHA256SUMS")
+    for name in ("shop/1", "blog/1"):
+        done = minion.single("managed", f"{tmp_path}/srv/{name}", **arguments)
+        assert done["result"] is True, done["comment"]
+    assert len([name for name in os.listdir(tmp_path / "srv/pythons") if name[0] != "."]) == 1
+    Path(minion.root, "SHA256SUMS").write_text(f"{'0' * 64}  python.tar\n")
+    answer = minion.single("managed", f"{tmp_path}/srv/shop/2", **arguments)
+    assert answer["result"] is False
+    assert "0" * 64 in answer["comment"]
