@@ -339,7 +339,7 @@ BY_DEFAULT = (("pack", "EIO"), ("delta-copied", "full-disk"), ("delta-linked", "
         pytest.param(
             name,
             fault,
-            STRIDES[name] if (name, fault) in BY_DEFAULT else max(1, STRIDES[name] // 30),
+            STRIDES[name] if (name, fault) in BY_DEFAULT else stride(max(2, STRIDES[name] // 12)),
             id=f"{name}-{fault}",
             marks=() if (name, fault) in BY_DEFAULT else slow,
         )

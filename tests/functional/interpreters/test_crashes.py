@@ -16,6 +16,7 @@ from relocate_core import Place, PythonBundle, check, prune, publish
 from relocate_core.errors import RelocateError
 from relocate_core.interpreters import users
 from tests.support import environments, roots
+from tests.support.fuzz import stride
 from tests.support.pythons import Pair
 from tests.support.steps import Steps, in_child, sampled
 
@@ -110,8 +111,8 @@ def _publish(stage: Stage, name: str, **options: Any) -> Any:
     return publish(stage.pair.app, f"{stage.srv}/{name}", python=python, **options)
 
 
-EVERY = [pytest.param(250, id="some"), pytest.param(1, id="every-step", marks=pytest.mark.slow)]
-FEW = [pytest.param(40, id="some"), pytest.param(1, id="every-step", marks=pytest.mark.slow)]
+EVERY = [pytest.param(250, id="some"), pytest.param(stride(25), id="more", marks=pytest.mark.slow)]
+FEW = [pytest.param(40, id="some"), pytest.param(stride(4), id="more", marks=pytest.mark.slow)]
 
 
 def steps_of(made: Stage) -> int:
