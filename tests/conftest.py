@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Iterable
@@ -39,6 +40,9 @@ def pytest_configure(config: pytest.Config) -> None:
     The workers of pytest-xdist, and all programs, inherit it. Virtualenvs are built in a place that
     is the same for each run, as they are kept for the next one.
     """
+    # A shell without job control lets background jobs ignore Control-C, which tests send.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if "TMPDIR" in os.environ or not _has_room(MEMORY):
         return
     for name in os.listdir(MEMORY):
