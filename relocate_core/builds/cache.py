@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 from ..errors import Busy
 from ..system.locks import held, locked
-from ..system.ownership import require_trusted
+from ..system.ownership import make_trusted
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def locked_directory(cache: str, directory: str, doing: str, wait: float) -> Ite
     """
     until = time.monotonic() + wait
     for one in (cache, directory):
-        _create(one)
+        make_trusted(one)
     with ExitStack() as stack:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         stack.callback(os.close, descriptor)
@@ -45,17 +45,6 @@ def locked_directory(cache: str, directory: str, doing: str, wait: float) -> Ite
                 "is still running there; wait for it to end, or end it, and run again"
             ) from None
         yield descriptor
-
-
-def _create(directory: str) -> None:
-    """Create a directory of the cache and its parents; nobody else may change what is in it."""
-    above = directory
-    while not os.path.lexists(above):
-        above = os.path.dirname(above)
-    require_trusted(above)
-    os.makedirs(directory, 0o755, exist_ok=True)
-    if above != directory:
-        os.chmod(directory, 0o755)  # whatever the umask
 
 
 def tidy_up(directory: str) -> None:

@@ -14,6 +14,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from io import BytesIO
 from typing import IO, NamedTuple
 
@@ -93,16 +94,16 @@ class Store:
 
     def find(self, key: str) -> str:
         """The file with a block; "" without any that is whole."""
-        name = self._names.get(key, "")
+        name = self._names.get(key)
+        if name is None:
+            return ""
         path = os.path.join(self._directory, name)
-        try:
+        with suppress(OSError):
             with open(path, "rb", 0) as file:
-                if name and files.digest(file.fileno()).hex() == name.partition(".")[2]:
-                    os.utime(file.fileno())
+                if files.digest(file.fileno()).hex() == name.partition(".")[2]:
+                    os.utime(file.fileno())  # it was used
                     return path
-            os.unlink(path)  # damaged
-        except OSError:
-            pass
+            os.unlink(path)  # it is damaged
         return ""
 
     def put(self, key: str, block: Iterable[bytes]) -> str:
@@ -132,7 +133,7 @@ class Store:
 
 
 class Body:
-    """The members of a bundle, block by block; blocks are compressed on all cores.
+    """The members of a bundle, block by block, compressed on all cores.
 
     Args:
         temporary: an empty file for blocks that are not kept.
@@ -142,7 +143,7 @@ class Body:
     """
 
     def __init__(
-        self, temporary: IO[bytes], form: str, level: int | None, store: Store | None
+        self, temporary: IO[bytes], form: str, level: int | None, store: Store | None = None
     ) -> None:
         self._temporary = temporary
         self._form = form

@@ -41,7 +41,7 @@ class Known(NamedTuple):
     kept: bool
     """Of bytecode, whether what is there is of its source as it is, and can be made portable."""
     found: Found | None
-    """None for bytecode of a source that does not compile, or that is not packed."""
+    """None for bytecode of a source that does not compile."""
 
 
 def signature(status: os.stat_result, other: os.stat_result | None = None) -> str:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..relocation.workers import fingerprint
+from ..relocation.workers import LOADED
 from ..system import files
-from ..system.locks import LOCK, held
-from ..system.ownership import require_trusted
+from ..system.locks import held
+from ..system.ownership import make_trusted
 from .blocks import Store
 from .index import Index
 from .tree import Tree
 
 _SECONDS = 30 * 24 * 3600
+_LEFT = re.escape(files.TEMPORARY)
+_INDEX = re.compile(rf"index-[0-9a-f]{{16}}(?P<left>{_LEFT})?\Z")
+_BLOCK = re.compile(rf"[0-9a-f]{{64}}\.[0-9a-f]{{64}}\Z|(?P<left>{_LEFT}.+)\Z")
 
 
 class Cache:
@@ -28,6 +32,7 @@ class Cache:
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
+        self._blocks = os.path.join(directory, "blocks")
 
     @classmethod
     @contextmanager
@@ -44,11 +49,7 @@ class Cache:
             UnsafeDirectory: somebody else could change what is packed.
         """
         directory = os.path.abspath(directory)
-        above = directory
-        while not os.path.lexists(above):
-            above = os.path.dirname(above)
-        require_trusted(above)
-        os.makedirs(directory, 0o755, exist_ok=True)
+        make_trusted(directory)
         descriptor = files.open_root(directory)
         try:
             with held(descriptor, directory, doing, wait):
@@ -57,13 +58,16 @@ class Cache:
             os.close(descriptor)
 
     def tidy_up(self) -> None:
-        """Remove what no packing has used for a month, and what a killed run has left."""
+        """Remove what no packing has used for a month, and what a killed run has left.
+
+        Files of other names are somebody else's: the directory may be any that was given.
+        """
         until = time.time() - _SECONDS
-        for directory, _, names in os.walk(self._directory):
-            for name in names:
+        for directory, ours in ((self._directory, _INDEX), (self._blocks, _BLOCK)):
+            for name in os.listdir(directory) if os.path.isdir(directory) else ():
+                match = ours.match(name)
                 path = os.path.join(directory, name)
-                left = files.TEMPORARY in name or os.stat(path).st_mtime < until
-                if left and name != LOCK:
+                if match and (match["left"] or os.lstat(path).st_mtime < until):
                     os.unlink(path)
 
     def index(self, path: str, tree: Tree, mode: str) -> Index:
@@ -76,11 +80,13 @@ class Cache:
         """
         place = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:16]
         python = tree.interpreter
-        basis = [fingerprint(), python.long_version, python.cache_tag, python.magic.hex()]
-        return Index(os.path.join(self._directory, f"index-{place}"), [*basis, tree.prefixes, mode])
+        basis = [LOADED, python.long_version, python.cache_tag, python.magic.hex()]
+        # What this program is cannot be said of one in a zip: nothing is known then.
+        file = os.path.join(self._directory, f"index-{place}") if LOADED else ""
+        return Index(file, [*basis, tree.prefixes, mode])
 
     def store(self, form: str, level: int | None) -> Store | None:
         """The compressed blocks; None where nothing is compressed."""
         if form == "tar":
             return None
-        return Store(os.path.join(self._directory, "blocks"), form, level)
+        return Store(self._blocks, form, level)

@@ -40,10 +40,10 @@ def put(archives: Sequence[Sink], row: Row, pieces: Iterator[bytes]) -> None:
         packed.write(bytes(-size % BLOCK))
 
 
-def end(packed: Packed | Body) -> None:
+def end(body: Body) -> None:
     """Write the end of a tar."""
-    packed.write(bytes(2 * BLOCK))
-    packed.finish()
+    body.write(bytes(2 * BLOCK))
+    body.finish()
 
 
 def _own_file(path: str, create: int = os.O_CREAT) -> BinaryIO:

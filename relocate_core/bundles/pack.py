@@ -5,8 +5,8 @@ to the prefix are found and listed, and what is not portable is refused.
 
 The same input gives the same bytes: members are sorted, have no owner, and times that follow from
 the input. The manifest is the first member, but only known once all others are: so these are
-compressed into a temporary file, and appended behind it as a second part, which every reader of
-gzip and zstd takes for one whole.
+compressed first, in blocks, and put behind it, which every reader of gzip and zstd takes for one
+whole.
 """
 
 from __future__ import annotations
@@ -414,7 +414,7 @@ def _plan(members: Members, store: Store | None) -> list[Block]:
     """
     blocks = []
     for first, last in cut(members.entries):
-        rows = members.planned(first, last)
+        rows = None if store is None else members.planned(first, last)
         path = store.find(store.key(rows)) if store is not None and rows is not None else ""
         if path:
             members.wanted[first:last] = [False] * (last - first)

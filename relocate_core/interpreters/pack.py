@@ -21,6 +21,7 @@ from ..archives.tar import DIRECTORY, FILE, LINK
 from ..artefacts import binaries, elf
 from ..artefacts.elf import Needs
 from ..bundles import reader
+from ..bundles.blocks import Body
 from ..bundles.compiler import Compiler, Job
 from ..bundles.output import Output, end, put
 from ..bundles.pack import require_apart
@@ -124,9 +125,9 @@ def pack_python(
         members = _Members(prefix, found)
         # In a dry run everything is looked at, and nothing is written.
         temporary = io.BytesIO() if dry_run else _temporary(archive)
-        with temporary as body, Packed(body, form, level) as packed:
-            _write_members(members, [] if dry_run else [packed], notify)
-            end(packed)
+        with temporary as file, closing(Body(file, form, level)) as body:
+            _write_members(members, [] if dry_run else [body], notify)
+            end(body)
             text = _describe(report, members)
             known = _known(archive)
             report.changed = known is None or known[0] != report.manifest
@@ -134,7 +135,7 @@ def pack_python(
                 report.packed_size, report.sha256 = known[1:]
             if report.changed and not dry_run:
                 with Output(archive) as output, Packed(output, form, level) as first:
-                    done = output.complete(first, text, _pieces(body))
+                    done = output.complete(first, text, body.pieces())
                 report.packed_size, report.sha256 = done
                 notify("packed", {"path": archive, "size": report.packed_size})
         return report
@@ -147,14 +148,7 @@ def _temporary(archive: str) -> IO[bytes]:
     return tempfile.TemporaryFile(dir=os.path.dirname(archive))
 
 
-def _pieces(file: IO[bytes]) -> Iterator[bytes]:
-    """The whole of a file."""
-    file.seek(0)
-    while piece := file.read(1 << 20):
-        yield piece
-
-
-def _write_members(members: _Members, archives: Sequence[Packed], notify: Notify) -> None:
+def _write_members(members: _Members, archives: Sequence[Body], notify: Notify) -> None:
     for row, data in members:
         put(archives, row, iter((data,)))
         if not len(members.rows) & 0xFF:

@@ -42,7 +42,7 @@ Batch = list[Directory]
 """Directories with so many files together that a worker is busy with them for a while."""
 
 
-def fingerprint(package: str = _PACKAGE) -> list[tuple[str, int, int]]:
+def _fingerprint(package: str = _PACKAGE) -> list[tuple[str, int, int]]:
     """Path, size and time of each source file of the package now; empty inside a zip."""
     found = []
     try:
@@ -58,7 +58,7 @@ def fingerprint(package: str = _PACKAGE) -> list[tuple[str, int, int]]:
 
 
 # A minion lives on while a sync replaces the package: workers would then run other code than this.
-_LOADED = fingerprint()
+LOADED = _fingerprint()
 
 
 def scan(
@@ -116,7 +116,7 @@ def _batches(directories: Iterator[Directory]) -> Iterator[Batch]:
 def _start(scanner: Scanner) -> list[Worker[Batch]]:
     """As many workers as pay, or as can be started."""
     count = min(usable_cores(), MOST_WORKERS)
-    if count < 2 or not sys.executable or not _LOADED or fingerprint() != _LOADED:
+    if count < 2 or not sys.executable or not LOADED or _fingerprint() != LOADED:
         return []
     command = [sys.executable, "-I", "-S", "-B", "-c", _BOOTSTRAP, _PACKAGE, str(scanner.root)]
     arguments = packed((scanner.prefixes.arguments, scanner.write, scanner.account))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 
 from ..errors import UnsafeDirectory
 
@@ -50,6 +51,26 @@ def require_trusted(path: str) -> None:
             ahead += [piece for piece in target.split("/") if piece not in ("", ".")][::-1]
         elif part != ".":
             at = inner
+
+
+def make_trusted(path: str) -> None:
+    """Make a directory, and those above it that are missing, with mode 755 whatever the umask.
+
+    Args:
+        path: its absolute path.
+
+    Raises:
+        UnsafeDirectory: another user could swap what is made; as `require_trusted`.
+    """
+    above = path
+    while not os.path.lexists(above):
+        above = os.path.dirname(above)
+    require_trusted(above)
+    for name in path[len(above.rstrip("/")) + 1 :].split("/") if path != above else ():
+        above = os.path.join(above, name)
+        with suppress(FileExistsError):
+            os.mkdir(above)
+            os.chmod(above, 0o755)
 
 
 def _require_own(directory: str, path: str) -> None:

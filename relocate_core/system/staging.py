@@ -18,7 +18,7 @@ from typing import Any
 
 from ..errors import InvalidPath, TreeError, reason_of
 from . import files, locks
-from .ownership import require_trusted
+from .ownership import make_trusted, require_trusted
 
 STAGING = "staging"
 _LONGEST_RECORD = 1 << 20
@@ -77,12 +77,8 @@ def opened(
         InvalidPath: the directory of records belongs to somebody else.
     """
     try:
-        above = path
-        while not os.path.lexists(above):
-            above = os.path.dirname(above)
-        require_trusted(above)
         if create:
-            _make_directories(above, path)
+            make_trusted(path)
         require_trusted(path)
         directory = files.open_root(path)
         try:
@@ -214,15 +210,6 @@ def own_directory(path: str, parent: int, name: str, mode: int) -> int:
             "remove it or chown it"
         )
     return directory
-
-
-def _make_directories(above: str, path: str) -> None:
-    """Make the directories from `above`, which is there, down to `path`, whatever the umask."""
-    for name in path[len(above.rstrip("/")) + 1 :].split("/") if path != above else ():
-        above = os.path.join(above, name)
-        with suppress(FileExistsError):
-            os.mkdir(above)
-            os.chmod(above, 0o755)
 
 
 def _drop_default_list(directory: int) -> None:

@@ -184,7 +184,7 @@ def test_files_are_not_read_again(place: Place, monkeypatch: pytest.MonkeyPatch)
     assert place.packed() == whole
 
 
-def test_compressed_blocks_outlive_the_index(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_are_taken_without_an_index(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """As after an upgrade of this program: everything is read, and nothing compressed."""
     from relocate_core.bundles import blocks
 
@@ -280,15 +280,19 @@ def test_a_cache_that_others_can_write_to(place: Place) -> None:
 
 
 def test_what_was_not_used_for_a_month_goes(place: Place) -> None:
+    """And nothing else: the directory may have other files."""
     place.packed()
     blocks = place.cache / "blocks"
-    (blocks / "0.1").write_bytes(b"old")
-    (place.cache / "index-old").write_bytes(b"old")
-    for old in (blocks / "0.1", place.cache / "index-old"):
+    kept = place.blocks()
+    ours = {blocks / f"{'0' * 64}.{'1' * 64}", place.cache / f"index-{'0' * 16}"}
+    theirs = {place.cache / "index-old", place.cache / "report.tar.gz", blocks / "notes.txt"}
+    (place.cache / "photos").mkdir()
+    theirs |= {place.cache / "photos" / "1.jpg", place.cache / "photos" / f"index-{'0' * 16}"}
+    for old in (*ours, *theirs, *(blocks / block for block in kept)):
+        if not old.exists():
+            old.write_bytes(b"old")
         os.utime(old, (1, 1))
-    kept = place.blocks() - {"0.1"}
-    for block in kept:
-        os.utime(blocks / block, (1, 1))
     place.packed()
-    assert place.blocks() == kept, "what was used stays"
-    assert not (place.cache / "index-old").exists()
+    assert kept <= place.blocks(), "what was used stays"
+    assert [path for path in ours if path.exists()] == []
+    assert [path for path in theirs if not path.exists()] == []

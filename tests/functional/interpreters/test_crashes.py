@@ -161,48 +161,67 @@ def test_killed_about_when_it_gets_its_name(pair: Pair, tmp_path: Path) -> None:
     assert found == {}
 
 
-@pytest.mark.parametrize("every", EVERY)
-def test_killed_while_the_first_release_brings_it(every: int, pair: Pair, tmp_path: Path) -> None:
-    made = stage(pair, tmp_path, lambda stage: _publish(stage, "shop/1"))
+def nothing(made: Stage) -> list[str]:
+    """What is wrong: nothing more is looked at."""
+    return []
+
+
+def killed(
+    made: Stage,
+    every: int,
+    least: int,
+    between: Callable[[Stage], list[str]] = nothing,
+    at_end: Callable[[Stage], list[str]] = nothing,
+) -> dict[int, list[str]]:
+    """Kill a call after one step in `every`, and make it again; what is wrong, by step.
+
+    Args:
+        made: where, and which call.
+        every: see `sampled`.
+        least: how many steps it takes at least.
+        between: what is wrong before the second call, beside what is looked for always.
+        at_end: likewise, after it.
+    """
     made.save()
     found: dict[int, list[str]] = {}
     steps = steps_of(made)
-    assert steps > 500
+    assert steps > least
     for step in sampled(steps, every):
         made.restore()
         assert in_child(made.call, Steps(step)) == 9
-        wrong = made.faults()
+        wrong = between(made) + made.faults()
         made.call()
-        wrong += made.faults() + [f"left behind: {name}" for name in made.left()]
-        (installed,) = made.place.installed()
-        wrong += [] if list(users.users(made.place, installed)) else ["nobody is registered"]
+        wrong += made.faults() + [f"left behind: {name}" for name in made.left()] + at_end(made)
         if wrong:
             found[step] = wrong
-    assert found == {}
+    return found
+
+
+@pytest.mark.parametrize("every", EVERY)
+def test_killed_while_the_first_release_brings_it(every: int, pair: Pair, tmp_path: Path) -> None:
+    def unregistered(made: Stage) -> list[str]:
+        (installed,) = made.place.installed()
+        return [] if list(users.users(made.place, installed)) else ["nobody is registered"]
+
+    made = stage(pair, tmp_path, lambda stage: _publish(stage, "shop/1"))
+    assert killed(made, every, 500, at_end=unregistered) == {}
 
 
 @pytest.mark.parametrize("every", FEW)
 def test_killed_while_another_app_shares_it(every: int, pair: Pair, tmp_path: Path) -> None:
     """Whatever was killed where: pruning in the other root never takes it too early."""
-    made = stage(pair, tmp_path, lambda stage: _publish(stage, "blog/1"))
-    _publish(made, "shop/1")
-    made.save()
-    found: dict[int, list[str]] = {}
-    for step in sampled(steps_of(made), every):
-        made.restore()
-        assert in_child(made.call, Steps(step)) == 9
+
+    def pruned_too_early(made: Stage) -> list[str]:
         shutil.rmtree(f"{made.srv}/shop/1")
         os.makedirs(f"{made.srv}/other", exist_ok=True)
         gone = prune(f"{made.srv}/other", 1).pythons
-        wrong = made.faults()
         there = os.path.isdir(f"{made.srv}/blog/1")
-        if there == bool(gone):
-            wrong.append(f"the release is there: {there}, and removed was {gone}")
-        made.call()
-        wrong += made.faults() + [f"left behind: {name}" for name in made.left()]
-        if wrong:
-            found[step] = wrong
-    assert found == {}
+        wrong = [f"the release is there: {there}, and removed was {gone}"]
+        return wrong if there == bool(gone) else []
+
+    made = stage(pair, tmp_path, lambda stage: _publish(stage, "blog/1"))
+    _publish(made, "shop/1")
+    assert killed(made, every, 50, between=pruned_too_early) == {}
 
 
 @pytest.mark.parametrize("every", FEW)
@@ -210,20 +229,10 @@ def test_killed_while_it_is_removed(every: int, pair: Pair, tmp_path: Path) -> N
     made = stage(pair, tmp_path, _pruned)
     _publish(made, "shop/1")
     shutil.rmtree(f"{made.srv}/shop/1")
-    made.save()
-    found: dict[int, list[str]] = {}
-    steps = steps_of(made)
-    assert steps > 50
-    for step in sampled(steps, every):
-        made.restore()
-        assert in_child(made.call, Steps(step)) == 9
-        wrong = made.faults()
-        made.call()
-        wrong += made.faults() + [f"left behind: {name}" for name in made.left()]
-        wrong += [one.name for one in made.place.installed()]
-        if wrong:
-            found[step] = wrong
-    assert found == {}
+    wrong = killed(
+        made, every, 50, at_end=lambda made: [one.name for one in made.place.installed()]
+    )
+    assert wrong == {}
 
 
 def _pruned(stage: Stage) -> None:

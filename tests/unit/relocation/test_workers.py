@@ -23,20 +23,20 @@ from relocate_core.system import processes
 def test_a_change_in_any_package_is_noticed(changed: str, tmp_path: Path) -> None:
     package = tmp_path / "core"
     shutil.copytree(Path(relocate_core.__file__).parent, package)
-    before = workers.fingerprint(str(package))
+    before = workers._fingerprint(str(package))
     with open(package / changed, "a") as file:
         file.write("# another version\n")
-    assert workers.fingerprint(str(package)) != before
+    assert workers._fingerprint(str(package)) != before
 
 
 def test_a_module_that_came_or_went_is_noticed(tmp_path: Path) -> None:
     package = tmp_path / "core"
     shutil.copytree(Path(relocate_core.__file__).parent, package)
-    before = workers.fingerprint(str(package))
+    before = workers._fingerprint(str(package))
     (package / "artefacts" / "new.py").write_text("")
-    assert workers.fingerprint(str(package)) != before
+    assert workers._fingerprint(str(package)) != before
     (package / "artefacts" / "new.py").unlink()
-    assert workers.fingerprint(str(package)) == before
+    assert workers._fingerprint(str(package)) == before
 
 
 class Counting(Scanner):
