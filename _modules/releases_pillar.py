@@ -191,7 +191,7 @@ def _app(name: str, app: Mapping[str, Any], servers: Mapping[str, Any]) -> dict[
         "group": group,
         "keep_releases": app.get("keep_releases", 5),
         "os_packages": app.get("os_packages", []),
-        "python": app.get("python"),
+        "python": _put_in(app["release"])(app.get("python")),
         "needs": {
             "user": _is_missing_user(user),
             "group": __salt__["file.group_to_gid"](group) == "",

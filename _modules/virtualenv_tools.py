@@ -169,6 +169,34 @@ def reinitialize(
     return _printable(report.as_dict())
 
 
+def put_back(path: str, reason: str) -> dict[str, Any]:
+    """
+    Put a release that is not healthy onto the Python that it ran on before :py:func:`reinitialize`.
+
+    The one that it leaves is marked, so that no highstate puts the release onto it again;
+    :py:func:`unmark_bad` takes the mark away.
+
+    path
+        The release, as an absolute path.
+
+    reason
+        Why; it is kept in the history and reported when that Python is refused later.
+
+    Returns what :py:func:`reinitialize` returns.
+
+    Raises ``CommandExecutionError`` where it was found healthy since, or that Python is gone.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' virtualenv_tools.put_back /srv/app/4f2a9c1 reason='no answer'
+    """
+    with _core() as core, _reporting(path) as (job, notify):
+        report = core.put_back(_absolute(path), str(reason), job=job, notify=notify)
+    return _printable(report.as_dict())
+
+
 def info(path: str) -> dict[str, Any]:
     """
     Describe a virtualenv. Nothing in it is run or changed.
@@ -553,7 +581,8 @@ def active(link: str) -> dict[str, Any]:
         The link, as an absolute path.
 
     Returns a dictionary: ``release`` (its name, or ``None``), ``path``, ``bad`` (why it is marked,
-    or ``None``) and ``proven`` (whether it was found healthy since it was activated).
+    or ``None``), ``proven`` (whether it was found healthy since it was activated, or put onto
+    another Python) and ``old_python`` (the Python before, where it was not found healthy since).
 
     CLI Example:
 
@@ -565,12 +594,14 @@ def active(link: str) -> dict[str, Any]:
     with _core() as core:
         root = core.Root(directory)
         release, known = root.active(name), root.standing()
+        changed = root.reinitialized(release) if release else None
         return _printable(
             {
                 "release": release,
                 "path": None if release is None else os.path.join(root.path, release),
                 "bad": known.bad.get(release),
-                "proven": release is not None and known.proven.get(name) == release,
+                "proven": bool(release and known.proven.get(name) == release and changed is None),
+                "old_python": None if changed is None else changed.get("previous"),
             }
         )
 
@@ -725,7 +756,7 @@ mark = mark_bad  # the name that it had before
 
 def unmark_bad(path: str) -> str:
     """
-    Take the mark of a bad release away: it may be activated again.
+    Take the marks of a bad release away: it may be activated again, and on any Python.
 
     path
         The release, as an absolute path.

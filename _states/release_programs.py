@@ -53,6 +53,9 @@ _FILES = {
     "nginx": r"\.conf",
     "apache": r"\.conf",
 }
+# What Linux writes behind the path of a program that was removed since it was started.
+_DELETED = " (deleted)"
+_PYTHON = re.compile(r"python[\d.]*t?\Z")
 _ON_THE_WAY = ("STARTING", "STOPPING", "BACKOFF", "activating", "deactivating", "reloading")
 
 
@@ -74,7 +77,8 @@ def running(
     """
     Have programs run, on the active release and with their present configuration.
 
-    One that runs on another release is restarted. One with a socket is restarted without a gap:
+    One that runs on another release, or on the Python that the release was on before, is restarted.
+    One with a socket is restarted without a gap:
     supervisor has two of it and takes them one after the other, systemd holds the socket itself.
 
     name
@@ -409,7 +413,7 @@ def _have_running(
     }
     for one in now:
         if _is_elsewhere(one.pid, active):
-            failed.setdefault(one.unit, "still runs on another release")
+            failed.setdefault(one.unit, "still runs on another release or Python")
     if failed:
         what = ", ".join(f"{unit} {state}" for unit, state in failed.items())
         return _with(
@@ -476,7 +480,7 @@ def _what(one: _Process, active: str, again: bool) -> str | None:
 
 
 def _is_elsewhere(pid: int, active: str) -> bool:
-    """Whether a process was started from another release."""
+    """Whether a process was started from another release, or on another Python."""
     try:
         cwd = os.readlink(f"/proc/{pid}/cwd")
         with open(f"/proc/{pid}/cmdline", "rb") as file:
@@ -485,7 +489,30 @@ def _is_elsewhere(pid: int, active: str) -> bool:
         return False
     root = os.path.dirname(active)
     ours = [path for path in (cwd, program) if path.startswith(f"{root}/")]
-    return any(not f"{path}/".startswith(f"{active}/") for path in ours)
+    if any(not f"{path}/".startswith(f"{active}/") for path in ours):
+        return True
+    started = os.path.join(cwd, program) if "/" in program else program
+    return bool(ours) and _is_on_another_python(pid, started, active)
+
+
+def _is_on_another_python(pid: int, program: str, active: str) -> bool:
+    """Whether a process of a release was started on a Python that the release was on before.
+
+    One that some other Python of the machine runs is none of ours: it counts where it was started
+    as the release's own Python, has given itself a title since, or is an interpreter that releases
+    share.
+    """
+    try:
+        runs_on = os.readlink(f"/proc/{pid}/exe")
+    except OSError:
+        return False
+    runs_on = runs_on.removesuffix(_DELETED)
+    shared = os.path.join(os.path.dirname(os.path.dirname(active)), "pythons", "")
+    titled = program[:1] != "/" and ":" in program  # as by setproctitle: `gunicorn: master [shop]`
+    own = titled or os.path.dirname(program) == os.path.join(active, "bin")
+    if not ((own and _PYTHON.match(os.path.basename(runs_on))) or runs_on.startswith(shared)):
+        return False
+    return runs_on != os.path.realpath(os.path.join(active, "bin", "python"))
 
 
 def _is_older(script: str, link: str) -> bool:

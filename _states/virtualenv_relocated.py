@@ -417,7 +417,8 @@ def healthy(
     :py:func:`migrated`), the link points to that one again, the failed one is marked bad, what
     this state watches is restarted, and the state fails. A highstate does not bring the bad release
     back before :py:func:`virtualenv_tools.unmark_bad`. A release that was healthy once is not
-    rolled back when its checks fail later: the cause is elsewhere then.
+    rolled back when its checks fail later: the cause is elsewhere then. One that was put onto
+    another Python since (see :py:func:`reinitialized`) is put back onto the one before.
 
     name
         The link to the active release, or any name where ``link`` is given.
@@ -479,6 +480,8 @@ def healthy(
         if failure is None:
             __salt__["virtualenv_tools.mark_healthy"](now["path"], link=link)
             return _with(ret, True, f"{release} is healthy.")
+        if rollback and now["old_python"] and not now["proven"]:
+            return _put_back(ret, link, now["path"], failure, wanted, count, pause)
         if now["proven"] or not rollback:
             why = "it was healthy before" if now["proven"] else "rollback is off"
             return _with(ret, False, f"{release} is not healthy: {failure}. It stays, as {why}.")
@@ -538,7 +541,8 @@ def reinitialized(
     Have a release on a Python, such as a security release of the one that it was deployed on.
 
     Programs that run go on with the Python that they were started with: let them watch this state.
-    A Python that does not fit, or does not run, is refused, and the release stays as it is.
+    A Python that does not fit, or does not run, is refused, and the release stays as it is. A later
+    :py:func:`healthy` that fails puts it back; from then on that Python is refused too.
 
     name
         The release's path; of a link, such as ``<root>/current``, it is the release there.
@@ -1301,11 +1305,8 @@ def _rolled_back(
     ret["changes"] = {"release": {"old": release, "new": switch["release"]}}
     if switch.get("schema"):
         ret["changes"]["schema"] = switch["schema"]
-    restarted = list(_restarted())
-    if restarted:
-        ret["changes"]["restarted"] = restarted
     path = os.path.join(root, switch["release"])
-    still = _failure(checks, path, attempts, interval)
+    still = _failure_after_restart(ret, checks, path, attempts, interval)
     if still is None:
         __salt__["virtualenv_tools.mark_healthy"](path, link=link)
     down = "the schema was migrated down, " if switch.get("schema") else ""
@@ -1316,6 +1317,48 @@ def _rolled_back(
         f"{release} is not healthy: {failure}. It is marked bad, {down}and {link} points to "
         f"{switch['release']} again. {after}.{_schema_left(switch)}",
     )
+
+
+def _put_back(
+    ret: dict[str, Any],
+    link: str,
+    path: str,
+    failure: str,
+    checks: list[dict[str, Any]],
+    attempts: int,
+    interval: float,
+) -> dict[str, Any]:
+    """Put it onto the Python before, restart what is watched, and check whether it is healthy."""
+    release = os.path.basename(path)
+    try:
+        done = __salt__["virtualenv_tools.put_back"](path, reason=failure)
+    except SaltException as error:
+        return _with(ret, False, f"{release} is not healthy: {failure}. {error}.")
+    ret["changes"] = {"python": {"old": done["old_python"], "new": done["python"]}}
+    still = _failure_after_restart(ret, checks, path, attempts, interval)
+    if still is None:
+        __salt__["virtualenv_tools.mark_healthy"](path, link=link)
+    after = f"{release} is healthy" if still is None else f"Now {still}"
+    return _with(
+        ret,
+        False,
+        f"{release} is not healthy on {done['old_python']}: {failure}. It runs on {done['python']} "
+        f"again. {after}.",
+    )
+
+
+def _failure_after_restart(
+    ret: dict[str, Any],
+    checks: list[dict[str, Any]],
+    path: str,
+    attempts: int,
+    interval: float,
+) -> str | None:
+    """Restart what this state watches; what of a release still fails then."""
+    restarted = list(_restarted())
+    if restarted:
+        ret["changes"]["restarted"] = restarted
+    return _failure(checks, path, attempts, interval)
 
 
 def _restarted() -> Iterator[str]:

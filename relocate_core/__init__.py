@@ -32,7 +32,7 @@ _PUBLIC = {
     "releases.claims": "Claim claim claimed unclaim",
     "releases.prune": "Pruning prune remove",
     "releases.publish": "Publication publish",
-    "releases.pythons": "reinitialize",
+    "releases.reinitialize": "put_back reinitialize",
     "releases.root": "Release Root",
     "releases.schemas.host": "migrate_down schemas wait_for_schema",
     "releases.schemas.migrate": "Migration migrate",

@@ -213,7 +213,7 @@ def _summary(report: Relocation) -> str:
 
 
 def _reinitialize(path: str, options: argparse.Namespace) -> None:
-    from .releases.pythons import reinitialize
+    from .releases.reinitialize import reinitialize
 
     report = reinitialize(path, options.python, dry_run=options.dry_run)
     if options.json:

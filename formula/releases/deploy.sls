@@ -5,6 +5,16 @@ include:
   - .migrate
 
 {% for app in apps %}
+{% if app.python %}
+# What is deployed already is put onto another Python, such as a security release.
+{{ app.name }} is on its Python:
+  virtualenv_relocated.reinitialized:
+    - name: {{ app.path }}
+    - python: {{ app.python | json }}
+    - require:
+      - virtualenv_relocated: {{ app.name }} is deployed
+{% endif %}
+
 {{ app.link }}:
   virtualenv_relocated.active:
     - target: {{ app.path }}

@@ -24,6 +24,10 @@ ROLLING_BACK = "rolling_back"
 ROLLED_BACK = "rolled_back"
 GAVE_UP = "gave_up"
 """A switch was begun, killed, and not finished: the link points elsewhere."""
+REINITIALIZED = "reinitialized"
+"""A release is being put onto another Python."""
+PUT_BACK = "put_back"
+"""It is being put onto the one before again, as it was not healthy."""
 HEALTHY = "healthy"
 MARKED_BAD = "marked_bad"
 UNMARKED = "unmarked"
@@ -100,6 +104,11 @@ class Standing:
             that were rolled back are taken out.
         unfinished: for each link the switch that was begun and not finished.
         proven: for each link the release that was found healthy since it was activated.
+        reinitialized: how a release was put onto another Python, by name, as long as it was not
+            found healthy since.
+        pythons: the Python that a release was put onto since it was published, by name.
+        bad_pythons: why a release was put back from a Python, by the release's name and the path of
+            that Python.
         rolled_back: for each link the end of the rollback that was the last switch of it.
         used: the number of the last event that published or activated a release, by name.
         published: the number of the last event that published a release, by name.
@@ -111,6 +120,9 @@ class Standing:
     activations: dict[str, list[str]] = field(default_factory=dict)
     unfinished: dict[str, Event] = field(default_factory=dict)
     proven: dict[str, str] = field(default_factory=dict)
+    reinitialized: dict[str, Event] = field(default_factory=dict)
+    pythons: dict[str, str] = field(default_factory=dict)
+    bad_pythons: dict[str, dict[str, str]] = field(default_factory=dict)
     rolled_back: dict[str, Event] = field(default_factory=dict)
     used: dict[str, int] = field(default_factory=dict)
     published: dict[str, int] = field(default_factory=dict)
@@ -130,6 +142,8 @@ def standing(events: Iterable[Event]) -> Standing:
             known.published[release] = number
         elif kind in (PRUNED, REMOVED):
             known.present.discard(release)
+            for told in (known.reinitialized, known.pythons, known.bad_pythons):
+                told.pop(release, None)
         elif kind == ACTIVATING:
             known.unfinished[link] = entry
         elif kind == ACTIVATED:
@@ -152,12 +166,21 @@ def standing(events: Iterable[Event]) -> Standing:
             known.proven.pop(link, None)
         elif kind == GAVE_UP:
             known.unfinished.pop(link, None)
+        elif kind == REINITIALIZED:
+            known.reinitialized[release] = entry
+            known.pythons[release] = _text(entry, "python")
+        elif kind == PUT_BACK:
+            reason = _text(entry, "reason")
+            known.pythons[release] = _text(entry, "python")
+            known.bad_pythons.setdefault(release, {})[previous] = reason
         elif kind == HEALTHY:
             known.proven[link] = release
+            known.reinitialized.pop(release, None)
         elif kind == MARKED_BAD:
             known.bad[release] = _text(entry, "reason")
         elif kind == UNMARKED:
             known.bad.pop(release, None)
+            known.bad_pythons.pop(release, None)
         elif kind == PINNED:
             known.pinned.add(release)
         elif kind == UNPINNED:

@@ -37,7 +37,8 @@ def mark_healthy(path: str, link: str | None = None, *, job: str = "", wait: flo
     directory, name = name_of(path)
     root = Root(directory, job)
     link = link_name(root, link)
-    if root.active(link) != name or root.standing().proven.get(link) == name:
+    known = root.standing().proven.get(link) == name and root.reinitialized(name) is None
+    if known or root.active(link) != name:
         return False
     with locked(root, f"marking {name} healthy", wait) as store:
         if root.active(link) != name:
@@ -69,9 +70,10 @@ def _note(path: str, event: str, job: str, wait: float, **facts: Any) -> bool:
 def _holds(root: Root, name: str, event: str) -> bool:
     known = root.standing()
     marked, pinned = name in known.bad, name in known.pinned
+    bad = marked or name in known.bad_pythons
     return {
         history.MARKED_BAD: marked,
-        history.UNMARKED: not marked,
+        history.UNMARKED: not bad,
         history.PINNED: pinned,
         history.UNPINNED: not pinned,
     }[event]

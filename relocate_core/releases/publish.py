@@ -231,14 +231,20 @@ def _repaired(path: str, wanted: Wanted, notify: Notify, wait: float) -> Publica
     runs = _runs(path)
     done = _existing(path, runs, False, wanted)
     if not runs or has_leftovers(path):
-        if runs and not isinstance(wanted.python, str):  # nothing is fetched to tidy up
-            wanted = replace(wanted, python=wanted.installed())
+        if runs:  # it is only tidied up: what was begun on its Python is finished, and no more
+            wanted = replace(wanted, python=_begun(path))
         with wanted.provided(None, notify, wait) as (python, problems):
             done.python = reinitialize(path, python, as_root=wanted.as_root).python
             done.problems += problems
             with kept(done.python, path, wait):
                 notify("repaired", {"python": done.python})
     return done
+
+
+def _begun(path: str) -> str | None:
+    """The Python that a release was last put onto, if it is there."""
+    python = Root(os.path.dirname(path)).standing().pythons.get(os.path.basename(path), "")
+    return python if os.access(python, os.X_OK) else None
 
 
 class _Bases:

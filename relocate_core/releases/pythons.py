@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ..bundles.reader import read_head
 from ..errors import BadArchive
-from ..interpreters.install import PythonBundle, kept, provided
+from ..interpreters.install import PythonBundle, provided
 from ..interpreters.place import Place
-from ..progress import Notify, silent
-from ..relocation.reinitialize import Reinitialization
-from ..relocation.reinitialize import reinitialize as put_onto
+from ..progress import Notify
 from ..virtualenvs.discovery import find_named, for_bundle
 from ..virtualenvs.interpreter import Interpreter
 
@@ -88,53 +85,3 @@ class Wanted:
                 for one in found.record.get("problems", [])
             ]
             yield found.executable, problems
-
-
-def reinitialize(
-    path: str,
-    python: str | PythonBundle | None = None,
-    *,
-    job: str = "",
-    dry_run: bool = False,
-    notify: Notify = silent,
-    wait: float = 30.0,
-) -> Reinitialization:
-    """Put the virtualenv or release at `path` onto a Python of this machine, or of a bundle.
-
-    It is `relocation.reinitialize`, and keeps the interpreter that is shared with other releases
-    for as long as this one runs on it.
-
-    Args:
-        path: the virtualenv's directory.
-        python: an executable, a command or `X.Y`, or the bundle of an interpreter, which is
-            unpacked in `pythons`, beside the directory that the virtualenv is in; by default the
-            one that pyvenv.cfg refers to, if it fits, else the first that fits.
-        job: what this is done for, such as Salt's job id.
-        dry_run: look, and change nothing.
-        notify: called after each step.
-        wait: seconds to wait for another run.
-
-    Returns:
-        What was done. In a dry run with an interpreter that is not unpacked, `python` is the name
-        of its bundle.
-
-    Raises:
-        RelocateError: one of its subclasses, in one sentence; the virtualenv is as it was before.
-    """
-    if not isinstance(python, PythonBundle):
-        done = put_onto(path, python, dry_run=dry_run, wait=wait)
-        if not dry_run:
-            with kept(done.python, os.path.abspath(path), wait):
-                pass
-        return done
-    here = os.path.abspath(path)
-    wanted = Wanted(python, here, Place.beside(os.path.dirname(here), job))
-    wanted.require()
-    if dry_run:
-        installed = wanted.installed()
-        if installed is not None:
-            return put_onto(path, installed, dry_run=True, wait=wait)
-        name, old = python.source or python.archive, os.path.realpath(f"{here}/bin/python")
-        return Reinitialization(path, name, "", old, ["bin/python", "pyvenv.cfg"], dry_run=True)
-    with wanted.provided(None, notify, wait) as (executable, _):
-        return put_onto(path, executable, wait=wait)

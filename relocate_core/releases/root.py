@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import CannotRun, InvalidPath, MarkedBad, NotARelease, TreeError
 from ..interpreters.place import containing
+from ..relocation.reinitialize import final_link
 from ..system.staging import STAGING, record_of
 from ..virtualenvs.layout import absolute_prefix
 from ..virtualenvs.manifest import RECORD
@@ -81,6 +82,14 @@ class Root:
     def records(self) -> str:
         """The directory of the lock, the staged trees and the history."""
         return os.path.join(self.path, RECORDS)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this user keeps the records here."""
+        try:
+            return os.lstat(self.records).st_uid == os.geteuid()
+        except OSError:
+            return False
 
     def events(self) -> list[history.Event]:
         """The history, oldest event first."""
@@ -165,6 +174,12 @@ class Root:
             if activations[-1:] != [name] and link not in known.unfinished:
                 activations.append(name)
         return known
+
+    def reinitialized(self, name: str) -> history.Event | None:
+        """How a release was put onto its Python, as long as it was not found healthy on it."""
+        entry = self.standing().reinitialized.get(name)
+        runs_on = final_link(os.path.join(self.path, name, "bin", "python"))
+        return entry if entry is not None and entry.get("python") == runs_on else None
 
     def previous(self, link: str = CURRENT) -> Iterator[str]:
         """The good previous releases of a link, the latest first."""

@@ -161,7 +161,7 @@ class _Swap:
             environment.path,
             interpreter.executable,
             interpreter.long_version,
-            None if environment.copies else _final_link(old),
+            None if environment.copies else final_link(old),
             dry_run=dry_run,
         )
 
@@ -193,7 +193,7 @@ class _Swap:
         base = self.interpreter.executable
         directory = os.path.join(self.environment.path, "bin")
         python = os.path.join(directory, "python")
-        final = _final_link(python)
+        final = final_link(python)
         for name in sorted(filter(PROGRAM_NAME.match, os.listdir(directory))):
             path = os.path.join(directory, name)
             certain = _USUAL_NAME.match(name)
@@ -304,7 +304,7 @@ def _rank(item: Change) -> int:
     return 1 if item.kind == "config" else 0
 
 
-def _final_link(path: str) -> str | None:
+def final_link(path: str) -> str | None:
     """Where a chain of symlinks leaves its own directory; None where `path` is no symlink."""
     directory = os.path.dirname(path)
     target = None

@@ -186,10 +186,14 @@ class Manager:
         """What it knows of each process."""
         return dict(json.loads(self._state.read_text())) if self._state.exists() else {}
 
+    def pids(self) -> dict[str, int]:
+        """The numbers of the processes that run."""
+        return {key: one["pid"] for key, one in self.known().items() if one["pid"]}
+
     def runs_on(self) -> dict[str, str]:
         """The release that each process was started from, by its working directory."""
-        pids = {key: one["pid"] for key, one in self.known().items() if one["pid"]}
-        return {key: Path(f"/proc/{pid}/cwd").resolve().name for key, pid in pids.items()}
+        pids = self.pids().items()
+        return {key: Path(f"/proc/{pid}/cwd").resolve().name for key, pid in pids}
 
     def calls(self) -> list[str]:
         """What it was told since this was asked last, but for questions."""

@@ -82,6 +82,10 @@ class Shop:
         assert not failed, failed
         return {key: one["changes"] for key, one in answers.items() if one["changes"]}
 
+    def pythons(self) -> set[str]:
+        """What the programs run on."""
+        return {os.readlink(f"/proc/{pid}/exe") for pid in self.manager.pids().values()}
+
     def active(self) -> str:
         """The name of the active release."""
         return os.readlink(self.root / "current")
@@ -411,6 +415,47 @@ def test_releases_bring_their_own_python(
     assert changed["shop needs no interpreter"] == {"pythons": [str(top)]}
     assert not top.exists()
     assert shop.done("releases.clean") == {}
+
+
+@pytest.mark.slow
+def test_another_python_is_taken_where_the_release_is_healthy_on_it(
+    shop: Shop, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    pair = Pair.make(tmp_path_factory.mktemp("pair"))
+    for path in (pair.python.archive, pair.app):
+        shutil.copy(path, shop.minion.root)
+    shop.app |= {"source": "salt://app.tar", "smoke_tests": None}
+    shop.app["health"]["checks"] = "python -c 'import sys; print(sys.base_prefix)'"
+    shop.done()
+    before = shop.pythons()
+    python = {"source": "salt://python.tar", "source_hash": pair.python.sha256}
+
+    said = shop.apply(test=True, python=python)
+    assert said["shop is on its Python"]["result"] is None
+    fails = "python -c 'import sys; sys.exit(\"/pythons/\" in sys.base_prefix)'"
+    bad = {**shop.app["health"], "checks": fails}
+    answers = shop.apply(python=python, health=bad)
+    assert answers["shop runs"]["changes"].keys() == {"restarted"}
+    failed = answers["shop answers"]
+    assert failed["result"] is False
+    assert failed["changes"].keys() == {"python", "restarted"}
+    assert failed["comment"].endswith("again. 1 is healthy.")
+    assert shop.pythons() == before
+
+    answers = shop.apply(python=python, health=bad)
+    assert answers["shop is on its Python"]["result"] is False
+    assert "was not healthy on" in answers["shop is on its Python"]["comment"]
+    assert answers["shop runs"]["result"] is True
+    assert answers["shop answers"]["result"] is True
+    assert shop.pythons() == before
+    assert not [name for name in os.listdir(shop.root.parent / "pythons") if name[0] != "."]
+
+    shop.minion.functions["virtualenv_tools.unmark_bad"](str(shop.root / "1"))
+    changed = shop.done(python=python)
+    assert changed.keys() == {"shop is on its Python", "shop runs"}
+    (now,) = shop.pythons()
+    assert now.startswith(str(shop.root.parent / "pythons"))
+    assert shop.done(python=python) == {}
 
 
 @pytest.mark.slow
