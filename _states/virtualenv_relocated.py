@@ -418,7 +418,7 @@ def healthy(
     this state watches is restarted, and the state fails. A highstate does not bring the bad release
     back before :py:func:`virtualenv_tools.unmark_bad`. A release that was healthy once is not
     rolled back when its checks fail later: the cause is elsewhere then. One that was put onto
-    another Python since (see :py:func:`reinitialized`) is put back onto the one before.
+    another Python since (see :py:func:`reinitialized`) is put back onto its previous Python.
 
     name
         The link to the active release, or any name where ``link`` is given.

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Three releases of a real Django site with a database: built and packed in one place, deployed in
+# Four releases of a real Django site with a database: built and packed in one place, deployed in
 # another by the formula on a masterless minion, served by gunicorn under supervisor. The second one
 # migrates the database; the third one does so too and is broken: the highstate itself rolls back,
-# and the schema with it. Needs no root; all of it happens in one scratch directory.
+# and the schema with it. The fourth one brings its own Python, so that the server needs none. Needs
+# no root; all of it happens in one scratch directory.
 #
 #   make demo            the directory is removed at the end
 #   KEEP=1 make demo     the directory stays, to look around in
@@ -140,7 +141,7 @@ INSTALLED_APPS += ["goods"]
 DATABASES["default"]["NAME"] = BASE_DIR / "var" / "db.sqlite3"
 END
 
-commit() { # TITLE FIELDS [LINE]: change the site and what its database holds
+commit() { # TITLE FIELDS [LINE [MORE]]: change the site and what its database holds
     cat >build/shop/goods/models.py <<END
 from django.db import models
 
@@ -163,7 +164,8 @@ def home(request):
     tea, _ = Article.objects.get_or_create(name="tea")
     row = Article.objects.values().get(pk=tea.pk)
     release = os.path.basename(sys.prefix)
-    return HttpResponse(f"$1: {row}, release {release}\n", content_type="text/plain")
+    page = f"$1: {row}, release {release}${4:-}\n"
+    return HttpResponse(page, content_type="text/plain")
 
 
 urlpatterns = [path("", home)]
@@ -190,6 +192,22 @@ THIRD=$HASH
 PACK="virtualenv-tools --pack file_root/shop/$THIRD"
 run $PACK.tar.gz build/shop
 run $PACK.from-$SECOND.tar.gz --delta-from "file_root/shop/$SECOND.tar.gz" build/shop
+
+step 'The fourth one fixes it. Its Python is packed as well: once, for all apps and releases'
+commit 'The shop is fixed' '    price = models.IntegerField(default=3)
+    stock = models.IntegerField(default=0)' pass ' on {sys.base_prefix}'
+FOURTH=$HASH
+run virtualenv-tools --pack "file_root/shop/$FOURTH.tar.gz" build/shop
+run mkdir file_root/pythons
+PREFIX=$("$PYTHON" -c 'import sys; print(sys.base_prefix)')
+show virtualenv-tools --pack-python file_root/pythons/python.tar.gz "$PREFIX"
+OWN=yes
+virtualenv-tools --pack-python file_root/pythons/python.tar.gz "$PREFIX" >log/python 2>&1 || OWN=''
+indent <log/python
+if [[ -z $OWN ]]; then # that of a distribution, most of the time
+    grep -q '^cannot pack' log/python || exit 1
+    printf '%s    (the demo goes on without it)%s\n' "$DIM" "$PLAIN"
+fi
 run rm -rf build
 show 'du -h --apparent-size file_root/shop/*.tar.gz'
 du -h --apparent-size file_root/shop/*.tar.gz | indent
@@ -312,6 +330,23 @@ step 'An operator rolls back by hand: at once, without a download, the schema in
 salt state.apply releases.rollback
 fetch "The shop opens: .*'name': 'tea'}" "release $FIRST"
 
+RUNS_ON=' on .*'
+if [[ -n $OWN ]]; then
+    step 'The fourth release brings its own Python: the server need not have one'
+    SHA256=$("$PYTHON" -c 'import hashlib, sys
+print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest())' file_root/pythons/python.tar.gz)
+    LINES="source: salt://pythons/python.tar.gz\n        source_hash: $SHA256"
+    sed -i "s|^  supervisor:|      python:\n        $LINES\n&|" pillar/here.sls
+    run grep -A 2 python: pillar/here.sls
+    RUNS_ON=" on $SCRATCH/srv/pythons/cpython-.*"
+else
+    step 'The fourth release fixes it'
+fi
+release "$FOURTH"
+run grep release: pillar/releases.sls
+salt state.apply releases
+fetch "The shop is fixed: .*'stock': 0}" "release $FOURTH$RUNS_ON"
+
 step 'What there is, and what happened'
 run ls -l srv/shop
 salt virtualenv_tools.releases "$SCRATCH/srv/shop" --out=yaml
@@ -321,5 +356,5 @@ step 'The app is removed; what is shared stays'
 salt state.apply releases.clean
 run find srv -mindepth 1
 
-printf '\n%sDone in %s s: two releases deployed and switched, a broken one rolled back.%s\n' \
+printf '\n%sDone in %s s: three releases deployed and switched, a broken one rolled back.%s\n' \
     "$BOLD" "$SECONDS" "$PLAIN"

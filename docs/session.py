@@ -27,8 +27,9 @@ INTRODUCTION = """\
 
 This is what `make demo` prints: a Django site with a database, from a bare machine to a page that
 answers; a second release with a migration; a third one that is broken and rolled back by the same
-highstate; and a rollback by hand. All of it happens in one directory, called `/tmp/demo` here, by a
-user who is not root. `docs/session.py` has recorded it; `...` marks what it left out.
+highstate; a rollback by hand; and a fourth release that brings its own Python. All of it happens in
+one directory, called `/tmp/demo` here, by a user who is not root. `docs/session.py` has recorded it;
+`...` marks what it left out.
 """
 # A step that deploys another release begins with a look at the line that changes.
 DEPLOY = "$ grep release:"
@@ -68,6 +69,9 @@ def anonymous(log: str) -> str:
     port = re.search(r"http://127\.0\.0\.1:(\d+)/\n", log[log.index("cat pillar/here.sls") :])
     if not (scratch and user and port):
         sys.exit("session: this is not what the demo prints")
+    prefix = re.search(r"^\$ virtualenv-tools --pack-python \S+ (\S+)$", log, re.M)
+    if prefix:
+        log = log.replace(prefix[1], "/opt/python")
     log = log.replace(scratch[1], "/tmp/demo").replace(f"127.0.0.1:{port[1]}", "127.0.0.1:8000")
     log = re.sub(rf"\b(user|group): (?:{user[1]}|{user[2]})$", r"\1: demo", log, flags=re.M)
     log = re.sub(rf"\b{user[1]} +{user[2]}\b", "demo demo", log)

@@ -138,7 +138,7 @@ def test_nothing_is_recorded_where_nothing_is_done(active: Active) -> None:
 def test_what_it_ran_on_is_gone(active: Active) -> None:
     reinitialize(active.path, active.other)
     os.unlink(active.python)
-    with pytest.raises(CannotRun, match="/one/.*is not there any more; put it onto another"):
+    with pytest.raises(CannotRun, match=r"/one/.*is not there any more; put it onto another"):
         put_back(active.path, "it is slow")
     assert active.runs_on == active.other
 
