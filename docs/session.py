@@ -28,8 +28,8 @@ INTRODUCTION = """\
 This is what `make demo` prints: a Django site with a database, from a bare machine to a page that
 answers; a second release with a migration; a third one that is broken and rolled back by the same
 highstate; a rollback by hand; and a fourth release that brings its own Python. All of it happens in
-one directory, called `/tmp/demo` here, by a user who is not root. `docs/session.py` has recorded it;
-`...` marks what it left out.
+one directory, called `/tmp/demo` here, by a user who is not root. `docs/session.py` has recorded
+it; `...` marks what it left out.
 """
 # A step that deploys another release begins with a look at the line that changes.
 DEPLOY = "$ grep release:"
