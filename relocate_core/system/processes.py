@@ -232,5 +232,5 @@ def _ended_within(process: int, seconds: float) -> bool:
         if time.monotonic() > until:
             return False
         time.sleep(pause)
-        pause = min(1.2 * pause, 0.05)
+        pause = min(1.2 * pause, 0.01)
     return True

@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import unquote
 
@@ -115,15 +116,16 @@ def _imported(source: str) -> set[str]:
     return {name.partition(".")[0] for name in (*names, *(node.module or "" for node in whole))}
 
 
-def _literals(source: str) -> list[str]:
+@lru_cache(maxsize=8)  # a deploy asks several times for the same few finders
+def _literals(source: str) -> tuple[str, ...]:
     """The absolute paths among the literals in a program, each once."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return []
+        return ()
     literals = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
     texts = (text for text in literals if isinstance(text, str) and _is_path(text))
-    return list(dict.fromkeys(texts))
+    return tuple(dict.fromkeys(texts))
 
 
 def _is_path(text: str) -> bool:
