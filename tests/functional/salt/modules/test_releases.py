@@ -38,6 +38,7 @@ FUNCTIONS = {
         "pack_python",
         "pin",
         "prune",
+        "put_back",
         "reinitialize",
         "releases",
         "remove",
@@ -259,6 +260,7 @@ def test_activate(two: Site) -> None:
         "path": two.path("2"),
         "bad": None,
         "proven": False,
+        "old_python": None,
     }
     expected = {"link": two.path("current"), "release": "1", "previous": "2", "changed": True}
     assert two.said("activate", two.path("1")) == {**expected, "dry_run": True}
@@ -280,7 +282,7 @@ def test_activate_another_link(two: Site) -> None:
 
 
 def test_active_without_a_release(site: Site) -> None:
-    nothing = {"release": None, "path": None, "bad": None, "proven": False}
+    nothing = {"release": None, "path": None, "bad": None, "proven": False, "old_python": None}
     assert site("active", site.path("current")) == nothing
     assert not os.path.exists(site.root)
     site.deploy("1")
@@ -593,6 +595,7 @@ RELATIVE = {
     "check": ("srv/app/1",),
     "info": ("srv/app/1",),
     "update_path": ("srv/app/1",),
+    "put_back": ("srv/app/1", "why"),
     "reinitialize": ("srv/app/1",),
 }
 
