@@ -27,3 +27,13 @@ def stride(every: int) -> int:
         every: one in so many, unless all of them are asked for.
     """
     return 1 if EVERYTHING else every
+
+
+def often(some: int, many: int) -> int:
+    """How often the slow tests try what happens at random.
+
+    Args:
+        some: as a rule.
+        many: where everything is asked for.
+    """
+    return many if EVERYTHING else some

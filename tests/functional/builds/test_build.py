@@ -1003,6 +1003,7 @@ def test_the_latest_bundles_are_packed_against(shop: Shop, tmp_path: Path) -> No
     assert not again.changed
 
 
+@pytest.mark.slow
 def test_bundles_to_pack_against_may_be_given(shop: Shop) -> None:
     first = shop.build("gamma", archive=shop.directory / "1.tar.gz")
     made = shop.build("alpha", archive=shop.directory / "2.tar.gz", delta_from=[first.archive])

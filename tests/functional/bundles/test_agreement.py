@@ -145,6 +145,7 @@ def test_what_the_usual_limits_refuse_is_a_warning(
             os.close(directory)
 
 
+@pytest.mark.slow
 def test_a_delta_bundle_is_not_too_large_for_being_small(tree: Path, tmp_path: Path) -> None:
     """What the base has does not count: the ratio to the whole says nothing."""
     with open(tree / "random", "wb") as file:

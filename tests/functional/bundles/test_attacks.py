@@ -39,6 +39,7 @@ from tests.support import roots
 from tests.support.archives import remove
 from tests.support.bundles import FIXED_TIME, LEDGER, MANIFEST, members_of, written
 from tests.support.environments import Fingerprint, digest
+from tests.support.fuzz import stride
 from tests.support.roots import NOBODY, left_behind, needs_root
 from tests.support.steps import ROOT, small
 
@@ -644,7 +645,9 @@ def test_a_home_that_is_no_place_for_a_python(world: World, tmp_path: Path) -> N
 # -- bits ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("every", [4999, pytest.param(97, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "every", [4999, pytest.param(4 * stride(97) + 1, id="more", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("packed", [False, True], ids=["tar", "tar.gz"])
 def test_a_flipped_bit(every: int, packed: bool, world: World, tmp_path: Path) -> None:
     """Refused, or harmless: then it unpacks to just the same."""

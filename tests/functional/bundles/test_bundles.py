@@ -48,6 +48,7 @@ from tests.support.environments import (
     interpreters,
     make,
 )
+from tests.support.fuzz import stride
 from tests.support.roots import (
     NOBODY,
     left_behind,
@@ -861,7 +862,7 @@ def cp(source: str, target: Path) -> str:
     return str(target)
 
 
-@pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [11, pytest.param(stride(3), id="more", marks=pytest.mark.slow)])
 def test_killed_in_between(every: int, tiny: Built, place: Path, request: Any) -> None:
     """The same calls again make of it what an undisturbed run makes, ledger and all."""
     patch = pytest.MonkeyPatch()

@@ -31,7 +31,7 @@ from tests.support import roots
 from tests.support.archives import remove
 from tests.support.bundles import unpack_by_tar
 from tests.support.environments import Fingerprint, digest
-from tests.support.fuzz import stride
+from tests.support.fuzz import often, stride
 from tests.support.roots import left_behind
 from tests.support.steps import ROOT, Steps, in_child, sampled, small, temporaries
 
@@ -287,7 +287,7 @@ print("done", flush=True)
 """
 
 
-@pytest.mark.parametrize("times", [4, pytest.param(100, marks=slow)])
+@pytest.mark.parametrize("times", [4, pytest.param(often(30, 100), marks=slow)])
 def test_packing_killed_at_random_times(times: int, world: World) -> None:
     """By a real SIGKILL, also within what Python writes by itself."""
     seed = random.SystemRandom().randrange(1 << 30)
@@ -371,7 +371,7 @@ def test_a_failing_step(name: str, fault: str, every: int, world: World) -> None
 # -- two at once -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rounds", [2, pytest.param(30, marks=slow)])
+@pytest.mark.parametrize("rounds", [2, pytest.param(often(10, 30), marks=slow)])
 def test_packing_to_one_archive_at_once(rounds: int, world: World) -> None:
     """Each succeeds or is told to wait; what stands there is whole."""
     CASES["pack"].prepare(world)
@@ -479,7 +479,7 @@ publish(sys.argv[1], sys.argv[2], hard_links=bool(sys.argv[3]))
 """
 
 
-@pytest.mark.parametrize("times", [4, pytest.param(100, marks=slow)])
+@pytest.mark.parametrize("times", [4, pytest.param(often(30, 100), marks=slow)])
 def test_deploying_killed_at_random_times(times: int, world: World) -> None:
     """Against the base, by copies and by links, and a real SIGKILL."""
     seed = random.SystemRandom().randrange(1 << 30)

@@ -39,6 +39,7 @@ from tests.support.archives import (
     set_field,
     virtualenv,
 )
+from tests.support.fuzz import often
 
 LIMITS = Limits(files=3000, size=8 << 20, ratio=200)
 SECONDS = 30  # that one archive may take, on a busy machine
@@ -366,7 +367,7 @@ def test_a_few_mutations(sandbox: Sandbox) -> None:
 @pytest.mark.slow
 def test_many_mutations(sandbox: Sandbox) -> None:
     seed = os.environ.get("RELOCATE_FUZZ_SEED") or str(time.time_ns())
-    seconds = float(os.environ.get("RELOCATE_FUZZ_SECONDS") or 180)
+    seconds = float(os.environ.get("RELOCATE_FUZZ_SECONDS") or often(60, 180))
     cases, taken = fuzz(sandbox, seed, seconds)
     assert cases
     assert cases < 1000 or taken

@@ -243,7 +243,7 @@ def test_deltas_of_blocks_that_are_kept(place: Place) -> None:
     assert alone.read_bytes() == done["fresh"][1][1]
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("begin", range(1, 9))
 def test_killed_in_between(begin: int, place: Place) -> None:
     place.packed()

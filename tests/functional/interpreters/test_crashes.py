@@ -111,8 +111,8 @@ def _publish(stage: Stage, name: str, **options: Any) -> Any:
     return publish(stage.pair.app, f"{stage.srv}/{name}", python=python, **options)
 
 
-EVERY = [pytest.param(250, id="some"), pytest.param(stride(25), id="more", marks=pytest.mark.slow)]
-FEW = [pytest.param(40, id="some"), pytest.param(stride(4), id="more", marks=pytest.mark.slow)]
+EVERY = [pytest.param(400, id="some"), pytest.param(stride(25), id="more", marks=pytest.mark.slow)]
+FEW = [pytest.param(70, id="some"), pytest.param(stride(4), id="more", marks=pytest.mark.slow)]
 
 
 def steps_of(made: Stage) -> int:

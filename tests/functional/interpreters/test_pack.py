@@ -144,6 +144,7 @@ def test_what_no_server_needs_is_left_out(packed: PythonPacking, unpacked: str) 
     assert all(size > 0 for size in packed.left_out.values())
 
 
+@pytest.mark.slow
 def test_a_bundle_that_is_there_already_is_left(prefix: str, packed: PythonPacking) -> None:
     before = os.stat(packed.archive)
     again = pack_python(prefix, packed.archive)

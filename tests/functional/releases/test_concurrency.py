@@ -87,7 +87,7 @@ def reader(root: str, said: list[list[Any]]) -> Iterator[None]:
     said.append(json.loads(output))
 
 
-@pytest.mark.parametrize("wanted", [300, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("wanted", [150, pytest.param(1000, marks=pytest.mark.slow)])
 def test_readers_see_no_gap_in_many_switches(
     wanted: int, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

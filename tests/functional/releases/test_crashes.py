@@ -22,7 +22,7 @@ from relocate_core.errors import NoRoom, RelocateError
 from relocate_core.releases import history
 from relocate_core.releases.root import CURRENT, UNREPORTED
 from tests.support import roots
-from tests.support.fuzz import stride
+from tests.support.fuzz import often, stride
 from tests.support.roots import Site, State, left_behind, needs_root, shape
 from tests.support.steps import Steps, in_child, sampled
 
@@ -67,7 +67,7 @@ CASES = {
 }
 LONG = ("publish-first", "publish-beside", "prune", "remove")
 """Those of hundreds of steps."""
-SOME = {**dict.fromkeys(CASES, 4), **dict.fromkeys(LONG, 150)}
+SOME = {**dict.fromkeys(CASES, 4), **dict.fromkeys(LONG, 250)}
 """One in how many steps is tried by default."""
 SELDOM = ("activate-first", "rollback-to", "publish-first")
 """Those that are much like another one."""
@@ -77,7 +77,10 @@ def variants() -> list[Any]:
     """Each case, and one in how many steps: fewer of them by default."""
     slow = pytest.mark.slow
     some = [pytest.param(name, SOME[name], id=name) for name in CASES if name not in SELDOM]
-    more = [pytest.param(name, stride(3), id=f"{name}-more", marks=slow) for name in CASES]
+    more = [
+        pytest.param(name, stride(12 if name in LONG else 3), id=f"{name}-more", marks=slow)
+        for name in CASES
+    ]
     return some + more
 
 
@@ -254,7 +257,7 @@ def test_a_killed_rollback_is_finished_by_whatever_comes_next(site: Site, tmp_pa
     assert begun > 3
 
 
-@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [7, pytest.param(stride(2), id="more", marks=pytest.mark.slow)])
 def test_a_killed_repair(every: int, site: Site, tmp_path: Path) -> None:
     """A release whose Python is gone, being put onto another one: the same call finishes it."""
     site.clear()
@@ -299,7 +302,7 @@ while True:
 
 
 @pytest.mark.parametrize(
-    "times", [10, pytest.param(200, marks=pytest.mark.slow)], ids=["10-times", "200-times"]
+    "times", [5, pytest.param(often(50, 200), marks=pytest.mark.slow)], ids=["few", "many"]
 )
 def test_killed_at_random_times(times: int, site: Site) -> None:
     """A process that deploys, activates, rolls back and prunes, and a real SIGKILL."""

@@ -823,6 +823,7 @@ class TestByHand:
         assert site.current() == "A"
 
 
+@pytest.mark.slow
 def test_a_recovered_rollback_is_not_reported_for_another_call(site: Site) -> None:
     """One that was killed is finished; then the call does what it was asked for."""
     from tests.support.steps import Steps, in_child

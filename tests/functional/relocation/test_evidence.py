@@ -81,6 +81,7 @@ def test_bytecode_alone_is_evidence(tmp_path: Path) -> None:
     assert checks.named(made.path, made.old_prefix, made.path) == []
 
 
+@pytest.mark.slow
 def test_two_spellings(tmp_path: Path) -> None:
     """Built through a symlink: scripts have that path, an editable install has the real one."""
     (tmp_path / "real").mkdir()

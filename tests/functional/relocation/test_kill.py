@@ -150,6 +150,7 @@ def changed(tree: str) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_an_orphaned_worker_keeps_the_lock(tmp_path: Path) -> None:
     made = large(tmp_path / "tree")
     process, workers = start_with_workers(made.path)
@@ -168,6 +169,7 @@ def test_an_orphaned_worker_keeps_the_lock(tmp_path: Path) -> None:
     assert temporaries(made.path) == []
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_nothing(tmp_path: Path) -> None:
     made = large(tmp_path / "tree")
     process, workers = start_with_workers(made.path)

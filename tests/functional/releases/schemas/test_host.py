@@ -147,6 +147,7 @@ def test_one_servers_rollback_leaves_the_schema_to_the_others(servers: Servers) 
     assert servers.web1.events()[-1].startswith("migrated_back A ")
 
 
+@pytest.mark.slow
 def test_prune_leaves_the_host_what_migrates_down(servers: Servers) -> None:
     """Between a rollback of each server and that of the schema, which is the last."""
     for name, migrations in (("A", FIRST), ("B", SECOND)):

@@ -746,6 +746,7 @@ def test_a_command_that_does_not_come_down_to_it(site: Migrated) -> None:
 # --- another user ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @needs_root
 def test_as_another_user(installed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The database's file is that user's, up and down; a release is not written to."""
@@ -802,6 +803,7 @@ def thrice(minion: Any, site: Migrated, name: str, **arguments: Any) -> dict[str
     return dict(done)
 
 
+@pytest.mark.slow
 def test_the_state(site: Migrated, minion: Any) -> None:
     """Up, up again, and back by pillar."""
     site.django("A", {"shop": FIRST})

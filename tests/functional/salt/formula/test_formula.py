@@ -185,6 +185,7 @@ def test_a_switch_restarts_and_a_bad_release_is_left_again(shop: Shop) -> None:
     assert (shop.active(), set(shop.manager.runs_on().values())) == ("3", {"3"})
 
 
+@pytest.mark.slow
 def test_old_releases_go(shop: Shop) -> None:
     for name in ("1", "3"):
         shop.done(release=name)
@@ -493,6 +494,7 @@ def processes(shop: Shop) -> dict[str, int]:
     return {key: one["pid"] for key, one in shop.manager.known().items() if one["pid"]}
 
 
+@pytest.mark.slow
 @both_managers
 def test_a_program_that_is_removed_is_stopped(shop: Shop) -> None:
     shop.done()

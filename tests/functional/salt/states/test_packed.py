@@ -110,6 +110,7 @@ def source_of(done: dict[str, Any]) -> str:
     return str(done["comment"].partition(" was deployed from ")[2].partition(": ")[0])
 
 
+@pytest.mark.slow
 def test_the_delta_bundle_is_found_by_its_name(shop: Shop) -> None:
     done = shop.managed(NEXT)
     assert source_of(done) == f"salt://shop/{NEXT}.from-{FULL}{ENDING}"
