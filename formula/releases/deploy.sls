@@ -5,7 +5,7 @@ include:
   - .migrate
 
 {% for app in apps %}
-{% if app.python %}
+{% if app.python is mapping or "/" in app.python | string %}
 # What is deployed already is put onto another Python, such as a security release.
 {{ app.name }} is on its Python:
   virtualenv_relocated.reinitialized:
