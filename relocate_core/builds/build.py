@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -158,7 +159,7 @@ class _Build:
                 report.installer = str(self._installer.program)
                 report.installed, report.removed, report.kept = done.added, done.removed, done.kept
                 order.require_unchanged()
-                self._pack(done.path, report)
+                self._pack(done.path, done.asked, report)
             finally:
                 tidy_up(order.directory)
         return report
@@ -195,7 +196,7 @@ class _Build:
             return "its inputs have changed"
         return "it was forced" if force else ""
 
-    def _pack(self, environment: str, report: Building) -> None:
+    def _pack(self, environment: str, asked: Sequence[str], report: Building) -> None:
         """Pack the environment, also as delta bundles."""
         order = self._order
         metadata = {
@@ -207,6 +208,7 @@ class _Build:
         }
         options = {
             **order.packing,
+            "requirements": asked,
             "build_metadata": {name: value for name, value in metadata.items() if value},
             "cache": os.path.join(order.directory, "packed"),
             "notify": self._notify,

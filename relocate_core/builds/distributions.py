@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from ..artefacts.metadata import record_rows
-from .sources import normal_name
+from ..virtualenvs.requirements import normal_name
 
 _INFO = re.compile(r"(.+?)-[^-]+\.dist-info\Z")
 # What uv writes of a local wheel for itself: the time of that file.

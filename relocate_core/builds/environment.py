@@ -55,15 +55,23 @@ class Environment:
         tool: what creates it.
         runner: runs that.
         caches: where virtualenv may keep what it needs.
+        system_site_packages: whether it sees the packages of the Python.
     """
 
     def __init__(
-        self, directory: str, interpreter: Interpreter, tool: Program, runner: Runner, caches: str
+        self,
+        directory: str,
+        interpreter: Interpreter,
+        tool: Program,
+        runner: Runner,
+        caches: str,
+        system_site_packages: bool = False,
     ) -> None:
         self.path = os.path.join(directory, "environment")
         self.python = os.path.join(self.path, "bin", "python")
         self.is_new = False
         """Whether this build has created it."""
+        self.system_site_packages = system_site_packages
         self._state_file = os.path.join(directory, _STATE)
         self._interpreter = interpreter
         self._tool = tool
@@ -105,12 +113,14 @@ class Environment:
 
     def _command(self) -> list[str]:
         command, python = list(self._tool.command), self._interpreter.executable
+        last = ["--system-site-packages"] if self.system_site_packages else []
+        last.append(self.path)
         if self._tool.name == "venv":
-            return [*command, "--without-pip", "--symlinks", self.path]
+            return [*command, "--without-pip", "--symlinks", *last]
         if self._tool.name == "uv":
-            return [*command, "venv", "--no-project", "--no-config", "--python", python, self.path]
+            return [*command, "venv", "--no-project", "--no-config", "--python", python, *last]
         quiet = ["--no-download", "--no-periodic-update", "--no-seed"]
-        return [*command, *quiet, "--python", python, self.path]
+        return [*command, *quiet, "--python", python, *last]
 
     def _creator(self) -> list[str]:
         python = self._interpreter

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..errors import BuildFailed
 from ..progress import Notify
@@ -24,12 +24,14 @@ class Installed:
         added: the versions of the packages that were installed, by name.
         removed: the names of those that were removed.
         kept: how many were there already.
+        asked: the requirements that it was for; some of them may be met by the system.
     """
 
     path: str
     added: dict[str, str]
     removed: list[str]
     kept: int
+    asked: tuple[str, ...] = field(default=(), repr=False)
 
 
 def install(order: Order, installer: Installer, runner: Runner, notify: Notify) -> Installed:
@@ -39,10 +41,19 @@ def install(order: Order, installer: Installer, runner: Runner, notify: Notify) 
         BuildFailed: a tool failed; the next build starts from a complete environment all the same.
     """
     installer.prepare()
-    kept = Environment(order.directory, order.interpreter, order.tool, runner, order.options.cache)
+    options = order.options
+    kept = Environment(
+        order.directory,
+        order.interpreter,
+        order.tool,
+        runner,
+        options.cache,
+        options.system_site_packages,
+    )
     kept.prepare()
     notify("prepared", {"environment": kept.path, "new": kept.is_new})
-    plan = installer.plan(_wanted(order, installer, kept), kept)
+    wanted = _wanted(order, installer, kept)
+    plan = installer.plan(wanted, kept)
     notify("planned", {"packages": len(plan)})
     before = {} if kept.is_new else kept.contents
     same = {name for name, content in plan.items() if before.get(name) == content}
@@ -54,7 +65,9 @@ def install(order: Order, installer: Installer, runner: Runner, notify: Notify) 
     added = {name: _version(plan[name]) for name in sorted(set(plan) - same)}
     removed = sorted(set(before) - set(plan))
     notify("installed", {"installed": len(added), "removed": len(removed)})
-    return Installed(kept.path, added, removed, len(same))
+    asked = [f"{one.name}{one.extras}" for one in wanted.wheels]
+    asked += [*order.inputs.requirements.lines, *order.inputs.pip_packages]
+    return Installed(kept.path, added, removed, len(same), tuple(asked))
 
 
 def _wanted(order: Order, installer: Installer, kept: Environment) -> Wanted:

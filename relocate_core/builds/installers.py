@@ -13,6 +13,7 @@ is kept in the cache.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -20,14 +21,15 @@ import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import quote
 
 from ..errors import BuildFailed
 from ..virtualenvs.interpreter import Interpreter
+from ..virtualenvs.requirements import normal_name
 from .environment import Environment
 from .runner import Runner, output_of
-from .sources import Wheel, digest_of, normal_name, wheel
+from .sources import Wheel, digest_of, wheel
 from .tools import Program, uv, virtualenv
 
 INSTALLERS = ("pip", "uv")
@@ -220,13 +222,41 @@ class Pip(_Base):
             for one in wanted.wheels
         ]
         shutil.rmtree(self._wheels, ignore_errors=True)
-        command = self._pip(environment, "wheel", "--wheel-dir", self._wheels)
-        arguments = self._arguments(wanted, [*wanted.pip_packages, *own])
-        self._runner.run("finding the packages", [*command, *arguments], wanted.directory)
+        if environment.system_site_packages:
+            self._collect_lacking(wanted, own, environment)
+        else:
+            command = self._pip(environment, "wheel", "--wheel-dir", self._wheels)
+            arguments = self._arguments(wanted, [*wanted.pip_packages, *own])
+            self._runner.run("finding the packages", [*command, *arguments], wanted.directory)
         names = [name for name in os.listdir(self._wheels) if name.endswith(".whl")]
         wheels = [wheel(os.path.join(self._wheels, name)) for name in names]
         self._planned = {one.name: one for one in wheels}
         return {one.name: f"{one.version} {_content_of(one)}" for one in wheels}
+
+    def _collect_lacking(self, wanted: Wanted, own: list[str], environment: Environment) -> None:
+        """Get wheels of what the Python itself lacks, as pip would install it there, and of the
+        given wheels."""
+        os.mkdir(self._wheels, 0o755)
+        report = os.path.join(self._directory, "report.json")
+        with suppress(FileNotFoundError):
+            os.unlink(report)
+        pip = [self._python, "-I", "-m", "pip", "--python", self._interpreter.executable]
+        command = [*pip, "install", "--dry-run", "--report", report]
+        command += self._arguments(wanted, [*wanted.pip_packages, *own])
+        # A server's user has other packages of their own.
+        self._runner.run(
+            "finding the packages", command, wanted.directory, PYTHONNOUSERSITE="1", PIP_USER="0"
+        )
+        with open(report, encoding="utf-8") as file:
+            found = dict(map(_direct, json.load(file)["install"]))
+        os.unlink(report)
+        given = {one.name: line for one, line in zip(wanted.wheels, own)}
+        lines = {**found, **given}.values()
+        if lines:
+            command = self._pip(environment, "wheel", "--no-deps", "--wheel-dir", self._wheels)
+            command += ["-r", self._write(self._requirements, lines)]
+            env = {"PIP_REQUIRE_HASHES": None}  # those were checked
+            self._runner.run("getting the packages", command, wanted.directory, **env)
 
     def install(
         self, names: Iterable[str], obsolete: Iterable[str], environment: Environment
@@ -237,9 +267,22 @@ class Pip(_Base):
         if not pins:
             return
         command = self._pip(environment, "--isolated", "install", "--no-index", "--no-deps")
+        command += ["--ignore-installed"] if environment.system_site_packages else []
         command += ["--find-links", self._wheels, "--no-compile", "--no-warn-script-location"]
         command += ["-r", self._write(self._selected, pins)]
         self._runner.run("installing the packages", command, self._directory, **_NO_CONFIGURATION)
+
+
+def _direct(item: Mapping[str, Any]) -> tuple[str, str]:
+    """The name of what a report of pip would install, and a requirement of just that file."""
+    name, place = item["metadata"]["name"], item["download_info"]
+    url, archive = place["url"], place.get("archive_info", {})
+    if "vcs_info" in place:
+        url = f"{place['vcs_info']['vcs']}+{url}@{place['vcs_info']['commit_id']}"
+    sha256 = archive.get("hashes", {}).get("sha256")
+    parts = [f"subdirectory={place['subdirectory']}"] if place.get("subdirectory") else []
+    parts += [f"sha256={sha256}"] if sha256 else []
+    return normal_name(name), f"{name} @ {url}{'#' if parts else ''}{'&'.join(parts)}"
 
 
 def _version_of(pip: Sequence[str]) -> str:

@@ -53,6 +53,8 @@ class Options:
         installer: what installs: `pip` or `uv`.
         delta_from: full bundles, or how many of the latest beside it: from each a delta bundle is
             written as well, beside it; see `delta_name`.
+        system_site_packages: let the environment see the Python's own packages, and install only
+            what these do not meet; a server is asked for what is needed of them.
         exclude: patterns of what is left out of the bundle.
         prefix: pack it as if it had been built there.
         bytecode: how it is known whether bytecode matches its source; see `pack`.
@@ -75,6 +77,7 @@ class Options:
     python: str | None = None
     tool: str = "venv"
     installer: str = "pip"
+    system_site_packages: bool = False
     delta_from: int | tuple[str, ...] = 0
     exclude: tuple[str, ...] = ()
     prefix: str | None = None
@@ -106,8 +109,12 @@ class Options:
         if "delta_from" in values:
             values["delta_from"] = _delta_from(values["delta_from"])
         values["env"] = dict(_variables(values.get("env", {})))
-        for name in ("no_index", "require_hashes"):
+        for name in ("no_index", "require_hashes", "system_site_packages"):
             values[name] = bool(values.get(name))
+        if values["system_site_packages"] and values.get("installer") == "uv":
+            raise InvalidPath(
+                "uv installs again what the system has: with system_site_packages, let pip install"
+            )
         level = values.get("level")
         if not isinstance(level, (int, type(None))) or isinstance(level, bool):
             raise InvalidPath(f"level must be a whole number: {level!r}")

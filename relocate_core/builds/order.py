@@ -21,6 +21,7 @@ from ..virtualenvs import manifest
 from ..virtualenvs.discovery import find_named
 from ..virtualenvs.interpreter import Interpreter
 from ..virtualenvs.layout import absolute_prefix
+from ..virtualenvs.system_packages import Packages, find_installed
 from . import sources
 from .options import Options
 from .runner import tool_env
@@ -168,6 +169,7 @@ class Order:
         interpreter: the Python to build for.
         tool: what creates the environment.
         commit: what is built; "" where it is unknown.
+        system_packages: the Python's own packages, where the environment sees them.
     """
 
     archive: str
@@ -178,6 +180,7 @@ class Order:
     interpreter: Interpreter
     tool: Program
     commit: str
+    system_packages: Packages = ()
 
     @classmethod
     def of(cls, archive: str, options: Options) -> Order:
@@ -193,7 +196,9 @@ class Order:
         _require_full_bundles(options.delta_from)
         pattern = fnmatch.translate(os.path.basename(archive.replace(COMMIT, "*")))
         tool = find_tool(options.tool, interpreter)
-        return cls(path, pattern, options, inputs, indexes, interpreter, tool, commit)
+        seen = options.system_site_packages
+        system = find_installed(interpreter.executable).packages if seen else ()
+        return cls(path, pattern, options, inputs, indexes, interpreter, tool, commit, system)
 
     @property
     def directory(self) -> str:
@@ -202,7 +207,8 @@ class Order:
         abi = re.sub(r"\.(?:so|pyd|dylib)\Z", "", (python.suffixes or [""])[0]).strip(".")
         parts = (abi or python.implementation, python.machine, python.long_version, python.libc)
         plain = [part.replace(" ", "") for part in parts if part and part not in parts[0][1:]]
-        tools = (self.tool.name, self.options.installer)
+        tools = [self.tool.name, self.options.installer]
+        tools += ["system"] if self.options.system_site_packages else []
         return os.path.join(self.options.cache, "-".join((*plain, *tools)))
 
     @property
@@ -227,6 +233,7 @@ class Order:
             (str(self.tool), str(installer)),
             (self.inputs.digest(), self.indexes.digest(), options.require_hashes, self.commit),
             sorted((name, without_credentials(value)) for name, value in options.env.items()),
+            (options.system_site_packages, self.system_packages),
             (sorted(self.packing.items()), form, os.environ.get("SOURCE_DATE_EPOCH", "")),
         )
 

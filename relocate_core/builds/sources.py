@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 from ..errors import InvalidPath, TreeError, reason_of
 from ..system.files import digest
+from ..virtualenvs.requirements import normal_name
 from .runner import find_program, output_of
 
 _EXTRAS = re.compile(r"(.+?)(\[[\w\s.,-]+\])\Z", re.S)
@@ -57,6 +58,7 @@ class Requirements:
         editables: what they install as editable.
         directories: the directories that they install from.
         hashes: the hashes that they list for a distribution, by its name.
+        lines: the requirements in them, and options; without those of constraint files.
     """
 
     files: tuple[str, ...]
@@ -65,6 +67,7 @@ class Requirements:
     editables: list[str] = field(default_factory=list)
     directories: list[str] = field(default_factory=list)
     hashes: dict[str, str] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list, repr=False)
 
 
 def requirements(files: Iterable[str], what: str, directory: str) -> Requirements:
@@ -80,10 +83,10 @@ def requirements(files: Iterable[str], what: str, directory: str) -> Requirement
     """
     known = Requirements(tuple(os.path.abspath(file) for file in files))
     parts: list[object] = []
-    left = [(file, what) for file in known.files]
+    left = [(file, what, True) for file in known.files]
     seen = set()
     while left:
-        file, role = left.pop(0)
+        file, role, asks = left.pop(0)
         if file in seen:
             continue
         seen.add(file)
@@ -100,8 +103,11 @@ def requirements(files: Iterable[str], what: str, directory: str) -> Requirement
                 known.hashes[name] = " ".join(sorted(re.findall(r"--hash[ =](\S+)", line)))
             if nested and "://" not in nested[1]:
                 inner = os.path.join(os.path.dirname(file), os.path.expandvars(nested[1].strip()))
-                left.append((inner, f"the file that {file} includes"))
+                left.append(
+                    (inner, f"the file that {file} includes", line.startswith(("-r", "--r")))
+                )
             else:
+                known.lines += [line] if asks else []
                 place = place_of(editable[1] if editable else line, directory)
                 parts.append(place and content_of(place))
                 known.directories += [place] if place and os.path.isdir(place) else []
@@ -173,11 +179,6 @@ class Wheel:
     version: str
     digest: str
     extras: str = ""
-
-
-def normal_name(name: str) -> str:
-    """A distribution's name as PEP 503 compares it."""
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def wheel(path: str, extras: str = "") -> Wheel:

@@ -285,6 +285,7 @@ class Members:
             references=tuple(self.references),
             uneditable=tuple(self._uneditable),
             facts=build_metadata,
+            system_packages=self.tree.system_packages,
         )
 
 

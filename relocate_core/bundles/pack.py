@@ -92,6 +92,8 @@ class Options:
         cache: a directory that is kept between packings of the same virtualenv, made where it is
             missing: files that did not change are not read again, and blocks of them not compressed
             again. The bytes are the same with and without it.
+        requirements: what the virtualenv was built for. What of it, and of what its packages
+            require, the base Python's packages meet is recorded, where it sees them.
     """
 
     exclude: Sequence[str] = ()
@@ -100,6 +102,7 @@ class Options:
     level: int | None = None
     build_metadata: Mapping[str, str] | None = None
     cache: str | None = None
+    requirements: Sequence[str] = ()
 
 
 def pack(
@@ -203,6 +206,7 @@ def _pack_into(
             stack.enter_context(locked(root, place, _WAIT))
             tree = stack.enter_context(closing(Tree(root, place, path, options.exclude)))
             tree.warnings += problems
+            tree.find_system_packages(options.requirements)
             if cache is None or dry_run:
                 reports = _pack(tree, order, notify)
             else:

@@ -25,6 +25,8 @@ from ..virtualenvs.evidence import recorded_prefixes
 from ..virtualenvs.interpreter import probe
 from ..virtualenvs.layout import inspect
 from ..virtualenvs.manifest import PLACE, RECORD, directory_mode, file_mode
+from ..virtualenvs.requirements import parse
+from ..virtualenvs.system_packages import Packages, find_installed
 from . import links as linking
 from .index import Index, signature
 from .names import LONGEST_PATH, Names, fold, require_config, require_depth
@@ -62,6 +64,7 @@ class Tree:
 
     Attributes:
         index: what an earlier packing has found; nothing until it is set.
+        system_packages: what it needs of the base Python's packages; nothing until it is set.
         newest: the latest time of its files, in seconds, bytecode and its sources aside; known once
             all entries are.
         warnings: {"file", "reason"} of what may not work elsewhere.
@@ -79,6 +82,7 @@ class Tree:
         self.needles = Needles(self.old)
         self.descent = files.DirectoryCursor(root)
         self.index = Index("", None)
+        self.system_packages: Packages = ()
         self.newest = 0
         self.warnings: list[dict[str, str]] = []
 
@@ -89,6 +93,18 @@ class Tree:
     def _find_prefixes(self) -> tuple[str, ...]:
         recorded = recorded_prefixes(self.root, self.environment)
         return tuple(dict.fromkeys((*self.environment.old_prefixes, *recorded)))
+
+    def find_system_packages(self, asked: Sequence[str]) -> None:
+        """Set `system_packages`.
+
+        Args:
+            asked: requirements, beside those of what is installed.
+        """
+        if self.environment.system_site_packages:
+            top = self.environment.path
+            own = [os.path.join(top, one) for one in self.environment.site_packages]
+            installed = find_installed(self.interpreter.executable, own)
+            self.system_packages = installed.needed(filter(None, map(parse, asked)))
 
     def entries(self) -> Iterator[Entry]:
         """Everything to pack, in the order of the manifest."""
@@ -251,7 +267,10 @@ class Tree:
                 "server: install it there, or deploy a plain tar of the virtualenv",
             )
         if self.environment.system_site_packages:
-            self.warn("pyvenv.cfg", "it sees the base Python's packages, which are not packed")
+            names = ", ".join(f"{name} {version}" for name, version in self.system_packages)
+            reason = "it sees the base Python's packages, which are not packed"
+            asks = f"each server is asked for {names}, and for nothing that it does not declare"
+            self.warn("pyvenv.cfg", f"{reason}: {asks if names else 'it declares to need none'}")
 
     def _warn_unreadable(self, entries: list[Entry]) -> None:
         """Warn of files that only their owner and group can read."""

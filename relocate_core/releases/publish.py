@@ -155,6 +155,7 @@ def publish(
         if dry_run or (runs and root.is_tidy() and not has_leftovers(path)):
             return _existing(path, runs, dry_run, wanted)
     elif dry_run:
+        wanted.require_fit(archive)
         return Publication(path, changed=True, dry_run=True, python=wanted.installed())
     with locked(root, f"deploying {name}", wait, create=True) as store:
         if _exists(root, name, path, options.digests):  # another run did it, or it needs repair

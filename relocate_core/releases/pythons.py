@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from ..bundles.reader import read_head
@@ -41,6 +41,16 @@ class Wanted:
             self.python.require_trust(self.as_root)
         elif self.python is not None:
             find_named(self.python)
+
+    def require_fit(self, archive: str) -> None:
+        """Refuse a bundle that no Python of this machine can run, where both are at hand.
+
+        Raises:
+            RelocateError: InterpreterNotFound or InterpreterMismatch.
+        """
+        if not isinstance(self.python, PythonBundle):
+            with suppress(BadArchive):  # no bundle, or not fetched: seen once it is unpacked
+                for_bundle(read_head(archive), self.path, self.python)
 
     def installed(self) -> str | None:
         """The program of the bundle's interpreter, where it is there by its hash."""

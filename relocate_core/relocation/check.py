@@ -10,12 +10,15 @@ from typing import Any
 from ..artefacts import scripts
 from ..errors import CannotRun, InterpreterNotFound, RelocateError, TreeError
 from ..progress import Report
+from ..system import files
 from ..virtualenvs import access, interpreter
 from ..virtualenvs.carried import Place, carried_python, probe_carried
 from ..virtualenvs.contents import Contents, broken_modules, read_contents
 from ..virtualenvs.evidence import all_prefixes
 from ..virtualenvs.layout import Virtualenv, inspect
+from ..virtualenvs.manifest_reader import system_packages
 from ..virtualenvs.origins import missing_imports
+from ..virtualenvs.system_packages import differences
 from ..virtualenvs.verify import Problem, verify
 from .relocate import relocate
 
@@ -62,7 +65,8 @@ def check(
     Args:
         path: its directory.
         deep: compare every file as well: with the manifest where it came as a bundle, so that
-            whatever was changed, removed or added is found; else with the hash in its RECORD.
+            whatever was changed, removed or added is found; else with the hash in its RECORD. And
+            compare what a bundle needs of the base Python's packages with what these are.
         home: the path that it is going to be renamed to, where it is not there yet.
         base: the directory of its base Python, where that is known for sure, and
         as_root: whether the operator named root as the owner who should run it; see `probe_own`.
@@ -91,6 +95,7 @@ def check(
         problems += _imports(environment)
         problems += _access(environment, user, published=home is not None)
         if deep:
+            problems += _system_packages(environment, base, as_root)
             problems += verify(environment)
     except OSError as error:
         where = error.filename if isinstance(error.filename, str) else path
@@ -134,6 +139,28 @@ def _interpreter(
         reason = f"it cannot load {', '.join(broken[:3])}{more}: built for another ABI"
         problems.append(Problem("interpreter", file, reason))
     return found.long_version, problems
+
+
+def _system_packages(
+    environment: Virtualenv, base: str | None, as_root: bool | None
+) -> Iterator[Problem]:
+    """What it needs of the base Python's packages, and is not there in that version."""
+    path = os.path.abspath(environment.path)
+    root = files.open_root(path)
+    try:
+        wanted = system_packages(root, environment)
+    finally:
+        os.close(root)
+    if not wanted:
+        return
+    try:
+        user = interpreter.user_for_own(path, base, as_root)
+        found = interpreter.probe(os.path.join(path, "bin", "python"), user)
+        wrong = differences(wanted, found.executable, user)
+    except (CannotRun, InterpreterNotFound):  # that is reported already
+        return
+    if wrong:
+        yield Problem("system", "pyvenv.cfg", wrong)
 
 
 def _configuration(environment: Virtualenv) -> Iterator[Problem]:

@@ -27,6 +27,7 @@ from ..virtualenvs.interpreter import (
     probe_own,
 )
 from ..virtualenvs.layout import Virtualenv, inspect, read_config
+from ..virtualenvs.manifest_reader import system_packages
 
 # Any other may be something else, unless `python` is just that.
 _USUAL_NAME = re.compile(r"(?:python|pypy)[\d.]*t?\Z")
@@ -80,8 +81,8 @@ def reinitialize(
 
     Args:
         path: the virtualenv's directory.
-        python: an executable, a command on the PATH or a version `X.Y`, or a Python that has just
-            been probed; by default the Python that the virtualenv carries itself, or that
+        python: an executable, a command on the PATH or a version `X.Y`, or a Python that is known
+            to be the right one; by default the Python that the virtualenv carries itself, or that
             pyvenv.cfg refers to, if it is there and fits, else the first that fits.
         dry_run: look, and change nothing.
         wait: seconds to wait for another run on the same virtualenv.
@@ -104,14 +105,15 @@ def reinitialize(
             environment = inspect(path)
             if compiled is None:
                 compiled = read_contents(environment).compiled
+            system = () if isinstance(python, Interpreter) else system_packages(root, environment)
             own = carried_python(environment, home) if python is None else None
             if own is not None:
                 return _on_its_own(environment, own, home, as_root, compiled)
             if python is None:
-                interpreter = find_fitting(environment, compiled)
+                interpreter = find_fitting(environment, compiled, system)
             else:
                 interpreter = find_named(python) if isinstance(python, str) else python
-                require_fit(environment, interpreter, compiled)
+                require_fit(environment, interpreter, compiled, system)
             return _Swap(root, environment, interpreter, dry_run, unpublished, as_root).run()
     except OSError as error:
         raise TreeError.of(path, error) from error

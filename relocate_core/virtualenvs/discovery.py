@@ -18,6 +18,7 @@ from ..system.processes import USUAL_DIRECTORIES
 from .contents import broken_modules
 from .interpreter import PROGRAM_NAME, Interpreter, is_in_virtualenv, is_program, probe
 from .manifest import Head
+from .system_packages import Packages, require
 
 
 def find_named(python: str) -> Interpreter:
@@ -100,12 +101,15 @@ def _is_safe(directory: str) -> bool:
     return True
 
 
-def find_fitting(environment: PythonSpec, compiled: dict[str, set[str]]) -> Interpreter:
+def find_fitting(
+    environment: PythonSpec, compiled: dict[str, set[str]], system: Packages = ()
+) -> Interpreter:
     """The first Python on this machine that the virtualenv can run on.
 
     Args:
         environment: the virtualenv.
         compiled: the file name endings of each of its compiled modules; see `read_contents`.
+        system: which of the Python's packages it needs.
 
     Raises:
         InterpreterNotFound: there is none of that version and implementation.
@@ -120,7 +124,7 @@ def find_fitting(environment: PythonSpec, compiled: dict[str, set[str]]) -> Inte
         probed.add(real)
         try:
             interpreter = probe(candidate)
-            require_fit(environment, interpreter, compiled)
+            require_fit(environment, interpreter, compiled, system)
         except InterpreterNotFound:
             continue
         except InterpreterMismatch as error:
@@ -139,12 +143,16 @@ def find_fitting(environment: PythonSpec, compiled: dict[str, set[str]]) -> Inte
 
 
 def require_fit(
-    environment: PythonSpec, interpreter: Interpreter, compiled: dict[str, set[str]]
+    environment: PythonSpec,
+    interpreter: Interpreter,
+    compiled: dict[str, set[str]],
+    system: Packages = (),
 ) -> None:
     """Refuse a Python that would not run the virtualenv.
 
     Raises:
-        InterpreterMismatch: with the reason, and which compiled modules would not load.
+        InterpreterMismatch: with the reason, and which compiled modules would not load, or which
+            packages it lacks.
     """
     broken = broken_modules(compiled, interpreter.suffixes)
     wrong = (
@@ -153,6 +161,7 @@ def require_fit(
         or environment.free_threaded not in (None, interpreter.free_threaded)
     )
     if not wrong and not broken:
+        require(system, f"put {environment.path} onto this Python", interpreter.executable)
         return
     names = {"cpython": "Python", "pypy": "PyPy"}
     here = f"{names[interpreter.implementation]} {interpreter.short_version}"
@@ -199,15 +208,18 @@ def for_bundle(head: Head, path: str, python: str | Interpreter | None) -> Inter
 
     Raises:
         InterpreterNotFound: there is none of its version and implementation.
-        InterpreterMismatch: there is, but of another ABI, or the machine is another one.
+        InterpreterMismatch: there is, but of another ABI or without the packages that the bundle
+            needs of it, or the machine is another one.
     """
     spec = _BundleSpec(path, head.python, head.implementation, head.home or None)
     compiled = {module: set(endings) for endings, module in head.compiled}
     if python is None:
-        found = find_fitting(spec, compiled)
+        found = find_fitting(spec, compiled, head.system_packages)
     else:
         found = find_named(python) if isinstance(python, str) else python
-        require_fit(spec, found, compiled)
+        # The Python of a bundle that is not unpacked yet has its packages compared once it is.
+        known = os.path.exists(found.executable)
+        require_fit(spec, found, compiled, head.system_packages if known else ())
     require_machine(head, f"deploy {path}", found)
     return found
 

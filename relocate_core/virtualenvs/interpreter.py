@@ -132,9 +132,7 @@ def probe_own(path: str, base: str | None = None, as_root: bool | None = None) -
         CannotRun: only root could run it, and root does not.
     """
     path = os.path.abspath(path)
-    if as_root is None:
-        as_root = _is_local(path)
-    return probe(os.path.join(path, "bin", "python"), _other_user(path, base, as_root))
+    return probe(os.path.join(path, "bin", "python"), user_for_own(path, base, as_root))
 
 
 def user_for_carried(path: str, python: str, as_root: bool | None) -> tuple[int, int] | None:
@@ -159,10 +157,15 @@ def _is_local(path: str) -> bool:
     return not any(os.path.lexists(os.path.join(path, name)) for name in (PLACE, RECORD))
 
 
-def _other_user(path: str, base: str | None, as_root: bool) -> tuple[int, int] | None:
-    """Whom root runs a virtualenv's own Python as; None for itself."""
+def user_for_own(path: str, base: str | None, as_root: bool | None) -> tuple[int, int] | None:
+    """Whom root runs a virtualenv's own Python as, see `probe_own`; None for itself.
+
+    Raises:
+        CannotRun: only root could run it, and root does not.
+    """
     if os.geteuid() != 0:
         return None
+    as_root = _is_local(path) if as_root is None else as_root
     owner = os.stat(path)
     base_alone = _runs_base_alone(path, base)
     if not owner.st_uid and base_alone:

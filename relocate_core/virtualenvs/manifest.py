@@ -146,6 +146,8 @@ class Head:
         facts: the build metadata.
         base: what a delta bundle was packed from.
         interpreter: what the bundle is where it is no virtualenv's, but an interpreter's.
+        system_packages: names and versions of the base Python's packages that it needs; none but
+            of a virtualenv with system site-packages.
     """
 
     prefix: str
@@ -166,6 +168,7 @@ class Head:
     facts: Mapping[str, str] = field(default_factory=dict)
     base: Base | None = None
     interpreter: OwnPython | None = None
+    system_packages: tuple[tuple[str, str], ...] = ()
 
     def line(self) -> str:
         """Its line in the manifest."""
@@ -173,6 +176,8 @@ class Head:
         for name in ("base", "interpreter"):
             if known[name] is None:
                 del known[name]
+        if not self.system_packages:
+            del known["system_packages"]
         return json.dumps(known, sort_keys=True)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..archives.tar import CONTROL, DAMAGED, DIRECTORY, FILE, LINK, Refused, plain_name, printable
 from ..system import files
+from .layout import Virtualenv
 from .manifest import (
     FORMAT,
     LONGEST,
@@ -36,6 +37,8 @@ _STRINGS = (
 )
 _PYTHON = re.compile(r"\d{1,2}\.\d{1,3}\Z")
 _VERSION = re.compile(r"(?:\d{1,5}(?:\.\d{1,5}){0,3})?\Z")
+_PACKAGE = re.compile(r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?\Z")
+_RELEASE = re.compile(r"\S{1,200}\Z")
 _NO_PREFIXES = ("", "/", "/usr", "/usr/local", "/opt")
 _MOST_PREFIXES = 100
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
@@ -162,6 +165,8 @@ def _head(line: bytes) -> Head:
             known["base"] = _base(known["base"])
         if known.get("interpreter") is not None:
             known["interpreter"] = _own_python(known["interpreter"])
+        if "system_packages" in known:
+            known["system_packages"] = _system_packages(known["system_packages"])
         head = Head(**known)
         if head.line() != text:
             raise ValueError
@@ -187,6 +192,16 @@ def _own_python(known: Any) -> OwnPython:
     texts = {name: _string(known[name]) for name in names}
     _require_plain(texts["program"])
     return OwnPython(**texts, libraries=_strings(known["libraries"]))
+
+
+def _system_packages(known: Any) -> tuple[tuple[str, str], ...]:
+    """Names and versions, each name once and in order."""
+    found = tuple((_string(name), _string(version)) for name, version in known)
+    names = [name for name, _ in found]
+    plain = all(_PACKAGE.match(name) and _RELEASE.match(version) for name, version in found)
+    if not plain or names != sorted(set(names)):
+        raise ValueError
+    return found
 
 
 def _require_sense(head: Head) -> None:
@@ -306,6 +321,23 @@ def of_tree(root: int) -> Manifest | None:
         return None
     except OSError:  # such as a directory or a symlink
         raise damaged("cannot be read") from None
+
+
+def system_packages(root: int, environment: Virtualenv) -> tuple[tuple[str, str], ...]:
+    """What an unpacked bundle needs of the base Python's packages; nothing where it is none.
+
+    Args:
+        root: descriptor of its directory.
+        environment: the virtualenv there.
+    """
+    try:
+        known = of_tree(root) if environment.system_site_packages else None
+    except Refused:  # a deep check reports it
+        known = None
+    if known is None:
+        return ()
+    with known:
+        return known.head.system_packages
 
 
 def consistent(head: Head, rows: Iterable[Row]) -> Iterator[Row]:

@@ -100,6 +100,12 @@ def _row(path: str, text: str) -> str:
     return f"{path},sha256={digest.decode()},{len(text.encode())}\n"
 
 
+def unpacked(file: Path, directory: Path) -> None:
+    """Install a wheel into a directory, as a system's package manager would."""
+    with zipfile.ZipFile(file) as archive:
+        archive.extractall(directory)
+
+
 def digest(file: Path) -> str:
     """A file's SHA-256."""
     return hashlib.sha256(file.read_bytes()).hexdigest()

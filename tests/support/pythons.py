@@ -16,6 +16,7 @@ from relocate_core import PythonPacking, pack, pack_python
 from relocate_core.errors import RelocateError
 from relocate_core.interpreters.prefix import inspect
 from tests.support import environments
+from tests.support.packages import unpacked
 
 VERSIONS = ("3.12", "3.13", "3.11", "3.10", "3.9")
 _USED = """
@@ -112,3 +113,29 @@ class Pair:
     def digests(self) -> dict[str, str]:
         """What the Python's bundle hashes to."""
         return {"sha256": self.python.sha256}
+
+
+def extended(prefix: str, to: str | os.PathLike[str], *wheels: str | os.PathLike[str]) -> str:
+    """A Python with the standard library of another one, and packages of its own.
+
+    Args:
+        prefix: the other one's.
+        to: its own.
+        wheels: what it has on the system level.
+
+    Returns:
+        Its program.
+    """
+    program = os.path.join(prefix, inspect(prefix).program)
+    library = Path(to, "lib", os.path.basename(program))
+    site_packages = library / "site-packages"
+    site_packages.mkdir(parents=True)
+    for entry in os.scandir(os.path.join(prefix, "lib", library.name)):
+        if entry.name != "site-packages":
+            os.symlink(entry.path, library / entry.name)
+    own = Path(to, "bin", library.name)
+    own.parent.mkdir()
+    shutil.copy2(program, own)
+    for wheel in wheels:
+        unpacked(Path(wheel), site_packages)
+    return os.fspath(own)
