@@ -12,8 +12,8 @@ from ..system.processes import identity, run
 
 SECONDS = 120
 VARIABLES = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
-_NOT_INSTALLED = re.compile(r"(?:\A|[Ll]ibrary )(lib\S+?): (?:cannot open|No such file)")
-"""As glibc and as musl report it."""
+_LIBRARY = re.compile(r"(?:\A|librar(?:y|ies):? )(\S+?\.so\S*): (?:cannot open|No such file)")
+"""As glibc and as musl report one that is not there."""
 _QUESTION = """
 import json, os, sys, sysconfig
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -44,6 +44,14 @@ print(json.dumps({
 """
 
 
+def library_in(error: str) -> str | None:
+    """The missing library that an error of the loader is about, with what to do; else None."""
+    found = _LIBRARY.search(error)
+    if found is None:
+        return None
+    return f"{found[1]} is not installed here: install the system's package that has it"
+
+
 def missing(program: str) -> Iterator[tuple[str, str]]:
     """Let an interpreter import each compiled module of its standard library.
 
@@ -69,14 +77,10 @@ def missing(program: str) -> Iterator[tuple[str, str]]:
             "built for this system"
         ) from None
     for file, error in answer["broken"].items():
-        library = _NOT_INSTALLED.search(error)
-        if library is None:
-            reason = f"it cannot be imported here: {error}"
-        else:
-            reason = (
-                f"it cannot be imported, as {library[1]} is not installed here: install the "
-                "system's package that has it"
-            )
+        lacks = library_in(error)
+        reason = (
+            f"it cannot be imported, as {lacks}" if lacks else f"it cannot be imported: {error}"
+        )
         yield os.path.join(answer["library"], file), reason
     if answer["unverified"]:
         reason = (

@@ -8,7 +8,7 @@ import os
 from ..errors import CannotRun, reason_of
 from ..system.processes import identity, run
 from ..virtualenvs.manifest import Head
-from .missing import SECONDS, VARIABLES
+from .missing import SECONDS, VARIABLES, library_in
 from .place import own_python
 
 _QUESTION = """
@@ -41,13 +41,12 @@ def prove(path: str, head: Head, archive: str) -> None:
         done = run(command, "/", VARIABLES, user=identity(None)[0], seconds=SECONDS)
         answer = json.loads(done.output)
     except OSError as error:
-        raise CannotRun(f"{doing}: it does not run here: {reason_of(error)}") from error
+        raise CannotRun(f"{doing}: it does not run: {reason_of(error)}") from error
     except ValueError:
         ended = f"it ended with code {done.code}"
         reason = next(reversed(done.errors.strip().splitlines()), ended)
-        raise CannotRun(
-            f"{doing}: it does not run here: {reason}; pack one that was built for this system"
-        ) from None
+        other = f"{reason}; pack one that was built for this system"
+        raise CannotRun(f"{doing}: it does not run, as {library_in(reason) or other}") from None
     wanted = {
         "prefix": os.path.realpath(path),
         "version": head.version,

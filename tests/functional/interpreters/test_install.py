@@ -30,7 +30,7 @@ from relocate_core import (
 )
 from relocate_core.bundles import reader
 from relocate_core.interpreters import users
-from relocate_core.interpreters.missing import VARIABLES, missing
+from relocate_core.interpreters.missing import VARIABLES, library_in, missing
 from relocate_core.interpreters.prefix import inspect
 from relocate_core.interpreters.relocate import relocate
 from tests.functional.interpreters.test_pack import USES, run_without
@@ -187,6 +187,26 @@ def test_a_library_that_is_missing_is_reported_until_it_is_installed(
     assert "problems" not in Place(f"{srv}/pythons").installed()[0].as_dict()
     os.unlink(f"{found.path}/lib/libq.so.1")
     assert list(verify_python(f"{srv}/shop/3")) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "library"),
+    [
+        ("libssl.so.3: cannot open shared object file: No such file or directory", "libssl.so.3"),
+        ("Error loading shared library libssl.so.3: No such file or directory", "libssl.so.3"),
+        (
+            "python3: error while loading shared libraries: libexpat.so.1: cannot open shared",
+            "libexpat.so.1",
+        ),
+        ("/lib/libc.so.6: version `GLIBC_2.38' not found (required by /srv/bin/python3)", None),
+        ("undefined symbol: PyNo", None),
+    ],
+)
+def test_a_missing_library_is_understood(error: str, library: str | None) -> None:
+    found = library_in(error)
+    assert (
+        found is None if library is None else str(found).startswith(f"{library} is not installed")
+    )
 
 
 def mapped(module: str) -> list[str]:
