@@ -241,7 +241,7 @@ class Server:
         return ("env", *(f"{key}={value}" for key, value in variables.items()), "sh", "-c", script)
 
     def set_up(self) -> None:
-        """Tell uv where its interpreter is."""
+        """Describe the interpreter for uv."""
         packed = self.packed
         self.digests = {path: sha256_of(path) for path in (packed.python, *packed.bundles)}
         machine = platform.machine()

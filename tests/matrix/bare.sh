@@ -16,6 +16,7 @@ BUILD_SECONDS=900
 prefixes() { # the one for Salt, then those for apps
     local prefix found=()
     if [[ -n ${PREFIXES:-} ]]; then
+        # shellcheck disable=SC2086
         printf '%s\n' $PREFIXES
         return
     fi
