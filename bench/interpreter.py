@@ -187,10 +187,12 @@ def write_wheel(directory: Path, version: str) -> None:
 def project(directory: Path, uv: Path, requirements: Sequence[str]) -> None:
     """What `uv sync --frozen` reads on the server: the wheels are in the directory beside it."""
     directory.mkdir()
+    here = f"sys_platform == 'linux' and platform_machine == '{platform.machine()}'"
     (directory / "pyproject.toml").write_text(
         f'[project]\nname = "app"\nversion = "1"\nrequires-python = "=={VERSION}"\n'
         f"dependencies = {json.dumps(list(requirements))}\n"
         '[tool.uv]\npackage = false\nno-index = true\nfind-links = ["../wheels"]\n'
+        f'environments = ["{here}"]\n'
     )
     call(uv, "lock", "-q", "--project", directory, "--python", f"{python_prefix()}/bin/python3")
 
