@@ -6,9 +6,9 @@
 The same app is deployed for the first time, and then its next release, in which one small package
 has another version. There are three ways: our bundle with the bundle of an interpreter; our bundle
 on the Python that is there; and `uv python install` and `uv sync --frozen` on the server, from
-wheels in a directory. The next release comes as a full bundle, and as a delta bundle. uv does not
-compile unless it is asked to, and then every process compiles what it imports, or the first one
-that may write: it is measured both ways.
+wheels in a directory. The next release comes as a full bundle, and as a delta bundle (by copies,
+and by hard links as uv makes them). uv does not compile unless it is asked to, and then every
+process compiles what it imports, or the first one that may write: it is measured both ways.
 
 All run the same interpreter: the bundle is packed from this Python's prefix, and what is in it is
 packed once more as uv wants it, so that both carry the same bytes. All archives are `.tar.gz`. uv's
@@ -55,11 +55,8 @@ from support import (
     work_directory,
 )
 
-OWN, DELTA, SYSTEM = (
-    "ours, with its Python",
-    "ours, with its Python, delta bundle",
-    "ours, system's",
-)
+OWN, SYSTEM = "ours, with its Python", "ours, on the system's Python"
+DELTA, LINKED = f"{OWN}, delta bundle", f"{OWN}, delta bundle, hard links"
 UV, UV_COMPILED = "uv", "uv, compiling"
 DEPLOYS = ("first", "next")
 APP_PACKAGES = "gunicorn django numpy psycopg[binary] lxml cryptography"
@@ -69,9 +66,9 @@ GOAL = 1.1
 PROGRAM = """
 import sys
 from relocate_core import PythonBundle, publish
-archive, sha256, path, python, of_python = sys.argv[1:]
+archive, sha256, path, python, of_python, hard_links = sys.argv[1:]
 publish(archive, path, python=PythonBundle(python, {"sha256": of_python}) if of_python else python,
-        digests={"sha256": sha256})
+        digests={"sha256": sha256}, hard_links=bool(hard_links))
 """
 
 
@@ -116,7 +113,7 @@ class Packed:
             project = self.projects[deploy == DEPLOYS[1]]
             return sum(path.stat().st_size for path in (*new, *project.iterdir()))
         if deploy == DEPLOYS[1]:
-            return delta if name == DELTA else full
+            return delta if name in (DELTA, LINKED) else full
         return first + (0 if name == SYSTEM else self.python.stat().st_size)
 
 
@@ -217,13 +214,13 @@ class Server:
         number = DEPLOYS.index(deploy)
         if name in (UV, UV_COMPILED):
             return self._by_uv(name, deploy, self.packed.projects[number])
-        bundle = self.packed.bundles[2 if name == DELTA and number else number]
+        bundle = self.packed.bundles[2 if name in (DELTA, LINKED) and number else number]
         python, of_python = f"{python_prefix()}/bin/python3", ""
         if name != SYSTEM:
             python, of_python = str(self.packed.python), self.digests[self.packed.python]
         program = (str(self.tools / "python"), "-c", PROGRAM)
-        where = str(self.release(deploy))
-        return (*program, str(bundle), self.digests[bundle], where, python, of_python)
+        where, links = str(self.release(deploy)), "yes" if name == LINKED else ""
+        return (*program, str(bundle), self.digests[bundle], where, python, of_python, links)
 
     def _by_uv(self, name: str, deploy: str, of: Path) -> tuple[str, ...]:
         kept = self.work / "srv/uv"
@@ -286,7 +283,7 @@ class Server:
 
 def measure(server: Server, rounds: int) -> dict[str, dict[str, Times]]:
     """By deploy, the times of all contenders."""
-    field_of = [Contender(name, ()) for name in (OWN, DELTA, SYSTEM, UV, UV_COMPILED)]
+    field_of = [Contender(name, ()) for name in (OWN, DELTA, LINKED, SYSTEM, UV, UV_COMPILED)]
     times = {deploy: {one.name: Times() for one in field_of} for deploy in DEPLOYS}
     for contender, announced in in_turns(field_of, rounds):
         shutil.rmtree(server.work / "srv", ignore_errors=True)
@@ -297,7 +294,8 @@ def measure(server: Server, rounds: int) -> dict[str, dict[str, Times]]:
             took.problem = server.deploy(contender.name, deploy, took) or took.problem
             announced += f", {deploy} {took.runs[-1]:.2f} s"
         say(announced)
-    del times["first"][DELTA]  # the same as the one above
+    for name in (DELTA, LINKED):  # the same as the one above
+        del times["first"][name]
     return times
 
 
