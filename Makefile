@@ -52,7 +52,7 @@ test-all: lint $(DOCS_READY) ## the checks, then all tests, in an hour (ALL=1: e
 	@echo 'test-all: pytest, by $(WORKERS) workers'
 	@RELOCATE_TEST_THOROUGH=$(if $(ALL),all,1) $(BIN)/pytest $(BY_FILE)
 
-matrix: ## the demo and the unit tests in fresh Debian roots, on every Python there (SUITES=sid: one)
+matrix: ## the demo and the unit tests in fresh Debian roots, with each Python or none (SUITES=sid: one)
 	@tests/matrix/run.sh $(SUITES)
 
 lint: $(READY) ## ruff, mypy, and who imports whom
@@ -79,6 +79,7 @@ bench: $(READY) ## our speed and memory beside other tools, on a large tree (QUI
 	@$(BIN)/python bench/deploy.py $(if $(QUICK),--quick)
 	@$(BIN)/python bench/pack.py $(if $(QUICK),--quick)
 	@$(BIN)/python bench/bundle.py $(if $(QUICK),--quick)
+	@$(BIN)/python bench/interpreter.py $(if $(QUICK),--quick)
 	@$(BIN)/python bench/plots.py $(if $(QUICK),,docs/images)
 
 clean: ## remove all that these targets made

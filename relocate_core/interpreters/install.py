@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,7 @@ from ..virtualenvs.discovery import require_machine
 from ..virtualenvs.interpreter import Interpreter
 from ..virtualenvs.manifest import Head
 from . import users
+from .missing import missing
 from .place import (
     RECORD,
     RECORD_FORMAT,
@@ -104,6 +105,8 @@ def provided(
         found = place.find(bundle.digests)
         if found is None:
             found = _Installation(bundle, place, opened, fits, notify).run()
+        if found.record.get("missing"):
+            found = _looked_again(found, opened)
         registration = users.register(opened, found.name, release)
     try:
         yield found
@@ -140,6 +143,21 @@ def kept(executable: str | None, release: str, wait: float = 300.0) -> Iterator[
         yield
     finally:
         os.close(registration)
+
+
+def _looked_again(found: Installed, opened: Staging) -> Installed:
+    """The same interpreter, with what it misses of the system now: it may be installed since."""
+    before, now = found.record["missing"], _listed(missing(found.executable))
+    if now == before:
+        return found
+    others = [one for one in found.record["problems"] if one not in before]
+    record = {**found.record, "problems": others + now, "missing": now}
+    opened.rewrite(found.name, RECORD, record)
+    return Installed(found.path, record)
+
+
+def _listed(problems: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
+    return [{"file": file, "reason": reason} for file, reason in problems]
 
 
 class _Installation:
@@ -208,9 +226,10 @@ class _Installation:
                 f"cannot unpack {self.bundle.archive}: it was replaced meanwhile; run again"
             )
         moved = relocate(staged, head, path)
-        problems = [*moved.problems, *prove(staged, head, self.bundle.archive)]
-        os.chmod(staged, 0o755)
+        prove(staged, head, self.bundle.archive)
         assert head.interpreter is not None
+        lacks = _listed(missing(os.path.join(staged, head.interpreter.program)))
+        os.chmod(staged, 0o755)
         return {
             "format": RECORD_FORMAT,
             "name": os.path.basename(path),
@@ -223,7 +242,8 @@ class _Installation:
             "files": unpacked.files,
             "size": unpacked.size,
             "rewritten": moved.rewritten,
-            "problems": [{"file": file, "reason": reason} for file, reason in problems],
+            "problems": _listed(moved.problems) + lacks,
+            "missing": lacks,  # of them, what somebody may install
             "installed": locks.now(),
             "job": self.place.job,
         }

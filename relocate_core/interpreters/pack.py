@@ -199,6 +199,12 @@ class _Members:
         self.rows: list[Row] = []
         self.size = self.compiled = 0
         self.warnings: list[dict[str, str]] = []
+        if prefix.is_of_shared:
+            reason = (
+                f"its build options refer to {prefix.built}, which it was built for and which is "
+                "not rewritten, as others share it: no modules can be compiled for it on a server"
+            )
+            self.warnings.append({"file": "_sysconfigdata", "reason": reason})
         self._names = {os.path.basename(path) for path in found.kinds}
         self._references: list[str] = []
         self._needs: list[Needs] = []

@@ -27,6 +27,7 @@ PROGRAM = re.compile(r"python(?:\d+(?:\.\d+[a-z]*)?)?\Z")
 _SHARED = ("/", "/usr", "/usr/local", "/opt")
 _SECONDS = 30
 _OLDEST = (3, 6)
+_ONLY = "only CPython 3.6 or later is packed as an interpreter"
 _QUESTION = """
 import json, sys, sysconfig
 paths, variables = sysconfig.get_paths(), sysconfig.get_config_vars()
@@ -51,6 +52,7 @@ class Prefix:
     Attributes:
         path: its directory, without symlinks.
         prefixes: all paths that its files may refer to it by.
+        built: the directory that it was built for, shared with others or not.
         interpreter: what it is.
         program: its program, relative to the directory.
         libraries: the directories of its standard library, relative to the directory.
@@ -61,12 +63,18 @@ class Prefix:
 
     path: str
     prefixes: tuple[str, ...]
+    built: str
     interpreter: Interpreter
     program: str
     libraries: tuple[str, ...]
     include: str
     abiflags: str
     soabi: str
+
+    @property
+    def is_of_shared(self) -> bool:
+        """Whether it was built for a directory that others share, and which is not its own."""
+        return os.path.normpath(self.built) in _SHARED
 
     @property
     def executable(self) -> str:
@@ -100,10 +108,8 @@ def inspect(path: str) -> Prefix:
     interpreter = probe(first)
     if interpreter.implementation != "cpython" or interpreter.version < _OLDEST:
         name = {"cpython": "Python", "pypy": "PyPy"}[interpreter.implementation]
-        oldest = ".".join(map(str, _OLDEST))
         raise CannotTravel(
-            f"cannot pack {path}: it is {name} {interpreter.long_version}, and only CPython "
-            f"{oldest} or later is packed as an interpreter"
+            f"cannot pack {path}: it is {name} {interpreter.long_version}, and {_ONLY}"
         )
     answer = _answer(first)
     if os.path.realpath(answer["prefix"]) != top:
@@ -133,6 +139,7 @@ def _described(top: str, path: str, interpreter: Interpreter, answer: dict[str, 
     return Prefix(
         path=top,
         prefixes=tuple(one for one in dict.fromkeys(known) if one not in _SHARED),
+        built=answer["built"],
         interpreter=interpreter,
         program=program,
         libraries=tuple(dict.fromkeys(directories[:2])),
@@ -154,6 +161,8 @@ def _program(path: str, top: str) -> str:
     for name in ("python3", "python", *names):
         if name in names:
             return os.path.join(top, "bin", name)
+    if os.path.lexists(os.path.join(top, "bin", "pypy3")):
+        raise CannotTravel(f"cannot pack {path}: it is PyPy, and {_ONLY}")
     raise InvalidPath(
         f"{path} is no prefix of a Python: there is no python3 in {os.path.join(path, 'bin')}; "
         "name the directory that has bin/python3 in it"

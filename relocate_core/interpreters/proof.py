@@ -1,53 +1,35 @@
-"""Running an unpacked interpreter, to see that it is what its manifest says and works here."""
+"""Running an unpacked interpreter, to see that it is what its manifest says."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 
 from ..errors import CannotRun, reason_of
 from ..system.processes import identity, run
 from ..virtualenvs.manifest import Head
+from .missing import SECONDS, VARIABLES, library_in
 from .place import own_python
 
-_SECONDS = 120
 _QUESTION = """
-import json, os, sys, sysconfig
-from importlib.machinery import EXTENSION_SUFFIXES
-broken = {}
-directory = os.path.join(sysconfig.get_path('platstdlib'), 'lib-dynload')
-for file in sorted(os.listdir(directory)) if os.path.isdir(directory) else ():
-    name = file.partition('.')[0]
-    if not file.endswith(tuple(EXTENSION_SUFFIXES)) or name.startswith(('_test', 'xx', '_xx')):
-        continue
-    try:
-        __import__(name)
-    except Exception as error:
-        broken[file] = str(error)
+import json, sys, sysconfig
 print(json.dumps({
     'prefix': sys.prefix,
     'version': '%d.%d.%d' % sys.version_info[:3],
     'implementation': sys.implementation.name,
     'cache_tag': sys.implementation.cache_tag,
     'soabi': sysconfig.get_config_var('SOABI') or '',
-    'library': os.path.relpath(directory, sys.prefix),
-    'broken': broken,
 }))
 """
 
 
-def prove(path: str, head: Head, archive: str) -> Iterator[tuple[str, str]]:
-    """Run an interpreter, and import each compiled module of its standard library.
+def prove(path: str, head: Head, archive: str) -> None:
+    """Run an interpreter, and compare it with its manifest.
 
     Args:
         path: its directory.
         head: that of its manifest.
         archive: what it came from, for messages.
-
-    Yields:
-        The file and the reason of each module that cannot be imported here, mostly for want of a
-        library of the system.
 
     Raises:
         CannotRun: it does not run, or is another one than its manifest says.
@@ -55,18 +37,16 @@ def prove(path: str, head: Head, archive: str) -> Iterator[tuple[str, str]]:
     own = own_python(head)
     doing = f"cannot deploy the Python of {archive}"
     command = [os.path.join(path, own.program), "-I", "-S", "-B", "-c", _QUESTION]
-    variables = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
     try:
-        done = run(command, "/", variables, user=identity(None)[0], seconds=_SECONDS)
+        done = run(command, "/", VARIABLES, user=identity(None)[0], seconds=SECONDS)
         answer = json.loads(done.output)
     except OSError as error:
-        raise CannotRun(f"{doing}: it does not run here: {reason_of(error)}") from error
+        raise CannotRun(f"{doing}: it does not run: {reason_of(error)}") from error
     except ValueError:
         ended = f"it ended with code {done.code}"
         reason = next(reversed(done.errors.strip().splitlines()), ended)
-        raise CannotRun(
-            f"{doing}: it does not run here: {reason}; pack one that was built for this system"
-        ) from None
+        other = f"{reason}; pack one that was built for this system"
+        raise CannotRun(f"{doing}: it does not run, as {library_in(reason) or other}") from None
     wanted = {
         "prefix": os.path.realpath(path),
         "version": head.version,
@@ -80,5 +60,3 @@ def prove(path: str, head: Head, archive: str) -> Iterator[tuple[str, str]]:
             raise CannotRun(
                 f"{doing}: its {key} is {answer[key]}, where {value} was expected; pack it again"
             )
-    for file, reason in answer["broken"].items():
-        yield os.path.join(answer["library"], file), f"it cannot be imported here: {reason}"

@@ -144,19 +144,38 @@ class Staging:
         """
         tree = os.open(staged, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             with suppress(FileNotFoundError):
                 os.unlink(file, dir_fd=tree)
-            descriptor = os.open(file, flags, 0o644, dir_fd=tree)
-            with open(descriptor, "w") as stream:
-                os.fchmod(descriptor, 0o644)  # whatever the umask
-                json.dump(record, stream, indent=1)
-                stream.write("\n")
+            os.close(_written(tree, file, record))
             files.flush(tree)
         finally:
             os.close(tree)
         os.rename(staged, name, dst_dir_fd=self.directory)
         os.fsync(self.directory)
+
+    def rewrite(self, name: str, file: str, record: Mapping[str, Any]) -> None:
+        """Replace the record of an entry by another one, at once.
+
+        Args:
+            name: the entry's name.
+            file: the name of its record.
+            record: what that should contain.
+        """
+        staging = files.open_directory(self.records, STAGING)
+        try:
+            descriptor = _written(staging, new := os.urandom(8).hex(), record)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            entry = files.open_directory(self.directory, name)
+            try:
+                os.rename(new, file, src_dir_fd=staging, dst_dir_fd=entry)
+                os.fsync(entry)
+            finally:
+                os.close(entry)
+        finally:
+            os.close(staging)
 
     def take_away(self, name: str, event: str) -> str:
         """Take an entry's name; what was in it is now where the result says.
@@ -170,6 +189,17 @@ class Staging:
         os.rename(name, os.path.join(doomed, name), src_dir_fd=self.directory)
         os.fsync(self.directory)
         return doomed
+
+
+def _written(directory: int, file: str, record: Mapping[str, Any]) -> int:
+    """A descriptor of a new file with a record."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(file, flags, 0o644, dir_fd=directory)
+    with open(descriptor, "w", closefd=False) as stream:
+        os.fchmod(descriptor, 0o644)  # whatever the umask
+        json.dump(record, stream, indent=1)
+        stream.write("\n")
+    return descriptor
 
 
 def remove(doomed: str) -> str | None:

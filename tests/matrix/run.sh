@@ -3,8 +3,10 @@
 # nothing in them but Python, its venv module and make. In each suite `make demo` runs on the default
 # Python, and the unit tests on every Python that the suite has.
 #
-#   tests/matrix/run.sh                  bookworm, trixie and sid
+#   tests/matrix/run.sh                  bookworm, trixie and sid, and bare
 #   tests/matrix/run.sh sid              one of them
+#   tests/matrix/run.sh bare             a release that brings its Python, where there is none, on
+#                                        bookworm; bare-trixie: on another one (bare.sh)
 #
 # Needs root, debootstrap, and up to 3 GB of disk for one suite at a time. The mirror, the proxies
 # and the package index are those of this machine: apt's and pip's configuration is read at run time.
@@ -54,6 +56,12 @@ machine_variables() { # those that configure pip, uv and certificates, each ende
     env -0 | grep -zE '^(PIP_|UV_|SSL_CERT_|REQUESTS_CA_BUNDLE=|[a-zA-Z]*_(proxy|PROXY)=)' || true
 }
 
+debian_of() { # SUITE
+    local of=${1#bare}
+    of=${of#-}
+    printf '%s' "${of:-bookworm}"
+}
+
 unusable() { # why nothing can be run here; nothing where all is well
     [[ $(id -u) == 0 ]] || { echo 'root is needed'; return; }
     command -v debootstrap >/dev/null || { echo 'debootstrap is not installed'; return; }
@@ -73,19 +81,24 @@ in_root() { # SECONDS COMMAND...: as a plain user, in the checkout
         sh -c 'cd "$HOME/checkout" && exec "$@"' sh "$@"
 }
 
+configure_apt() { # as on this machine
+    local file
+    for file in /etc/resolv.conf /etc/hosts; do
+        cp --dereference "$file" "$ROOT$file"
+    done
+    # Proxies, and whether the dates of a mirror are checked; what it has no directory for is left.
+    apt-config dump Acquire >"$ROOT/etc/apt/apt.conf.d/00machine"
+    printf 'deb %s %s main\n' "$(mirror)" "$DEBIAN" >"$ROOT/etc/apt/sources.list"
+    chroot "$ROOT" apt-get update -qq
+}
+
 make_root() {
     timeout "$MAKE_SECONDS" debootstrap --variant=minbase \
         --include=ca-certificates,make,python3,python3-venv "$SUITE" "$ROOT" "$(mirror)"
     mount -t proc proc "$ROOT/proc"
     mount -t tmpfs -o mode=1777,size=256m tmpfs "$ROOT/dev/shm"
     local place file
-    for file in /etc/resolv.conf /etc/hosts; do
-        cp --dereference "$file" "$ROOT$file"
-    done
-    # Proxies, and whether the dates of a mirror are checked; what it has no directory for is left.
-    apt-config dump Acquire >"$ROOT/etc/apt/apt.conf.d/00machine"
-    printf 'deb %s %s main\n' "$(mirror)" "$SUITE" >"$ROOT/etc/apt/sources.list"
-    chroot "$ROOT" apt-get update -qq
+    configure_apt
     chroot "$ROOT" apt-cache pkgnames python3. | grep -E '^python3\.[0-9]+-(venv|nogil)$' |
         sort -V >"$ROOT/pythons"
     while read -r file; do
@@ -173,15 +186,22 @@ suite() {
 
 if [[ ${1:-} == --inside ]]; then
     SUITE=$2 ROOT=$3 LOGS=$4 FAILED=0
+    WORK=$(dirname "$LOGS") DEBIAN=$(debian_of "$SUITE")
     mount --make-rprivate /
-    suite
+    if [[ $SUITE == bare* ]]; then
+        # shellcheck source=tests/matrix/bare.sh
+        source "$CHECKOUT/tests/matrix/bare.sh"
+        bare
+    else
+        suite
+    fi
     exit "$((FAILED > 0))"
 fi
 
 # --- one suite after the other --------------------------------------------------------------------
 
 SUITES=("$@")
-((${#SUITES[@]})) || SUITES=(bookworm trixie sid)
+((${#SUITES[@]})) || SUITES=(bookworm trixie sid bare)
 REASON=$(unusable)
 if [[ -n $REASON ]]; then
     say "${SUITES[*]}: skipped, as $REASON"
@@ -215,7 +235,7 @@ trap 'RESULT=130; exit' INT
 trap 'RESULT=143; exit' TERM HUP
 
 for name in "${SUITES[@]}"; do
-    if [[ ! -e /usr/share/debootstrap/scripts/$name ]]; then
+    if [[ ! -e /usr/share/debootstrap/scripts/$(debian_of "$name") ]]; then
         say "$name: skipped, as debootstrap does not know it"
         continue
     fi

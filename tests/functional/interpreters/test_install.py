@@ -30,12 +30,13 @@ from relocate_core import (
 )
 from relocate_core.bundles import reader
 from relocate_core.interpreters import users
+from relocate_core.interpreters.missing import VARIABLES, library_in, missing
 from relocate_core.interpreters.prefix import inspect
 from relocate_core.interpreters.relocate import relocate
 from tests.functional.interpreters.test_pack import USES, run_without
 from tests.support import environments, roots
 from tests.support.bundles import reheaded, unpack_by_tar
-from tests.support.pythons import Pair, require
+from tests.support.pythons import Pair, require, small
 from tests.support.roots import needs_root
 from tests.support.steps import Steps, in_child
 
@@ -159,6 +160,71 @@ def test_an_archive_of_another_tool_runs_on_it_too(pair: Pair, srv: str, tmp_pat
     with pytest.raises(RelocateError, match=r"3\.99"):
         publish(archive, f"{srv}/shop/2", python=bundle(pair))
     assert len(os.listdir(f"{srv}/pythons/.pythons/users/{name}")) == 1
+
+
+# --- what it misses of the system ----------------------------------------------------------------
+
+
+def test_a_library_that_is_missing_is_reported_until_it_is_installed(
+    pair: Pair, srv: str, tmp_path: Path
+) -> None:
+    """One stands for a library of the system that is not there: its module needs another name."""
+    prefix = Path(small(require(), tmp_path / "small"))
+    (module,) = prefix.glob("lib/python3*/lib-dynload/zlib.*.so")
+    module.write_bytes(module.read_bytes().replace(b"libz.so.1", b"libq.so.1"))
+    packed = pack_python(str(prefix), str(tmp_path / "python.tar"))
+    assert "libq.so.1" in packed.libraries
+    python = PythonBundle(packed.archive, {"sha256": packed.sha256})
+    for name in ("1", "2"):
+        (problem,) = publish(pair.app, f"{srv}/shop/{name}", python=python).problems
+        assert os.path.basename(problem["file"]) == module.name
+        assert "libq.so.1 is not installed here: install" in problem["reason"]
+    (found,) = Place(f"{srv}/pythons").installed()
+    assert len(found.as_dict()["problems"]) == 1
+    library = next(path for path in mapped("zlib") if "libz.so" in path)
+    shutil.copy(library, f"{found.path}/lib/libq.so.1")
+    assert publish(pair.app, f"{srv}/shop/3", python=python).problems == []
+    assert "problems" not in Place(f"{srv}/pythons").installed()[0].as_dict()
+    os.unlink(f"{found.path}/lib/libq.so.1")
+    assert list(verify_python(f"{srv}/shop/3")) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "library"),
+    [
+        ("libssl.so.3: cannot open shared object file: No such file or directory", "libssl.so.3"),
+        ("Error loading shared library libssl.so.3: No such file or directory", "libssl.so.3"),
+        (
+            "python3: error while loading shared libraries: libexpat.so.1: cannot open shared",
+            "libexpat.so.1",
+        ),
+        ("/lib/libc.so.6: version `GLIBC_2.38' not found (required by /srv/bin/python3)", None),
+        ("undefined symbol: PyNo", None),
+    ],
+)
+def test_a_missing_library_is_understood(error: str, library: str | None) -> None:
+    found = library_in(error)
+    assert (
+        found is None if library is None else str(found).startswith(f"{library} is not installed")
+    )
+
+
+def mapped(module: str) -> list[str]:
+    """The paths that a Python of this machine maps once it has imported a module."""
+    ask = f"import {module}; print(open('/proc/self/maps').read())"
+    program = inspect(require()).executable
+    done = subprocess.run([program, "-c", ask], capture_output=True, text=True, check=True)
+    return [line.split()[-1] for line in done.stdout.splitlines() if "/" in line]
+
+
+def test_missing_certificates_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = inspect(require()).executable
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.setitem(VARIABLES, name, "/nonexistent")
+    assert any("install ca-certificates" in reason for _, reason in missing(program))
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.setitem(VARIABLES, name, os.path.abspath(__file__))
+    assert not any("ca-certificates" in reason for _, reason in missing(program))
 
 
 # --- what is there already -----------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from relocate_core import PythonPacking, RelocateError, check, pack, pack_python, publish
-from relocate_core.artefacts import binaries
+from relocate_core.artefacts import binaries, elf
 from relocate_core.bundles import reader
 from relocate_core.interpreters import pack as packing
 from relocate_core.interpreters.prefix import inspect
@@ -34,6 +34,12 @@ for name in ('stdlib', 'platstdlib', 'purelib', 'platlib', 'scripts', 'data'):
 assert json.__cached__.startswith(here) and os.path.exists(json.__cached__)
 assert json.loads.__code__.co_filename == os.path.join(paths['stdlib'], 'json', '__init__.py')
 print(here)
+"""
+
+PLACES = """
+import ctypes, json, sqlite3, ssl, sys
+assert json.__file__.startswith(sys.prefix)
+print(sys.prefix)
 """
 
 
@@ -169,7 +175,10 @@ def test_a_damaged_bundle_is_written_again(prefix: str, packed: PythonPacking) -
 def test_what_cannot_be_packed_is_refused_in_one_sentence(tmp_path: Path) -> None:
     archive = str(tmp_path / "python.tar")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "pypy/bin").mkdir(parents=True)
+    (tmp_path / "pypy/bin/pypy3").touch()
     for path, reason in (
+        (str(tmp_path / "pypy"), "it is PyPy, and only CPython"),
         ("/usr", "its distribution"),
         (sys.prefix, "it is a virtualenv"),
         (str(tmp_path / "empty"), "is no prefix of a Python"),
@@ -178,7 +187,39 @@ def test_what_cannot_be_packed_is_refused_in_one_sentence(tmp_path: Path) -> Non
         with pytest.raises(RelocateError, match=reason) as caught:
             pack_python(path, archive)
         assert "\n" not in str(caught.value)
-    assert sorted(os.listdir(tmp_path)) == ["empty"]
+    assert sorted(os.listdir(tmp_path)) == ["empty", "pypy"]
+
+
+@pytest.mark.slow
+def test_one_with_a_static_libpython_runs_where_it_is_unpacked(tmp_path: Path) -> None:
+    """That of Debian is one; here it has a directory of its own."""
+    ask = "import sys, sysconfig; print(sys.version[:4].strip('.'), sysconfig.get_path('stdlib'))"
+    try:
+        done = subprocess.run(["/usr/bin/python3", "-I", "-c", ask], capture_output=True, text=True)
+        version, library = done.stdout.split()
+        with open(f"/usr/bin/python{version}", "rb") as file:
+            needed = elf.libraries(file.fileno())
+    except (OSError, ValueError):
+        pytest.skip("no Python in /usr on this machine")
+    if not needed or any(name.startswith("libpython") for name in needed):
+        pytest.skip("the Python in /usr has no static libpython")
+    place = tmp_path / "static"
+    ignored = shutil.ignore_patterns(
+        "sitecustomize.py", "test", "__pycache__", "EXTERNALLY-MANAGED"
+    )
+    shutil.copytree(library, place / "lib" / f"python{version}", symlinks=True, ignore=ignored)
+    for path in list(place.rglob("*")):
+        if path.is_symlink() and not path.exists():
+            path.unlink()  # to what Debian has elsewhere in /usr
+    (place / "bin").mkdir()
+    shutil.copy(f"/usr/bin/python{version}", place / "bin")
+    (place / "bin/python3").symlink_to(f"python{version}")
+    packed = pack_python(str(place), str(tmp_path / "python.tar"))
+    assert not any(name.startswith("libpython") for name in packed.libraries)
+    assert "its build options refer to /usr," in packed.warnings[0]["reason"]
+    unpacked = bundles.unpack_by_tar(packed.archive, tmp_path / "unpacked")
+    printed = run_without(str(place), f"{unpacked}/bin/python3", "-I", "-c", PLACES)
+    assert printed == unpacked
 
 
 def test_an_unknown_kind_to_keep_is_refused(prefix: str, tmp_path: Path) -> None:
