@@ -1134,6 +1134,12 @@ def build(
     installer
         What installs the packages: ``pip`` (the default) or ``uv``.
 
+    system_site_packages
+        ``True`` lets the environment see the Python's own packages, such as Debian's
+        ``python3-psycopg2``: what meets a requirement is not installed. The bundle records which of
+        them it needs, and a server where one is missing, or has another version, refuses it. For
+        ``installer: pip`` only.
+
     delta_from
         How many of the latest bundles beside the archive (those that have its name, with another
         commit), or which full bundles. From each of them a delta bundle is written as well, called

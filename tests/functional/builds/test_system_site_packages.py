@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from relocate_core import check, pack, publish, reinitialize
+from relocate_core import Packing, check, pack, publish, reinitialize
 from relocate_core.builds.build import Building, build
 from relocate_core.bundles import reader
 from relocate_core.errors import InterpreterMismatch, InvalidPath
@@ -44,6 +44,9 @@ class Machines:
     bare: str
     wheels: Path
 
+    def site_packages(self, prefix: Path) -> Path:
+        return prefix / "lib" / os.path.basename(self.builder) / "site-packages"
+
     def build(self, archive: str, *wanted: str, **options: Any) -> Building:
         return build(
             str(self.top / archive),
@@ -53,6 +56,13 @@ class Machines:
             find_links=[str(self.wheels)],
             **{"python": self.builder, "system_site_packages": True, **options},
         )
+
+
+def refusal(function: Callable[..., Any], *arguments: Any) -> str:
+    with pytest.raises(InterpreterMismatch) as refused:
+        function(*arguments)
+    assert sentence(str(refused.value))
+    return str(refused.value)
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +84,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
             if name.startswith(("PIP_", "UV_", "SOURCE_DATE_EPOCH")):
                 patch.delenv(name)
         patch.setenv("PIP_CONFIG_FILE", os.devnull)
+        patch.setenv("SOURCE_DATE_EPOCH", "1700000000")
         yield Machines(
             top,
             pythons.extended(prefix, top / "builder", *has),
@@ -85,14 +96,25 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
 
 
 @pytest.fixture(scope="module")
-def bundle(machines: Machines) -> str:
-    done = machines.build("a.tar.gz", "alpha")
-    assert done.installed == {"alpha": "1.0", "beta": "1.0"}
-    return done.archive
+def packed(machines: Machines) -> Packing:
+    """A virtualenv that was made by hand, with alpha and beta in it."""
+    venv = machines.top / "venv"
+    options = ("--system-site-packages", "--without-pip")
+    subprocess.run([machines.builder, "-m", "venv", *options, venv], check=True)
+    for wheel in machines.wheels.glob("[ab]*.whl"):
+        packages.unpacked(wheel, machines.site_packages(venv))
+    return pack(str(venv), str(machines.top / "venv.tar.gz"))
 
 
-def test_what_the_system_has_is_not_installed_but_recorded(bundle: str) -> None:
-    assert reader.read_head(bundle).system_packages == (("delta", "1.5"), ("epsilon", "1.0"))
+@pytest.fixture(scope="module")
+def bundle(packed: Packing) -> str:
+    return packed.archive
+
+
+def test_what_it_needs_of_the_system_is_recorded(packed: Packing) -> None:
+    wanted = (("delta", "1.5"), ("epsilon", "1.0"))
+    assert reader.read_head(packed.archive).system_packages == wanted
+    assert any("asked for delta 1.5, epsilon 1.0" in one["reason"] for one in packed.warnings)
 
 
 def test_it_is_deployed_onto_another_python_with_the_same_packages(
@@ -105,7 +127,7 @@ def test_it_is_deployed_onto_another_python_with_the_same_packages(
     assert shown.startswith(str(machines.top / "same"))
     assert check(release, deep=True).ok
     onto = partial(reinitialize, dry_run=True)
-    wrong = sentence(InterpreterMismatch, onto, release, machines.other)
+    wrong = refusal(onto, release, machines.other)
     assert "delta 1.5, which is not installed there; epsilon 1.0, and 0.9 is installed" in wrong
 
 
@@ -115,7 +137,7 @@ def test_it_is_refused_before_it_is_unpacked_where_they_are_others(
 ) -> None:
     path = str(tmp_path / "root/1")
     deploy = partial(publish, python=machines.other, dry_run=dry_run)
-    wrong = sentence(InterpreterMismatch, deploy, bundle, path)
+    wrong = refusal(deploy, bundle, path)
     assert machines.other in wrong
     assert "delta 1.5, which is not installed there" in wrong
     assert "epsilon 1.0, and 0.9 is installed there: install these versions" in wrong
@@ -139,7 +161,7 @@ def test_a_deep_check_reports_what_has_changed_on_the_system(
 ) -> None:
     release = str(tmp_path / "root/1")
     publish(bundle, release, python=machines.same)
-    found = machines.top / "same/lib" / os.path.basename(machines.same) / "site-packages"
+    found = machines.site_packages(machines.top / "same")
     os.rename(found / "epsilon-1.0.dist-info", found / "kept")
     try:
         (problem,) = check(release, deep=True).problems
@@ -150,6 +172,25 @@ def test_a_deep_check_reports_what_has_changed_on_the_system(
         os.rename(found / "kept", found / "epsilon-1.0.dist-info")
 
 
+@pytest.mark.slow
+def test_a_build_installs_what_the_system_lacks(machines: Machines) -> None:
+    done = machines.build("a.tar.gz", "alpha")
+    assert done.installed == {"alpha": "1.0", "beta": "1.0"}
+    first = (("delta", "1.5"), ("epsilon", "1.0"))
+    assert reader.read_head(done.archive).system_packages == first
+    assert not machines.build("a.tar.gz", "alpha").changed
+    metadata = machines.site_packages(machines.top / "builder") / "epsilon-1.0.dist-info/METADATA"
+    text = metadata.read_text()
+    metadata.write_text(text.replace("1.0", "1.1"))
+    try:
+        changed = machines.build("a.tar.gz", "alpha", dry_run=True)
+        assert (changed.changed, changed.reason) == (True, "its inputs have changed")
+    finally:
+        metadata.write_text(text)
+    assert machines.build("a.tar.gz", "alpha", force=True).sha256 == done.sha256
+
+
+@pytest.mark.slow
 def test_what_is_asked_for_and_met_by_the_system_alone_is_recorded(machines: Machines) -> None:
     done = machines.build("b.tar.gz", "delta", 'zeta; python_version > "3.1"')
     assert done.installed == {}
@@ -157,40 +198,13 @@ def test_what_is_asked_for_and_met_by_the_system_alone_is_recorded(machines: Mac
     assert recorded == (("delta", "1.5"), ("epsilon", "1.0"), ("zeta", "1.0"))
 
 
+@pytest.mark.slow
 def test_a_later_version_that_is_asked_for_is_installed(machines: Machines) -> None:
-    done = machines.build("c.tar.gz", "alpha", "delta>=2")
-    assert (done.installed["delta"], done.kept) == ("2.0", 2)
+    done = machines.build("c.tar.gz", "delta>=2")
+    assert done.installed == {"delta": "2.0"}
     assert reader.read_head(done.archive).system_packages == ()
 
 
-def test_another_version_on_the_system_is_noticed(machines: Machines, bundle: str) -> None:
-    assert not machines.build("a.tar.gz", "alpha").changed
-    found = machines.top / "builder/lib" / os.path.basename(machines.builder) / "site-packages"
-    metadata = found / "epsilon-1.0.dist-info/METADATA"
-    text = metadata.read_text()
-    metadata.write_text(text.replace("1.0", "1.1"))
-    try:
-        done = machines.build("a.tar.gz", "alpha", dry_run=True)
-        assert (done.changed, done.reason) == (True, "its inputs have changed")
-    finally:
-        metadata.write_text(text)
-    one, other = (machines.build("a.tar.gz", "alpha", force=force) for force in (False, True))
-    assert one.sha256 == other.sha256
-
-
-def test_a_virtualenv_made_by_hand_is_packed_likewise(machines: Machines, tmp_path: Path) -> None:
-    venv = str(tmp_path / "venv")
-    options = ("--system-site-packages", "--without-pip")
-    subprocess.run([machines.builder, "-m", "venv", *options, venv], check=True)
-    site_packages = Path(venv, "lib", os.path.basename(machines.builder), "site-packages")
-    packages.unpacked(machines.wheels / "alpha-1.0-py3-none-any.whl", site_packages)
-    packed = pack(venv, str(tmp_path / "a.tar"))
-    wanted = (("delta", "1.5"), ("epsilon", "1.0"))
-    assert reader.read_head(packed.archive).system_packages == wanted
-    assert any("asked for delta 1.5, epsilon 1.0" in one["reason"] for one in packed.warnings)
-
-
 def test_uv_as_installer_is_refused(machines: Machines) -> None:
-    with_uv = partial(machines.build, installer="uv")
-    wrong = sentence(InvalidPath, with_uv, "d.tar", "alpha")
-    assert wrong.startswith("uv installs again what the system has")
+    with pytest.raises(InvalidPath, match="uv installs again what the system has"):
+        machines.build("d.tar", "alpha", installer="uv")
