@@ -90,6 +90,22 @@ def order(path: str) -> str:
 
 
 @dataclass(frozen=True)
+class BuiltOn:
+    """The interpreter bundle that a virtualenv was built on.
+
+    Attributes:
+        file: the name of its file, such as `cpython-3.13.0-1f3a9c0b72de.tar.zst`, which is beside
+            the virtualenv's bundle.
+        manifest: the digest of its manifest.
+        sha256: the digest of the file.
+    """
+
+    file: str
+    manifest: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Base:
     """The bundle that a delta bundle was packed from.
 
@@ -146,6 +162,7 @@ class Head:
         facts: the build metadata.
         base: what a delta bundle was packed from.
         interpreter: what the bundle is where it is no virtualenv's, but an interpreter's.
+        built_on: the interpreter bundle that it was built on, which it is to run on.
     """
 
     prefix: str
@@ -166,11 +183,12 @@ class Head:
     facts: Mapping[str, str] = field(default_factory=dict)
     base: Base | None = None
     interpreter: OwnPython | None = None
+    built_on: BuiltOn | None = None
 
     def line(self) -> str:
         """Its line in the manifest."""
         known = asdict(self)
-        for name in ("base", "interpreter"):
+        for name in ("base", "interpreter", "built_on"):
             if known[name] is None:
                 del known[name]
         return json.dumps(known, sort_keys=True)

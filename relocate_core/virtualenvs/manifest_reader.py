@@ -20,6 +20,7 @@ from .manifest import (
     PLACE,
     RECORD,
     Base,
+    BuiltOn,
     Head,
     OwnPython,
     Row,
@@ -39,6 +40,10 @@ _VERSION = re.compile(r"(?:\d{1,5}(?:\.\d{1,5}){0,3})?\Z")
 _NO_PREFIXES = ("", "/", "/usr", "/usr/local", "/opt")
 _MOST_PREFIXES = 100
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+# A name that no file system and no URL takes for anything but a file in the same directory.
+_INTERPRETER = re.compile(
+    r"cpython-[0-9]{1,2}(?:\.[0-9]{1,5}){2}t?-([0-9a-f]{12})\.(?:tar|tar\.gz|tgz|tar\.zst|tzst)\Z"
+)
 # Nearly every row is one of these, with nothing in its path that JSON spells in another way.
 _PLAIN_FILE = re.compile(
     rb'\["([ !#-\[\]-~]+)", "file", (0|[1-9]\d{0,2}), (0|[1-9]\d{0,17}), "([0-9a-f]{64})"\],?\n\Z'
@@ -162,6 +167,8 @@ def _head(line: bytes) -> Head:
             known["base"] = _base(known["base"])
         if known.get("interpreter") is not None:
             known["interpreter"] = _own_python(known["interpreter"])
+        if known.get("built_on") is not None:
+            known["built_on"] = _built_on(known["built_on"])
         head = Head(**known)
         if head.line() != text:
             raise ValueError
@@ -187,6 +194,16 @@ def _own_python(known: Any) -> OwnPython:
     texts = {name: _string(known[name]) for name in names}
     _require_plain(texts["program"])
     return OwnPython(**texts, libraries=_strings(known["libraries"]))
+
+
+def _built_on(known: Any) -> BuiltOn:
+    built_on = BuiltOn(**{name: _string(value) for name, value in known.items()})
+    name = _INTERPRETER.match(built_on.file)
+    if name is None or not built_on.manifest.startswith(name[1]):
+        raise ValueError
+    if not (_SHA256.match(built_on.manifest) and _SHA256.match(built_on.sha256)):
+        raise ValueError
+    return built_on
 
 
 def _require_sense(head: Head) -> None:
