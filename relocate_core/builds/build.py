@@ -7,15 +7,17 @@ previous bundle, and its digest, stay until the new one is complete.
 
 `<cache>/<Python, platform and tools>` has the environment, for one build at a time, and in
 `packed` what the next packing of it need not do again; the packages that pip and uv have fetched
-and built are shared, in `<cache>/pip` and `<cache>/uv`.
+and built are shared, in `<cache>/pip` and `<cache>/uv`, and so are the interpreters of bundles, in
+`<cache>/pythons`.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..bundles import reader
@@ -27,6 +29,7 @@ from .installation import install
 from .installers import find_installer
 from .options import Options
 from .order import Order
+from .pythons import prune
 from .runner import Runner
 
 WAIT = 3600.0
@@ -56,6 +59,9 @@ class Building(Report):
         packed_size: bytes of the archive.
         manifest: the digest of its manifest.
         deltas: the delta bundles that were written, and their sizes in bytes.
+        interpreter: the interpreter bundle that it was built on, as it is beside it; None where it
+            was built on another Python.
+        interpreter_added: whether it was (in a dry run: would be) put there.
         log: the output of the tools; None where none was run.
         warnings: {"file", "reason"} of what may not work elsewhere.
     """
@@ -78,6 +84,8 @@ class Building(Report):
     packed_size: int = 0
     manifest: str = ""
     deltas: dict[str, int] = field(default_factory=dict)
+    interpreter: str | None = None
+    interpreter_added: bool = False
     log: str | None = None
     warnings: list[dict[str, str]] = field(default_factory=list)
 
@@ -138,6 +146,7 @@ class _Build:
             order.interpreter,
             self._runner,
             order.indexes.none,
+            order.bundled.pip if order.bundled else None,
         )
 
     def run(self, force: bool, dry_run: bool, wait: float) -> Building:
@@ -150,33 +159,60 @@ class _Build:
         doing = f"building {os.path.basename(order.archive)} {self._job}"
         with locked_directory(order.options.cache, order.directory, doing, wait) as lock:
             report = self._report(force)  # another run may have just built it
-            if not report.changed:
-                return report
-            self._runner.start(lock)
-            report.log = self._runner.log
-            try:
-                done = install(order, self._installer, self._runner, self._notify)
-                report.installer = str(self._installer.program)
-                report.installed, report.removed, report.kept = done.added, done.removed, done.kept
-                order.require_unchanged()
-                self._pack(done.path, done.asked, report)
-            finally:
-                tidy_up(order.directory)
+            if report.reason:
+                self._runner.start(lock)
+                report.log = self._runner.log
+                with self._interpreter_ready(wait) as (ready, problems):
+                    self._install_and_pack(ready, report)
+                report.warnings += problems
+                prune(order.options.cache, wait)
+            elif report.interpreter_added:
+                self._add_interpreter()
         return report
+
+    @contextmanager
+    def _interpreter_ready(self, wait: float) -> Iterator[tuple[Order, list[dict[str, str]]]]:
+        """The order, once its interpreter can be run, and what is wrong with that."""
+        order = self._order
+        if order.bundled is None:
+            yield order, []
+            return
+        environment = os.path.join(order.directory, "environment")
+        with order.bundled.provided(environment, self._notify, wait) as (interpreter, problems):
+            yield replace(order, interpreter=interpreter), problems
+
+    def _install_and_pack(self, order: Order, report: Building) -> None:
+        try:
+            done = install(order, self._installer, self._runner, self._notify)
+            report.installer = str(self._installer.program)
+            report.installed, report.removed, report.kept = done.added, done.removed, done.kept
+            order.require_unchanged()
+            self._add_interpreter()  # before the bundle, which is of no use without it
+            self._pack(done.path, done.asked, report)
+        finally:
+            tidy_up(order.directory)
+
+    def _add_interpreter(self) -> None:
+        """Put the interpreter bundle beside the bundle."""
+        if self._order.bundled is not None:
+            self._order.bundled.put_beside(self._order.archive)
 
     def _report(self, force: bool) -> Building:
         """What exists, and whether it has to be built."""
         order, program = self._order, self._installer.program
         sha256 = _digest_beside(order.archive)
-        reason = self._reason(order.digest(program), sha256, force)
+        reason, bundled = self._reason(order.digest(program), sha256, force), order.bundled
+        lacks = bundled is not None and not bundled.is_beside(order.archive)
         return Building(
             order.archive,
-            changed=bool(reason),
+            changed=bool(reason) or lacks,
             reason=reason,
             commit=order.commit,
             python=order.interpreter.long_version,
             tool=str(order.tool),
             installer=str(program),
+            interpreter=None if bundled is None else bundled.beside(order.archive),
+            interpreter_added=lacks,
             old_sha256=sha256,
             sha256=sha256,
         )
@@ -211,6 +247,7 @@ class _Build:
             "requirements": asked,
             "build_metadata": {name: value for name, value in metadata.items() if value},
             "cache": os.path.join(order.directory, "packed"),
+            "built_on": order.bundled.built_on if order.bundled else None,
             "notify": self._notify,
         }
         packed, *deltas = pack_with_deltas(

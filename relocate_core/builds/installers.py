@@ -100,7 +100,12 @@ class Installer(Protocol):
 
 
 def find_installer(
-    name: str, directory: str, interpreter: Interpreter, runner: Runner, no_index: bool = False
+    name: str,
+    directory: str,
+    interpreter: Interpreter,
+    runner: Runner,
+    no_index: bool = False,
+    own_pip: str | None = None,
 ) -> Installer:
     """pip or uv.
 
@@ -110,11 +115,15 @@ def find_installer(
         interpreter: the Python that is installed for.
         runner: runs it.
         no_index: whether it should use no index; pip has a variable for that.
+        own_pip: the version of the pip that the Python brings, "" without one; by default it is
+            run to find that out.
 
     Raises:
         BuildFailed: it is not installed; the message has how to install it.
     """
-    return Uv(directory, runner, no_index) if name == "uv" else Pip(directory, interpreter, runner)
+    if name == "uv":
+        return Uv(directory, runner, no_index)
+    return Pip(directory, interpreter, runner, own_pip)
 
 
 class _Base:
@@ -149,9 +158,16 @@ class _Base:
 class Pip(_Base):
     """pip, in an environment of its own."""
 
-    def __init__(self, directory: str, interpreter: Interpreter, runner: Runner) -> None:
+    def __init__(
+        self,
+        directory: str,
+        interpreter: Interpreter,
+        runner: Runner,
+        own_version: str | None = None,
+    ) -> None:
         super().__init__(directory, runner)
         self._interpreter = interpreter
+        self._known_version = own_version
         self._home = os.path.join(directory, "pip")
         self._python = os.path.join(self._home, "bin", "python")
         self._wheels = os.path.join(directory, "planned")
@@ -172,7 +188,9 @@ class Pip(_Base):
 
     def _own_version(self) -> str:
         command = ("-I", "-c", "import ensurepip; print(ensurepip.version())")
-        version = (output_of(self._interpreter.executable, *command) or "").strip()
+        version = self._known_version
+        if version is None:
+            version = (output_of(self._interpreter.executable, *command) or "").strip()
         return version if _is_new_enough(version) else ""
 
     def _identity(self) -> str:

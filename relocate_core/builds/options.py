@@ -12,8 +12,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from ..archives.compression import FORMS
 from ..artefacts.bytecode import MODES
 from ..errors import InvalidPath
+from ..interpreters.install import PythonBundle
 from ..system.redact import without_credentials
 from ..virtualenvs.layout import absolute_prefix
 from .installers import INSTALLERS
@@ -47,8 +49,8 @@ class Options:
         no_index: take packages from `find_links` only.
         require_hashes: refuse packages without a hash.
         constraints: constraint files.
-        python: an executable, a command or `X.Y`; by default the first `python3` on the PATH that
-            is not Salt's own.
+        python: an executable, a command or `X.Y`, or an interpreter bundle, by its path or with
+            its hash; by default the first `python3` on the PATH that is not Salt's own.
         tool: what creates the environment: `venv`, `virtualenv` or `uv`.
         installer: what installs: `pip` or `uv`.
         delta_from: full bundles, or how many of the latest beside it: from each a delta bundle is
@@ -74,7 +76,7 @@ class Options:
     no_index: bool = False
     require_hashes: bool = False
     constraints: tuple[str, ...] = ()
-    python: str | None = None
+    python: str | PythonBundle | None = None
     tool: str = "venv"
     installer: str = "pip"
     system_site_packages: bool = False
@@ -108,6 +110,8 @@ class Options:
             values["prefix"] = absolute_prefix(str(values["prefix"]), "the prefix")
         if "delta_from" in values:
             values["delta_from"] = _delta_from(values["delta_from"])
+        if "python" in values:
+            values["python"] = _python(values["python"])
         values["env"] = dict(_variables(values.get("env", {})))
         for name in ("no_index", "require_hashes", "system_site_packages"):
             values[name] = bool(values.get(name))
@@ -119,6 +123,16 @@ class Options:
         if not isinstance(level, (int, type(None))) or isinstance(level, bool):
             raise InvalidPath(f"level must be a whole number: {level!r}")
         return cls(**values)
+
+
+def _python(value: Any) -> str | PythonBundle:
+    if isinstance(value, PythonBundle):
+        return value
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise InvalidPath(
+            f"python must be a path, a command, a version or an interpreter bundle: {value!r}"
+        )
+    return PythonBundle(value) if value.endswith(tuple(FORMS)) else value
 
 
 def _require_known(given: Mapping[str, Any], known: list[str]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from ..archives.compression import FORMS, form_of, require
 from ..bundles import reader
 from ..errors import BadArchive, InvalidPath, TreeChanged
+from ..interpreters.install import PythonBundle
 from ..system.redact import without_credentials
 from ..virtualenvs import manifest
 from ..virtualenvs.discovery import find_named
@@ -24,6 +25,7 @@ from ..virtualenvs.layout import absolute_prefix
 from ..virtualenvs.system_packages import Packages, find_installed
 from . import sources
 from .options import Options
+from .pythons import BundledPython
 from .runner import tool_env
 from .sources import Requirements, Tree, Wheel, digest_of
 from .tools import Program, default_python, find_tool
@@ -167,6 +169,7 @@ class Order:
         inputs: what is to be installed.
         indexes: where packages come from.
         interpreter: the Python to build for.
+        bundled: the interpreter bundle that it comes from; it need not be unpacked yet.
         tool: what creates the environment.
         commit: what is built; "" where it is unknown.
         system_packages: the Python's own packages, where the environment sees them.
@@ -178,27 +181,40 @@ class Order:
     inputs: Inputs
     indexes: Indexes
     interpreter: Interpreter
+    bundled: BundledPython | None
     tool: Program
     commit: str
     system_packages: Packages = ()
 
     @classmethod
     def of(cls, archive: str, options: Options) -> Order:
-        """Read all that was asked for.
+        """Read all that was asked for; nothing is unpacked for that.
 
         Raises:
             RelocateError: it cannot be built.
         """
         inputs, indexes = Inputs.of(options), Indexes.of(options)
-        interpreter = default_python() if options.python is None else find_named(options.python)
+        bundled = None
+        if isinstance(options.python, PythonBundle):
+            bundled = BundledPython.of(options.python, options.cache)
+            interpreter = bundled.interpreter
+        else:
+            interpreter = default_python() if not options.python else find_named(options.python)
         commit = sources.commit_of(options.commit, inputs.tree, COMMIT in archive)
         path = _archive(archive.replace(COMMIT, commit), options.level)
         _require_full_bundles(options.delta_from)
         pattern = fnmatch.translate(os.path.basename(archive.replace(COMMIT, "*")))
-        tool = find_tool(options.tool, interpreter)
+        tool = find_tool(options.tool, interpreter, bundled.has_venv if bundled else None)
         seen = options.system_site_packages
+        if seen and bundled is not None:
+            raise InvalidPath(
+                "an interpreter bundle has no packages of a system: build without "
+                "system_site_packages, or name a Python of this machine"
+            )
         system = find_installed(interpreter.executable).packages if seen else ()
-        return cls(path, pattern, options, inputs, indexes, interpreter, tool, commit, system)
+        return cls(
+            path, pattern, options, inputs, indexes, interpreter, bundled, tool, commit, system
+        )
 
     @property
     def directory(self) -> str:
@@ -226,6 +242,7 @@ class Order:
         """Differs when a build would give another result."""
         python, options = self.interpreter, self.options
         form = next(ending for ending in FORMS if self.archive.endswith(ending))
+        bundled = () if self.bundled is None else (self.bundled.built_on,)
         return digest_of(
             (_FORMAT, manifest.FORMAT),
             (python.executable, python.implementation, python.version, python.suffixes),
@@ -235,6 +252,7 @@ class Order:
             sorted((name, without_credentials(value)) for name, value in options.env.items()),
             (options.system_site_packages, self.system_packages),
             (sorted(self.packing.items()), form, os.environ.get("SOURCE_DATE_EPOCH", "")),
+            *bundled,
         )
 
     def require_unchanged(self) -> None:

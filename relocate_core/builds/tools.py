@@ -35,8 +35,13 @@ class Program:
         return f"{self.name} {self.version}".strip()
 
 
-def find_tool(name: str, interpreter: Interpreter) -> Program:
+def find_tool(name: str, interpreter: Interpreter, has_venv: bool | None = None) -> Program:
     """What creates environments for a Python.
+
+    Args:
+        name: one of TOOLS.
+        interpreter: the Python.
+        has_venv: whether it has that module; by default it is run to find that out.
 
     Raises:
         BuildFailed: it is not installed; the message has how to install it.
@@ -51,7 +56,9 @@ def find_tool(name: str, interpreter: Interpreter) -> Program:
                 "manager or pip, or let venv or uv create the environment"
             )
         return program
-    if output_of(interpreter.executable, "-I", "-c", "import venv") is None:
+    if has_venv is None:
+        has_venv = output_of(interpreter.executable, "-I", "-c", "import venv") is not None
+    if not has_venv:
         raise BuildFailed(
             f"{interpreter.executable} has no venv module: install it (on Debian: python3-venv), "
             "or let virtualenv or uv create the environment"

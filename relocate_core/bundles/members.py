@@ -22,7 +22,7 @@ from ..relocation.scan import WHOLE
 from ..system import files
 from ..virtualenvs import manifest
 from ..virtualenvs.contents import compiled_module
-from ..virtualenvs.manifest import Head, Row
+from ..virtualenvs.manifest import BuiltOn, Head, Row
 from ..virtualenvs.packages import holds_packages
 from .compiler import Compiler, Job
 from .index import Found
@@ -255,12 +255,15 @@ class Members:
                         break
         self.references.sort(key=manifest.order)
 
-    def head(self, build_metadata: dict[str, str], time: int) -> Head:
+    def head(
+        self, build_metadata: dict[str, str], time: int, built_on: BuiltOn | None = None
+    ) -> Head:
         """The head of the manifest, once all members were taken.
 
         Args:
             build_metadata: what the build recorded of itself.
             time: of data files in a release, in seconds.
+            built_on: the interpreter bundle that it was built on.
         """
         self._add_records()
         environment, interpreter = self.tree.environment, self.tree.interpreter
@@ -286,6 +289,7 @@ class Members:
             uneditable=tuple(self._uneditable),
             facts=build_metadata,
             system_packages=self.tree.system_packages,
+            built_on=built_on,
         )
 
 

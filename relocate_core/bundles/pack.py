@@ -29,7 +29,7 @@ from ..system import files
 from ..system.locks import locked
 from ..virtualenvs import manifest
 from ..virtualenvs.layout import absolute_prefix, inspect
-from ..virtualenvs.manifest import Base, Head, Row
+from ..virtualenvs.manifest import Base, BuiltOn, Head, Row
 from . import delta
 from .base import BaseBundle, base_bundle, delta_name
 from .blocks import Block, Body, Store, cut
@@ -94,6 +94,7 @@ class Options:
             again. The bytes are the same with and without it.
         requirements: what the virtualenv was built for. What of it, and of what its packages
             require, the base Python's packages meet is recorded, where it sees them.
+        built_on: the interpreter bundle that it was built on.
     """
 
     exclude: Sequence[str] = ()
@@ -103,6 +104,7 @@ class Options:
     build_metadata: Mapping[str, str] | None = None
     cache: str | None = None
     requirements: Sequence[str] = ()
+    built_on: BuiltOn | None = None
 
 
 def pack(
@@ -197,7 +199,9 @@ def _pack_into(
     prefix = options.prefix
     if prefix is not None:
         prefix = absolute_prefix(prefix, "the prefix")
-    order = _Order(tuple(targets), form, options.level, options.bytecode, recorded, dry_run)
+    order = _Order(
+        tuple(targets), form, options.level, options.bytecode, recorded, options.built_on, dry_run
+    )
     try:
         with ExitStack() as stack:
             place, problems = stack.enter_context(relocated(path, prefix))
@@ -276,6 +280,7 @@ class _Order(NamedTuple):
     mode: str
     """How bytecode knows whether it fits its source."""
     build_metadata: dict[str, str]
+    built_on: BuiltOn | None
     dry_run: bool
     store: Store | None = None
     """Keeps the blocks of full bundles."""
@@ -334,7 +339,7 @@ def _pack(tree: Tree, order: _Order, notify: Notify) -> list[Packing]:
         bundles = [_Bundle(target, order, report, store, stack) for target, report in pairs]
         _write_members(bundles, members, store, notify)
         tree.index.save()
-        head = members.head(order.build_metadata, time)
+        head = members.head(order.build_metadata, time, order.built_on)
         full, whole = manifest.document(head, members.rows)
         for bundle in bundles:
             base, report = bundle.target.base, bundle.report

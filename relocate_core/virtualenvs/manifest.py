@@ -90,6 +90,22 @@ def order(path: str) -> str:
 
 
 @dataclass(frozen=True)
+class BuiltOn:
+    """The interpreter bundle that a virtualenv was built on.
+
+    Attributes:
+        file: the name of its file, such as `cpython-3.13.0-1f3a9c0b72de.tar.zst`, which is beside
+            the virtualenv's bundle.
+        manifest: the digest of its manifest.
+        sha256: the digest of the file.
+    """
+
+    file: str
+    manifest: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Base:
     """The bundle that a delta bundle was packed from.
 
@@ -148,6 +164,7 @@ class Head:
         interpreter: what the bundle is where it is no virtualenv's, but an interpreter's.
         system_packages: names and versions of the base Python's packages that it needs; none but
             of a virtualenv with system site-packages.
+        built_on: the interpreter bundle that it was built on, which it is to run on.
     """
 
     prefix: str
@@ -169,11 +186,12 @@ class Head:
     base: Base | None = None
     interpreter: OwnPython | None = None
     system_packages: tuple[tuple[str, str], ...] = ()
+    built_on: BuiltOn | None = None
 
     def line(self) -> str:
         """Its line in the manifest."""
         known = asdict(self)
-        for name in ("base", "interpreter"):
+        for name in ("base", "interpreter", "built_on"):
             if known[name] is None:
                 del known[name]
         if not self.system_packages:

@@ -21,6 +21,7 @@ from .manifest import (
     PLACE,
     RECORD,
     Base,
+    BuiltOn,
     Head,
     OwnPython,
     Row,
@@ -42,6 +43,10 @@ _RELEASE = re.compile(r"\S{1,200}\Z")
 _NO_PREFIXES = ("", "/", "/usr", "/usr/local", "/opt")
 _MOST_PREFIXES = 100
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+# A name that no file system and no URL takes for anything but a file in the same directory.
+_INTERPRETER = re.compile(
+    r"cpython-[0-9]{1,2}(?:\.[0-9]{1,5}){2}t?-([0-9a-f]{12})\.(?:tar|tar\.gz|tgz|tar\.zst|tzst)\Z"
+)
 # Nearly every row is one of these, with nothing in its path that JSON spells in another way.
 _PLAIN_FILE = re.compile(
     rb'\["([ !#-\[\]-~]+)", "file", (0|[1-9]\d{0,2}), (0|[1-9]\d{0,17}), "([0-9a-f]{64})"\],?\n\Z'
@@ -167,6 +172,8 @@ def _head(line: bytes) -> Head:
             known["interpreter"] = _own_python(known["interpreter"])
         if "system_packages" in known:
             known["system_packages"] = _system_packages(known["system_packages"])
+        if known.get("built_on") is not None:
+            known["built_on"] = _built_on(known["built_on"])
         head = Head(**known)
         if head.line() != text:
             raise ValueError
@@ -202,6 +209,16 @@ def _system_packages(known: Any) -> tuple[tuple[str, str], ...]:
     if not plain or names != sorted(set(names)):
         raise ValueError
     return found
+
+
+def _built_on(known: Any) -> BuiltOn:
+    built_on = BuiltOn(**{name: _string(value) for name, value in known.items()})
+    name = _INTERPRETER.match(built_on.file)
+    if name is None or not built_on.manifest.startswith(name[1]):
+        raise ValueError
+    if not (_SHA256.match(built_on.manifest) and _SHA256.match(built_on.sha256)):
+        raise ValueError
+    return built_on
 
 
 def _require_sense(head: Head) -> None:

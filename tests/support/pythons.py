@@ -22,6 +22,7 @@ VERSIONS = ("3.12", "3.13", "3.11", "3.10", "3.9")
 _USED = """
 import sys, sysconfig, json, encodings.utf_8, importlib.machinery, importlib.util, collections
 import math, zlib, warnings, encodings.idna, os, re, runpy, pkgutil, stringprep
+import platform, struct, subprocess, site, logging, typing, contextlib, importlib.metadata
 sysconfig.get_config_vars()
 for module in list(sys.modules.values()):
     file = getattr(module, '__file__', None)
