@@ -442,6 +442,9 @@ BUILD = Section(
         "python": Key("text", "an executable, a command or `'X.Y'`", "the first `python3`"),
         "tool": Key(Choice(("venv", "virtualenv", "uv")), "what creates the environment", "`venv`"),
         "installer": Key(Choice(("pip", "uv")), "what installs", "`pip`"),
+        "system_site_packages": Key(
+            "flag", "do not install what the Python's own packages meet", "`False`"
+        ),
         "delta_from": Key(
             Either(("count", _TEXTS)),
             "full bundles, or how many of the latest: a delta bundle is written from each",

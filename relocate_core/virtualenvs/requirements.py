@@ -1,7 +1,7 @@
 """Requirements as the metadata of distributions and requirement files have them (PEP 508).
 
-Only what decides whether a requirement counts, and which distribution it is met by: its version is
-not compared with what is installed, as that is the installer's work.
+Only whether a requirement counts, and which distribution it is met by: its version is not compared
+with what is installed, as that is the installer's work.
 """
 
 from __future__ import annotations

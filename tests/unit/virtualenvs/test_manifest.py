@@ -380,10 +380,43 @@ BAD_HEADS: dict[str, str | bytes] = {
 }
 
 
+def with_packages(packages: Any) -> str:
+    """The head with packages of the system, in the order in which it is written."""
+    return json.dumps({**json.loads(HEAD.line()), "system_packages": packages}, sort_keys=True)
+
+
+BAD_PACKAGES = {
+    "empty": [],
+    "null": None,
+    "text": "ab",
+    "texts": ["ab"],
+    "number": [["a", 1]],
+    "three": [["a", "1", "2"]],
+    "twice": [["a", "1"], ["a", "2"]],
+    "unordered": [["b", "1"], ["a", "1"]],
+    "not-normal": [["A", "1"]],
+    "space": [["a b", "1"]],
+    "path": [["../a", "1"]],
+    "no-version": [["a", ""]],
+    "words": [["a", "1 2"]],
+    "control": [["a", "1\x1b[2J"]],
+    "long": [["a", "1" * 1000]],
+}
+BAD_HEADS |= {f"packages-{name}": with_packages(BAD_PACKAGES[name]) for name in BAD_PACKAGES}
+
+
 @pytest.mark.parametrize("name", BAD_HEADS)
 def test_a_bad_head(name: str) -> None:
     """Each is refused, whatever replaces what."""
     refused(with_head(BAD_HEADS[name]))
+
+
+def test_packages_of_the_system_are_read() -> None:
+    wanted = (("a", "1.0+local"), ("b-2", "1!2.0rc1"))
+    head = replace(HEAD, system_packages=wanted)
+    assert head.line() == with_packages(wanted)
+    with opened(with_head(head.line())) as known:
+        assert known.head.system_packages == wanted
 
 
 # -- rows ------------------------------------------------------------------------------------------

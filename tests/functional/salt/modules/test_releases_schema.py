@@ -128,6 +128,7 @@ BUILD = {
     "extra_index": [],
     "no_index": False,
     "require_hashes": True,
+    "system_site_packages": True,
     "constraints": ["a.txt"],
     "python": "3.11",
     "tool": "uv",
