@@ -279,7 +279,8 @@ def check(path: str, deep: bool = False) -> dict[str, Any]:
         ``True`` compares every file as well. What came as a bundle is compared with its manifest,
         and everything that was changed, removed or added since is reported; all else with the hash
         in its package's ``RECORD``. So are the files of an interpreter that it shares with other
-        releases.
+        releases. What a bundle with system site-packages needs of the Python's own packages is
+        compared with what these are.
 
     Returns a dictionary: ``path``, ``ok``, ``python`` (the version X.Y.Z that it runs on, or
     ``None``), ``deep`` and ``problems`` (a list of ``kind``, ``file`` and ``reason``).

@@ -24,8 +24,8 @@ class Problem:
     """One thing that is wrong.
 
     Attributes:
-        kind: `interpreter`, `access` (to it), `untried`, `script`, `link`, `reference`, `path`,
-            `mode`, `mount`, `manifest` or `record`.
+        kind: `interpreter`, `access` (to it), `untried`, `system`, `script`, `link`, `reference`,
+            `path`, `mode`, `mount`, `manifest` or `record`.
         file: what is concerned, relative to the virtualenv.
         reason: what is wrong with it, and what to do where that is known.
     """
