@@ -118,9 +118,7 @@ def test_without_its_python_it_is_refused(built: Built, tmp_path: Path) -> None:
 
 def test_another_python_under_its_name_is_refused(built: Built, tmp_path: Path) -> None:
     here = built.copied(tmp_path / "bundles")
-    with open(here.python, "r+b") as file:
-        file.seek(-10, os.SEEK_END)  # behind the last member
-        file.write(b"x")
+    reheaded(built.python, here.python, time=1)
     refused("sha256", here.app, f"{tmp_path}/srv/shop/1", digests=here.digests)
 
 
