@@ -27,7 +27,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from types import ModuleType
@@ -209,8 +209,9 @@ def info(path: str) -> dict[str, Any]:
     ``interpreter`` (what ``bin/python`` points to), ``shared_python`` (the facts of the interpreter
     that it shares with other releases, where that is one), ``home``, ``copies``, ``relocatable``,
     ``system_site_packages``, ``prompt``, ``site_packages``, ``packages`` and ``compiled_modules``
-    (counts), ``stays_behind`` (what in it is not portable) and ``build`` (a bundle's build
-    metadata, such as the commit).
+    (counts), ``stays_behind`` (what in it is not portable), ``build`` (a bundle's build metadata,
+    such as the commit) and ``built_on`` (the ``file``, ``manifest`` and ``sha256`` of the
+    interpreter bundle that it was built on, or ``None``).
 
     Raises ``CommandExecutionError`` where there is no virtualenv, or it cannot be read.
 
@@ -353,6 +354,11 @@ def unpack(
         The Python to run it on: an executable, a command, or a version like ``3.11``. By default
         that of its ``pyvenv.cfg`` if it exists and fits, else the first on the ``PATH`` that fits.
 
+        A bundle that was built on an interpreter bundle (see :py:func:`build`) goes onto that one
+        by default. It is fetched from the archive's directory where it is missing, and root runs
+        it only where the archive's SHA-256 is given, or ``user`` is root; without it the archive
+        is refused.
+
         Or the bundle of an interpreter (see :py:func:`pack_python`) as ``source`` and
         ``source_hash``. It is unpacked in ``pythons``, beside the root, once for all roots there;
         where it is there already by its hash, it is not fetched. Root runs it only where its
@@ -406,8 +412,10 @@ def unpack(
     Returns a dictionary: ``path``, ``changed``, ``dry_run``, ``repaired`` (whether it was
     deployed on a Python that is gone, and was put onto another one), ``python``, ``old_python``
     (what it was on before a repair), ``old_prefixes``, ``rewritten`` (how many files of which
-    kind), ``files``, ``size`` (bytes), ``reused`` (how many files were taken from another release)
-    and ``problems`` (a list of ``file`` and ``reason``).
+    kind), ``files``, ``size`` (bytes), ``reused`` (how many files were taken from another release),
+    ``interpreter`` (with ``test``: the file name of the interpreter bundle that the archive was
+    built on, where it would be unpacked, and where that is known without fetching the archive) and
+    ``problems`` (a list of ``file`` and ``reason``).
 
     Raises ``CommandExecutionError`` for whatever goes wrong; nothing exists at ``path`` then.
 
@@ -445,12 +453,19 @@ def unpack(
             if lacks:
                 looked = look(python=wanted)
             if not act:
+                if lacks and wanted is None and not looked.repaired:
+                    # A fetched archive shows on which interpreter it was built.
+                    at_hand = __salt__["cp.is_cached"](archive, saltenv) if "://" in archive else ""
+                    looked = core.publish(
+                        at_hand or archive, path, **options, digests=known, dry_run=True
+                    )
                 return _printable(looked.as_dict())
             file, digests = archive, known
             if lacks and not looked.repaired:
                 file, digests = _fetched(archive, source_hash, saltenv)
             with _reporting(path) as (job, notify):
                 options |= {"digests": digests, "python": wanted, "job": job, "notify": notify}
+                options["beside"] = partial(_beside, source or archive, saltenv)
                 done = core.publish(file, path, **options)
     return _printable(done.as_dict())
 
@@ -1128,6 +1143,11 @@ def build(
         the first ``python3`` on the ``PATH`` that is not Salt's own. It should be the X.Y that the
         servers have.
 
+        Or an interpreter bundle (see :py:func:`pack_python`): its path, its URL, or ``source`` and
+        ``source_hash``, which is compared then. It is unpacked in the cache. Its copy is put beside
+        the archive, and the archive's manifest names it, so that
+        :py:func:`virtualenv_relocated.managed` puts the release onto that very Python.
+
     tool
         What creates the environment: ``venv`` (the default), ``virtualenv`` or ``uv``. pip is not
         in it, unless it is asked for.
@@ -1170,7 +1190,9 @@ def build(
     ``commit``, ``python``, ``tool`` and ``installer`` (with their versions), ``installed`` (names
     and versions), ``removed`` (names), ``kept`` (a count), ``old_sha256``, ``sha256``, ``files``,
     ``size`` and ``packed_size`` (bytes), ``manifest``, ``deltas`` (the sizes in bytes of the
-    delta bundles, by their paths), ``log`` and ``warnings`` (a list of ``file`` and ``reason``).
+    delta bundles, by their paths), ``interpreter`` (the path of the interpreter bundle beside the
+    archive, if it was built on one), ``interpreter_added`` (whether it was put there), ``log`` and
+    ``warnings`` (a list of ``file`` and ``reason``).
 
     Raises ``CommandExecutionError`` for whatever goes wrong; the bundle is then as it was before.
 
@@ -1180,18 +1202,23 @@ def build(
 
         salt build virtualenv_tools.build /srv/bundles/shop-{commit}.tar.zst project=/srv/src/shop
         salt build virtualenv_tools.build /srv/bundles/shop.tar.gz pip_packages='[gunicorn, shop]'
+        salt build virtualenv_tools.build /srv/bundles/shop.tar.zst project=/srv/src/shop \\
+            python=/srv/pythons/cpython-3.13.0-x86_64.tar.zst
     """
     # A command of the master adds the job: `__pub_jid` and the like.
     given = {name: value for name, value in options.items() if not name.startswith("__")}
     for name in ("requirements", "wheels", "constraints"):
         given[name] = _files(given.get(name), name, saltenv)
-    for name in ("python", "commit"):  # YAML reads 3.11 and 1234567 as numbers
-        given[name] = None if given.get(name) is None else str(given[name])
+    # YAML reads 3.11 and 1234567 as numbers.
+    given["commit"], python = _text(given.get("commit")), given.get("python")
+    if isinstance(python, str) and "://" in python:
+        python = {"source": python}
     if given.get("project") is not None:
         _absolute(given["project"], "the project")
     given["delta_from"] = _delta_from(given.get("delta_from"))
     archive = _absolute(archive, "the archive")
-    with _core() as core, _reporting(archive) as (job, notify):
+    with _core() as core, _reporting(archive) as (job, notify), ExitStack() as stack:
+        given["python"] = stack.enter_context(_python(core, python, None, saltenv, fetch=True))
         done = core.build(
             archive,
             cache=cache or os.path.join(__opts__["cachedir"], __virtualname__),
@@ -1682,7 +1709,8 @@ def _python(
     Args:
         core: the core.
         python: what the operator gave: a path, a command, a version, or a bundle by its source.
-        place: where interpreters are.
+        place: where interpreters are; None for a build, which needs the bundle itself, and whose
+            path is trust enough: it runs the build code of all its packages as well.
         saltenv: the environment of a `salt://` bundle.
         fetch: whether a bundle is fetched whose interpreter is not there.
         as_root: whether the operator named root as the user who should run it.
@@ -1699,12 +1727,33 @@ def _python(
         )
     digests = _digests(source_hash) or _known_digests(source, source_hash, saltenv)
     wanted = core.PythonBundle(source, digests, source)
-    wanted.require_trust(as_root)
-    if not fetch or place.find(digests) is not None:
+    if place is not None:
+        wanted.require_trust(as_root)
+    if not fetch or (place is not None and place.find(digests) is not None):
         yield wanted
         return
     with _at_hand(source, saltenv) as file:
         yield core.PythonBundle(file, digests, source)
+
+
+@contextmanager
+def _beside(archive: str, saltenv: str, name: str) -> Iterator[tuple[str, str | None]]:
+    """Where the file of a name is beside an archive, and that file; None where it is not to be had.
+
+    Args:
+        archive: its path or URL; what follows a question mark, such as a `saltenv`, is kept.
+        saltenv: the environment of a `salt://` archive.
+        name: the file's.
+    """
+    path, mark, query = archive.partition("?") if "://" in archive else (archive, "", "")
+    where = f"{path.rpartition('/')[0]}/{name}{mark}{query}"
+    with ExitStack() as stack:
+        file: str | None = None
+        try:
+            file = stack.enter_context(_at_hand(where, saltenv))
+        except SaltException as error:
+            log.info("%s is not there: %s", where, error)
+        yield where, file if file and os.path.isfile(file) else None
 
 
 def _text(value: Any) -> str | None:

@@ -190,7 +190,8 @@ def managed(
             _require_one(sources)
             ret["changes"] = {"release": {"old": None, "new": name}}
             _compare(ret, name, _at_hand(sources[0]))
-            places = " or ".join(sources) + _onto(given.get("python"), found["python"])
+            named = found.get("interpreter")
+            places = " or ".join(sources) + _onto(given.get("python"), found["python"], named)
             return _with(ret, None, f"{name} would be deployed from {places}.")
         unused = []
         for chosen, chosen_hash in _deltas(name, source, source_hash, deltas, trust):
@@ -618,7 +619,9 @@ def packed(name: str, **options: Any) -> dict[str, Any]:
 
     options
         What to build, and how: all other arguments of :py:func:`virtualenv_tools.build`, such as
-        ``requirements``, ``project``, ``pip_packages``, ``python``, ``cache`` and ``env``.
+        ``requirements``, ``project``, ``pip_packages``, ``python``, ``cache`` and ``env``. Where
+        ``python`` is an interpreter bundle, that is put beside the bundle, and :py:func:`managed`
+        deploys the release onto it.
 
     .. code-block:: yaml
 
@@ -779,13 +782,18 @@ def _counted(names: list[str], what: str) -> str:
     return f"{len(names)} {what}{'' if len(names) == 1 else 's'}"
 
 
-def _onto(python: Any, unpacked: str | None) -> str:
-    """Which interpreter of a bundle a release would be put onto, as the end of a sentence."""
-    if not isinstance(python, (dict, list)):
-        return ""
+def _onto(python: Any, unpacked: str | None, named: str | None) -> str:
+    """Which interpreter of a bundle a release would be put onto, as the end of a sentence.
+
+    Args:
+        python: as it was given.
+        unpacked: the interpreter, where it is there.
+        named: the bundle that the release's manifest names, where that is not unpacked.
+    """
     if unpacked:
         return f", onto {unpacked}"
-    return f", onto the Python of {_python_source(python)}, which would be unpacked"
+    source = _python_source(python) if isinstance(python, (dict, list)) else named
+    return f", onto the Python of {source}, which would be unpacked" if source else ""
 
 
 def _python_source(python: Any) -> Any:
@@ -821,13 +829,22 @@ def _built(ret: dict[str, Any], done: dict[str, Any]) -> dict[str, Any]:
     if not done["changed"]:
         return _with(ret, True, f"{archive} exists, and none of its inputs has changed.")
     if done["dry_run"]:
+        if not done["reason"]:
+            ret["changes"] = {"interpreter": {"old": None, "new": done["interpreter"]}}
+            return _with(ret, None, f"{done['interpreter']} would be put beside {archive}.")
         ret["changes"] = {"bundle": {"old": old, "new": archive}}
         return _with(ret, None, f"{archive} would be built, as {done['reason']}.")
-    if done["sha256"] != old:
+    if done["reason"] and done["sha256"] != old:
         changes = {"installed": done["installed"], "removed": done["removed"]}
         ret["changes"] = {"bundle": {"old": old, "new": done["sha256"]}}
         changes["deltas"] = {key: f"{size / 1e6:,.3f} MB" for key, size in done["deltas"].items()}
         ret["changes"].update({key: value for key, value in changes.items() if value})
+    beside = ""
+    if done["interpreter_added"]:
+        ret["changes"]["interpreter"] = {"old": None, "new": done["interpreter"]}
+        beside = f" {done['interpreter']} was put beside it."
+    if not done["reason"]:
+        return _with(ret, True, f"{archive} exists, and none of its inputs has changed.{beside}")
     _warn(ret, done["warnings"])
     count, size = f"{done['files']:,} members", f"{done['packed_size'] / 1e6:,.1f} MB packed"
     same = ", and is the same as before" if done["sha256"] == old else ""
@@ -835,7 +852,7 @@ def _built(ret: dict[str, Any], done: dict[str, Any]) -> dict[str, Any]:
         ret,
         True,
         f"{archive} was built by {done['installer']} for Python {done['python']}: {count}, "
-        f"{size}{same}.",
+        f"{size}{same}.{beside}",
     )
 
 

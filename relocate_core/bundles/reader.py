@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import NoReturn
 
@@ -249,12 +250,15 @@ def _of_stream(stream: Stream, size: int, file: int, accept: Accept) -> Manifest
     return known
 
 
-def of_archive(archive: str, accept: Accept | None = None) -> Manifest:
-    """The manifest of a bundle; the rest of the archive is not read.
+def of_archive(
+    archive: str, accept: Accept | None = None, digests: Mapping[str, str] | None = None
+) -> Manifest:
+    """The manifest of a bundle; the rest of the archive is not read, unless it is to be compared.
 
     Args:
         archive: its path.
         accept: refuses bundles of the wrong kind; by default all that are of no virtualenv.
+        digests: what the archive has to hash to, by algorithm.
 
     Raises:
         BadArchive: it is no bundle, or damaged.
@@ -265,7 +269,7 @@ def of_archive(archive: str, accept: Accept | None = None) -> Manifest:
     except OSError as error:
         raise BadArchive(f"{doing}: {reason_of(error)}; name a bundle that can be read") from error
     try:
-        with Stream(file, {}, 1 << 62, 1 << 62) as stream:
+        with Stream(file, digests or {}, 1 << 62, 1 << 62) as stream:
             first = next(members(stream), None)
             if first is None or first.name != NAME or first.kind != FILE:
                 raise Refused(
@@ -276,7 +280,15 @@ def of_archive(archive: str, accept: Accept | None = None) -> Manifest:
 
             with tempfile.TemporaryFile() as kept:
                 descriptor = os.dup(kept.fileno())
-                return _of_stream(stream, first.size, descriptor, accept or require_virtualenv)
+                known = _of_stream(stream, first.size, descriptor, accept or require_virtualenv)
+            if digests:
+                try:
+                    deque(stream.rest(), 0)
+                    stream.require_digests()
+                except BaseException:
+                    known.close()
+                    raise
+            return known
     except Refused as refusal:
         raise BadArchive(f"{doing}: {refusal}; {refusal.advice}") from refusal
     except OSError as error:
@@ -319,6 +331,22 @@ def read_digest(archive: str) -> str:
     """
     with of_archive(archive) as known:
         return known.digest
+
+
+def read_proven_head(archive: str, digests: Mapping[str, str]) -> Head:
+    """What a bundle's manifest has for the whole, once the archive was compared with its hashes.
+
+    All of the archive is read for that, once: nobody can replace it between the two.
+
+    Args:
+        archive: its path.
+        digests: what it has to hash to, by algorithm.
+
+    Raises:
+        BadArchive: it is no bundle, damaged, or of another hash.
+    """
+    with of_archive(archive, digests=digests) as known:
+        return known.head
 
 
 def read_head(archive: str) -> Head:

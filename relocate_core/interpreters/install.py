@@ -49,11 +49,15 @@ class PythonBundle:
         archive: its path; it is not read where the interpreter is there by its hash.
         digests: what it has to hash to, by algorithm.
         source: what it is called in the records, if not by its path.
+        release: the release's archive whose manifest has that hash, where no operator gave it.
+        release_digests: what that archive was compared with, by algorithm.
     """
 
     archive: str
     digests: Mapping[str, str] | None = None
     source: str | None = None
+    release: str = ""
+    release_digests: Mapping[str, str] | None = None
 
     def require_trust(self, as_root: bool) -> None:
         """Refuse to run it as root, unless the operator gave its hash, or named root.
@@ -61,12 +65,21 @@ class PythonBundle:
         Raises:
             CannotRun: it would be.
         """
-        named = {name.lower() for name in self.digests or {}}
-        if os.geteuid() == 0 and not as_root and not STRONG & named:
+        # What a release's manifest says is worth as much as the proof of the release itself.
+        given = self.release_digests if self.release else self.digests
+        if os.geteuid() != 0 or as_root or STRONG & {name.lower() for name in given or {}}:
+            return
+        what = f"the Python of {self.source or self.archive} is not unpacked"
+        if self.release:
             raise CannotRun(
-                f"the Python of {self.source or self.archive} is not unpacked: root runs nothing "
-                "from an archive whose SHA-256 was not given; give it as source_hash"
+                f"{what}: root runs nothing from an archive whose SHA-256 was not given, and this "
+                f"one is known from {self.release} alone; give the release's SHA-256 as "
+                "source_hash, or give python"
             )
+        raise CannotRun(
+            f"{what}: root runs nothing from an archive whose SHA-256 was not given; give it as "
+            "source_hash"
+        )
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from ..virtualenvs.discovery import for_bundle
 from ..virtualenvs.interpreter import Interpreter
 from ..virtualenvs.manifest import RECORD, Head
 from . import history
-from .pythons import Wanted
+from .pythons import Beside, Wanted, built_on, of_deployed, of_release
 from .root import WAIT, Root, name_of
 from .shared import checked, require_targets, share
 from .smoke import smoke
@@ -46,6 +46,8 @@ class Publication(Report):
         old_prefixes: the paths that the archive's files referred to.
         rewritten: how many files were rewritten, by kind.
         python: the executable that it runs on.
+        interpreter: in a dry run, the file name of the interpreter bundle that the archive was
+            built on, where that would be unpacked.
         old_python: what `bin/python` pointed to before, if it was repaired.
         files: how many members the archive had.
         size: bytes in its files.
@@ -60,6 +62,7 @@ class Publication(Report):
     old_prefixes: list[str] = field(default_factory=list)
     rewritten: dict[str, int] = field(default_factory=dict)
     python: str | None = None
+    interpreter: str | None = None
     old_python: str | None = None
     files: int = 0
     size: int = 0
@@ -74,7 +77,7 @@ class Options:
     Attributes:
         python: an executable, a command or `X.Y` to run it on, or the bundle of an interpreter,
             which is unpacked beside the root, in `pythons`, where it is missing; by default the
-            first that fits.
+            interpreter bundle that the archive was built on, or the first that fits.
         owner: user and group that its files should belong to; by default the user who runs this.
             Only where root is given here, root runs what the archive has in the place of its
             Python, where nobody else can.
@@ -86,6 +89,8 @@ class Options:
         shared: absolute paths of the persistent files and directories, by their path in a release.
         hard_links: whether a bundle's files may be second links to those of another release.
         source: what the archive is called in the records, if not by its path.
+        beside: gets the interpreter bundle that the archive was built on, by its file's name; by
+            default from the archive's directory.
     """
 
     python: str | PythonBundle | None = None
@@ -98,6 +103,7 @@ class Options:
     shared: Mapping[str, str] | None = None
     hard_links: bool = False
     source: str | None = None
+    beside: Beside | None = None
 
     @property
     def as_root(self) -> bool:
@@ -155,13 +161,12 @@ def publish(
         if dry_run or (runs and root.is_tidy() and not has_leftovers(path)):
             return _existing(path, runs, dry_run, wanted)
     elif dry_run:
-        wanted.require_fit(archive)
-        return Publication(path, changed=True, dry_run=True, python=wanted.installed())
+        return _would_publish(archive, path, wanted)
     with locked(root, f"deploying {name}", wait, create=True) as store:
         if _exists(root, name, path, options.digests):  # another run did it, or it needs repair
             return _repaired(path, wanted, notify, wait)
         require_targets(links)
-        prepared = wanted.provided(archive, notify, wait)
+        prepared = _provided(wanted, archive, options, notify, wait)
         with prepared as (python, problems), store.staged() as staging:
             staged = os.path.join(staging, name)
             release = _Release(archive, staged, path, options, python, notify)
@@ -182,6 +187,29 @@ def publish(
             store.note(history.PUBLISHED, name, source=source)
             notify("published", {"path": path})
     return done
+
+
+def _would_publish(archive: str, path: str, wanted: Wanted) -> Publication:
+    """What would be deployed, as far as it is known without fetching anything."""
+    named = built_on(archive) if wanted.python is None else None
+    if named is not None:
+        wanted = replace(wanted, python=PythonBundle(named.file, {"sha256": named.sha256}))
+    wanted.require_fit(archive)
+    python = wanted.installed()
+    missing = named.file if named is not None and python is None else None
+    return Publication(path, changed=True, dry_run=True, python=python, interpreter=missing)
+
+
+@contextmanager
+def _provided(
+    wanted: Wanted, archive: str, options: Options, notify: Notify, wait: float
+) -> Iterator[tuple[str | None, list[dict[str, str]]]]:
+    """The Python that is wanted, or that the archive was built on; see `Wanted.provided`."""
+    digests, source, beside = options.digests, options.source, options.beside
+    with ExitStack() as stack:
+        named = of_release(wanted, archive, digests, source, beside)
+        wanted = stack.enter_context(named)
+        yield stack.enter_context(wanted.provided(archive, notify, wait))
 
 
 @contextmanager
@@ -234,6 +262,8 @@ def _repaired(path: str, wanted: Wanted, notify: Notify, wait: float) -> Publica
     if not runs or has_leftovers(path):
         if runs:  # it is only tidied up: what was begun on its Python is finished, and no more
             wanted = replace(wanted, python=_begun(path))
+        else:
+            wanted = of_deployed(wanted)
         with wanted.provided(None, notify, wait) as (python, problems):
             done.python = reinitialize(path, python, as_root=wanted.as_root).python
             done.problems += problems

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, replace
 
-from ..bundles.reader import read_head
-from ..errors import BadArchive
+from ..archives.tar import Refused
+from ..bundles.reader import read_head, read_proven_head
+from ..errors import BadArchive, InterpreterNotFound
 from ..interpreters.install import PythonBundle, provided
 from ..interpreters.place import Place
 from ..progress import Notify
+from ..system import files
+from ..virtualenvs import manifest_reader
 from ..virtualenvs.discovery import find_named, for_bundle
 from ..virtualenvs.interpreter import Interpreter
+from ..virtualenvs.manifest import BuiltOn
+
+Beside = Callable[[str], AbstractContextManager["tuple[str, str | None]"]]
+"""Gets the file of a name that is beside a release's archive: where that is, for messages, and the
+path of the file on this machine; None where it is not to be had."""
 
 
 @dataclass(frozen=True)
@@ -95,3 +104,102 @@ class Wanted:
                 for one in found.record.get("problems", [])
             ]
             yield found.executable, problems
+
+
+def built_on(archive: str) -> BuiltOn | None:
+    """The interpreter bundle that an archive was built on; None where it is none, or unknown."""
+    try:
+        return read_head(archive).built_on
+    except BadArchive:  # no bundle, or not at hand: what is wrong is seen when it is unpacked
+        return None
+
+
+@contextmanager
+def of_release(
+    wanted: Wanted,
+    archive: str,
+    digests: Mapping[str, str] | None,
+    source: str | None,
+    beside: Beside | None,
+) -> Iterator[Wanted]:
+    """What is wanted, or else the interpreter that the release's manifest names.
+
+    It is fetched only where it is not there, and only once the release's archive was compared with
+    its hashes: who can change the archive could otherwise name any program for root to run.
+
+    Args:
+        wanted: what the operator chose.
+        archive: the release's, on this machine.
+        digests: what that has to hash to, by algorithm.
+        source: what the archive is called, if not by its path.
+        beside: gets files that are beside the archive; by default from its directory.
+
+    Raises:
+        InterpreterNotFound: it is not to be had.
+        CannotRun: root would run it, and the release is not trusted.
+    """
+    named = built_on(archive) if wanted.python is None else None
+    if named is None:
+        yield wanted
+        return
+    name = source or archive
+    bundle = PythonBundle(named.file, {"sha256": named.sha256}, None, name, digests)
+    if wanted.place.find(bundle.digests) is not None:
+        # Nothing of it is unpacked: whoever deployed it has trusted it.
+        yield replace(wanted, python=replace(bundle, release=""))
+        return
+    bundle.require_trust(wanted.as_root)
+    if digests and read_proven_head(archive, digests).built_on != named:
+        raise BadArchive(f"{archive} was replaced meanwhile: run again")
+    with (beside or _in_directory_of(archive))(named.file) as (where, file):
+        if file is None:
+            raise InterpreterNotFound(
+                f"{name} was built on the Python of {named.file}, and there is none at {where}: "
+                "put it there, or give python"
+            )
+        yield replace(wanted, python=replace(bundle, archive=file, source=where))
+
+
+def _in_directory_of(archive: str) -> Beside:
+    @contextmanager
+    def beside(name: str) -> Iterator[tuple[str, str | None]]:
+        path = os.path.join(os.path.dirname(os.path.abspath(archive)), name)
+        yield path, path if os.path.isfile(path) else None
+
+    return beside
+
+
+def of_deployed(wanted: Wanted) -> Wanted:
+    """What is wanted, or else the interpreter that a deployed release was built on, if it is there.
+
+    Its manifest fetches nothing: whoever the release belongs to could have changed that.
+
+    Raises:
+        InterpreterNotFound: it is not there.
+    """
+    if wanted.python is not None:
+        return wanted
+    named = _built_on_of(wanted.path)
+    if named is None:
+        return wanted
+    bundle = PythonBundle(named.file, {"sha256": named.sha256})
+    if wanted.place.find(bundle.digests) is None:
+        raise InterpreterNotFound(
+            f"{wanted.path} was built on the Python of {named.file}, which is not in "
+            f"{wanted.place.path}: give python, with that file as source, and its source_hash"
+        )
+    return replace(wanted, python=bundle)
+
+
+def _built_on_of(path: str) -> BuiltOn | None:
+    root = files.open_root(path)
+    try:
+        known = manifest_reader.of_tree(root)
+    except Refused:
+        return None
+    finally:
+        os.close(root)
+    if known is None:
+        return None
+    with known:
+        return known.head.built_on

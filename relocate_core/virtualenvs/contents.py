@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..archives.tar import Refused
@@ -146,7 +146,8 @@ def describe(path: str) -> dict[str, Any]:
         implementation, builder, interpreter (what `bin/python` points to), home, copies,
         relocatable, system_site_packages, prompt, site_packages, packages (a count),
         compiled_modules (a count), stays_behind (a list of what is not portable), build (the
-        metadata of the build of a bundle; empty for all else).
+        metadata of the build of a bundle; empty for all else), built_on (the interpreter bundle
+        that it was built on: file, manifest and sha256; None for all else).
 
     Raises:
         NotAVirtualenv: there is none.
@@ -169,11 +170,12 @@ def describe(path: str) -> dict[str, Any]:
         *(f"{file} refers to {line}" for file, line in contents.outside),
         *(f"{name} points to {target}" for name, target in contents.pointing_out),
     ]
-    facts["build"] = _build(path)
+    facts["build"], facts["built_on"] = _build(path)
     return facts
 
 
-def _build(path: str) -> dict[str, str]:
+def _build(path: str) -> tuple[dict[str, str], dict[str, str] | None]:
+    """The metadata of the build of a bundle, and the interpreter bundle that it was built on."""
     root = files.open_root(path)
     try:
         known = manifest_reader.of_tree(root)
@@ -182,6 +184,7 @@ def _build(path: str) -> dict[str, str]:
     finally:
         os.close(root)
     if known is None:
-        return {}
+        return {}, None
     with known:
-        return dict(known.head.facts)
+        built_on = known.head.built_on
+        return dict(known.head.facts), None if built_on is None else asdict(built_on)

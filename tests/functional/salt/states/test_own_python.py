@@ -13,6 +13,7 @@ from tests.support.minions import Masterless
 
 pytest.importorskip("salt", reason="Salt does not run on this Python")
 
+from tests.support import packages
 from tests.support.pythons import Pair
 from tests.support.roots import needs_root
 
@@ -198,3 +199,54 @@ def test_its_hash_may_be_in_a_file_of_hashes(
     answer = minion.single("managed", f"{tmp_path}/srv/shop/2", **arguments)
     assert answer["result"] is False
     assert "0" * 64 in answer["comment"]
+
+
+@pytest.mark.slow
+def test_a_release_finds_the_python_that_it_was_built_on(
+    minion: Masterless, pair: Pair, tmp_path: Path
+) -> None:
+    index, out, srv = tmp_path / "index", tmp_path / "out", tmp_path / "srv"
+    for directory in (index, out):
+        directory.mkdir()
+    packages.wheel(index, "beta")
+    order: dict[str, Any] = {
+        "cache": str(tmp_path / "cache"),
+        "pip_packages": ["beta"],
+        "find_links": [str(index)],
+        "no_index": True,
+        "tool": "uv",
+        "installer": "uv",
+        "env": {"UV_NO_CONFIG": "1"},
+        "python": {"source": "salt://python.tar", "source_hash": pair.python.sha256},
+    }
+    built = minion.single("packed", f"{out}/web.tar", **order)
+    assert built["result"] is True, built["comment"]
+    beside = built["changes"]["interpreter"]["new"]
+    assert built["comment"].endswith(f" {beside} was put beside it.")
+    assert minion.single("packed", f"{out}/web.tar", **order)["changes"] == {}
+    os.unlink(beside)
+    would = minion.single("packed", f"{out}/web.tar", test=True, **order)
+    assert would["comment"] == f"{beside} would be put beside {out}/web.tar."
+    again = minion.single("packed", f"{out}/web.tar", **order)
+    assert again["changes"] == {"interpreter": {"old": None, "new": beside}}
+    wrong = {**order, "python": {"source": "salt://python.tar", "source_hash": "0" * 64}}
+    assert "expected" in minion.single("packed", f"{out}/web.tar", **wrong)["comment"]
+
+    sha256 = Path(out, "web.tar.sha256").read_text().split()[0]
+    web: dict[str, Any] = {"source": "salt://web.tar", "source_hash": sha256}
+    shutil.copy(out / "web.tar", minion.root)
+    missing = minion.single("managed", f"{srv}/web/1", **web)
+    name = os.path.basename(beside)
+    assert missing["result"] is False
+    words = f"there is none at salt://{name}: put it there, or give python"
+    assert words in missing["comment"]
+    shutil.copy(beside, minion.root)
+    would = minion.single("managed", f"{srv}/web/1", test=True, source=f"{out}/web.tar")
+    assert f"onto the Python of {name}, which would be unpacked" in would["comment"]
+    done = minion.single("managed", f"{srv}/web/1", **web)
+    assert done["result"] is True, done["comment"]
+    (python,) = [one for one in os.listdir(srv / "pythons") if one[0] != "."]
+    assert name.startswith(python)
+    assert done["changes"]["python"].startswith(f"{srv}/pythons/{python}/bin/")
+    assert not [one for one in minion.fetched() if one.endswith(name)], "it is kept"
+    assert minion.single("managed", f"{srv}/web/1", **web)["changes"] == {}
