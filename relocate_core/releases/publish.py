@@ -260,10 +260,8 @@ def _repaired(path: str, wanted: Wanted, notify: Notify, wait: float) -> Publica
     runs = _runs(path)
     done = _existing(path, runs, False, wanted)
     if not runs or has_leftovers(path):
-        if runs:  # it is only tidied up: what was begun on its Python is finished, and no more
-            wanted = replace(wanted, python=_begun(path))
-        else:
-            wanted = of_deployed(wanted)
+        # One that runs is only tidied up: what was begun on its Python is finished, and no more.
+        wanted = replace(wanted, python=_begun(path)) if runs else of_deployed(wanted)
         with wanted.provided(None, notify, wait) as (python, problems):
             done.python = reinitialize(path, python, as_root=wanted.as_root).python
             done.problems += problems
