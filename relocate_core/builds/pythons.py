@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from ..archives.compression import FORMS
 from ..archives.tar import Refused
 from ..bundles import reader
+from ..bundles.output import Output
 from ..errors import BadArchive, InvalidPath, reason_of
 from ..interpreters import users
 from ..interpreters.install import PythonBundle, provided
@@ -128,30 +128,19 @@ class BundledPython:
         return True
 
     def put_beside(self, bundle: str) -> None:
-        """Copy it there, unless it is: complete and on the disk before it has its name.
+        """Copy it there with its hash, unless it is: complete before it has its name.
 
         It is no hard link, as whoever writes over the original in place would change this as well.
         """
         path = self.beside(bundle)
         if self.is_beside(bundle):
             return
-        temporary = os.path.join(os.path.dirname(path), f".{self.built_on.file}.{os.getpid()}")
-        try:
-            with open(self.archive, "rb") as source, open(temporary, "xb") as target:
-                shutil.copyfileobj(source, target, 1 << 20)
-                target.flush()
-                os.fsync(target.fileno())
-            if file_digest(temporary) != self.built_on.sha256:
+        with Output(path) as output, open(self.archive, "rb") as source:
+            while piece := source.read(1 << 20):
+                output.write(piece)
+            if output.sha256 != self.built_on.sha256:
                 raise BadArchive(f"{self.archive} was replaced during the build: run again")
-            os.rename(temporary, path)
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
-        directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+            output.commit()
 
 
 def prune(cache: str, wait: float) -> None:

@@ -112,6 +112,11 @@ class Output:
                 raise
             file.close()
 
+    @property
+    def sha256(self) -> str:
+        """The digest of what was written so far."""
+        return self._digest.hexdigest()
+
     def write(self, data: bytes) -> None:
         """Write more of the archive."""
         self._digest.update(data)
@@ -155,7 +160,7 @@ class Output:
         """
         self.file.flush()
         os.fsync(self.file.fileno())
-        size, digest = self.file.tell(), self._digest.hexdigest()
+        size, digest = self.file.tell(), self.sha256
         with _own_file(self.temporary + ".sha256") as beside:
             beside.truncate(0)
             beside.write(os.fsencode(f"{digest}  {os.path.basename(self.archive)}\n"))

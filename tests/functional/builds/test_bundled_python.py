@@ -142,6 +142,7 @@ def test_an_unpacked_interpreter_changes_neither_the_inputs_nor_the_bytes(
     assert (second.changed, second.sha256) == (True, first.sha256)
 
 
+@pytest.mark.slow
 def test_an_interpreter_that_no_environment_runs_on_is_removed(machine: Machine) -> None:
     machine.build()
     other = require("3.11", "3.10", "3.9")

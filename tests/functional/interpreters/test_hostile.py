@@ -111,7 +111,7 @@ def test_without_an_attack_it_is_unpacked_and_run(
     parts: Parts, place: Place, tmp_path: Path
 ) -> None:
     """So that each attack is refused for the attack alone."""
-    assert "does not run here" in refusal(parts, place, tmp_path, ran=True)
+    assert "it does not run, as" in refusal(parts, place, tmp_path, ran=True)
 
 
 @pytest.mark.parametrize("vouched", [False, True], ids=["unknown", "vouched"])
@@ -133,7 +133,7 @@ def test_a_head_that_lies(name: str, parts: Parts, place: Place, tmp_path: Path)
     change, _ = HEADS[name]
     evil = parts.copy()
     change(evil)
-    assert "does not run here" not in refusal(evil, place, tmp_path)
+    assert "it does not run" not in refusal(evil, place, tmp_path)
 
 
 @pytest.mark.parametrize("key", [key for key in TOO_MUCH if key != "facts"])

@@ -151,6 +151,7 @@ def test_unpack(site: Site, source: str) -> None:
     done = site("unpack", source, release)
     keys = (
         *("path", "changed", "dry_run", "repaired", "python", "old_prefixes", "rewritten"),
+        "interpreter",
         *("files", "size", "reused", "problems", "old_python"),
     )
     assert tuple(sorted(said)) == tuple(sorted(done)) == tuple(sorted(keys))
