@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import tempfile
 import zlib
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from importlib import import_module
+from io import BytesIO
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -35,6 +38,7 @@ _LEVELS = {"gzip": (1, 9), "zstd": (1, 19)}
 _DEFAULTS = {"gzip": 6, "zstd": 9}
 _BLOCK = 512 << 10
 _DICTIONARY = 32 << 10
+_PRINTED = 4096
 # A header without a time or a name: mtime 0, and an unknown operating system.
 _GZIP_HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
 
@@ -188,6 +192,26 @@ class Packed:
             packer.close()
 
 
+def packed(data: bytes, form: str, level: int | None = None) -> bytes:
+    """One compressed stream of what is all in memory; the bytes are those that `Packed` gives.
+
+    Args:
+        data: all of it.
+        form: as `form_of` gives it.
+        level: None for the form's default.
+
+    Raises:
+        InvalidPath: as `require` does.
+        TreeError: the program that compresses has failed.
+    """
+    if form == "zstd" and _library() is None:
+        return _by_program(data, require(form, level))
+    stream = BytesIO()
+    with Packed(stream, form, level, cores=1) as packing:
+        packing.write(data)
+    return stream.getvalue()
+
+
 class _Packer(Protocol):
     def add(self, block: bytes) -> None:
         """Compress a block that is not the last."""
@@ -271,9 +295,7 @@ def _zstd(file: Sink, level: int, cores: int) -> _Packer:
     """
     library = _library()
     if library is None:
-        program = shutil.which("zstd")
-        assert program is not None, "`require` has seen to it"
-        return _ZstdProgram(file, program, level, cores)
+        return _ZstdProgram(file, level, cores)
     if library.__name__ == "zstandard":
         packer = library.ZstdCompressor(
             level=level, threads=cores, write_checksum=True, write_content_size=False
@@ -303,16 +325,53 @@ class _ZstdLibrary:
         self._inner = None
 
 
+def _command(level: int, cores: int) -> tuple[list[str], dict[str, str]]:
+    """The program zstd with its options, and its environment."""
+    program = shutil.which("zstd")
+    assert program is not None, "`require` has seen to it"
+    environment = {name: os.environ[name] for name in os.environ if name[:5] != "ZSTD_"}
+    return [program, "-q", "-c", f"-{level}", f"-T{cores}"], environment
+
+
+def _by_program(data: bytes, level: int) -> bytes:
+    """What the program zstd makes of it; by files, as nobody has to wait at both ends of those."""
+    command, environment = _command(level, 1)
+    with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as target:
+        source.write(data)
+        source.seek(0)
+        try:
+            done = subprocess.run(
+                command, stdin=source, stdout=target, stderr=subprocess.PIPE, env=environment
+            )
+        except OSError as error:
+            raise TreeError.of(command[0], error, "run") from error
+        target.seek(0)
+        made = target.read()
+    if done.returncode or not made:
+        raise _failure(done.returncode, done.stderr)
+    return made
+
+
+def _failure(code: int, printed: bytes) -> TreeError:
+    """Why the program zstd has failed."""
+    lines = printed[:_PRINTED].decode(errors="replace").strip().splitlines()
+    ending = f"with code {code}" if code > 0 else f"by signal {-code}" if code else "too soon"
+    reason = f"it ended {ending}"
+    return TreeError(
+        f"the program zstd could not compress: {lines[0] if lines else reason}; see to it and run "
+        "again, or name the archive .tar.gz"
+    )
+
+
 class _ZstdProgram:
-    def __init__(self, file: Sink, program: str, level: int, cores: int) -> None:
+    def __init__(self, file: Sink, level: int, cores: int) -> None:
         self._file = file
         self._printed = b""
-        environment = {name: os.environ[name] for name in os.environ if name[:5] != "ZSTD_"}
-        command = [program, "-q", "-c", f"-{level}", f"-T{cores}"]
+        command, environment = _command(level, cores)
         try:
             self._program = Program(command, errors=True, env=environment)
         except OSError as error:
-            raise TreeError.of(program, error, "run") from error
+            raise TreeError.of(command[0], error, "run") from error
 
     def add(self, block: bytes) -> None:
         self._program.send(block)
@@ -320,7 +379,7 @@ class _ZstdProgram:
             self._exchange()
         if self._program.refuses:
             self._finish()
-            raise self._failure("it ended too soon")
+            raise _failure(0, self._printed)
 
     def end(self, block: bytes) -> None:
         self.add(block)
@@ -336,19 +395,11 @@ class _ZstdProgram:
             self._exchange()
         code = self._program.process.wait()
         if code:
-            ending = f"signal {-code}" if code < 0 else f"code {code}"
-            raise self._failure(f"it ended with {ending}")
+            raise _failure(code, self._printed)
 
     def _exchange(self) -> None:
         for program, descriptor, data in exchange([self._program]):
             if descriptor == program.errors:
-                self._printed = (self._printed + data)[:4096]
+                self._printed = (self._printed + data)[:_PRINTED]
             else:
                 self._file.write(data)
-
-    def _failure(self, reason: str) -> TreeError:
-        lines = self._printed.decode(errors="replace").strip().splitlines()
-        return TreeError(
-            f"the program zstd could not compress: {lines[0] if lines else reason}; see to it and "
-            "run again, or name the archive .tar.gz"
-        )

@@ -15,10 +15,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from io import BytesIO
 from typing import IO, NamedTuple
 
-from ..archives.compression import Packed, compressor
+from ..archives.compression import Packed, compressor, packed
 from ..archives.decompression import Stream
 from ..archives.tar import DIRECTORY, members
 from ..system import files
@@ -197,7 +196,7 @@ class Body:
                 return
             data = bytes(self._data)
             self._data.clear()
-            future = self._pool.submit(_compress, data, self._form, self._level)
+            future = self._pool.submit(packed, data, self._form, self._level)
             self._ahead.append((future, key))
             self._drain(self._cores + 1)
             return
@@ -230,14 +229,6 @@ class Body:
             else:
                 with open(segment, "rb") as file:
                     yield from _pieces(file, os.fstat(file.fileno()).st_size)
-
-
-def _compress(data: bytes, form: str, level: int | None) -> bytes:
-    """A block of its own; what comes out is the same as by all cores."""
-    block = BytesIO()
-    with Packed(block, form, level, cores=1) as packed:
-        packed.write(data)
-    return block.getvalue()
 
 
 def _pieces(file: IO[bytes], size: int) -> Iterator[bytes]:

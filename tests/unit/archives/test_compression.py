@@ -220,6 +220,13 @@ def test_zstd_is_read_by_the_program(size: int) -> None:
 
 
 @pytest.mark.usefixtures("zstd")
+@pytest.mark.parametrize("form", ["tar", "gzip", "zstd"])
+@pytest.mark.parametrize("size", [0, 1, BLOCK, 3 * BLOCK + 17])
+def test_what_is_in_memory_is_packed_the_same(form: str, size: int) -> None:
+    assert compression.packed(some(size), form) == packed(some(size), form, piece=70001)
+
+
+@pytest.mark.usefixtures("zstd")
 def test_zstd_is_the_same_whatever_the_cores_and_the_pieces() -> None:
     data = some(40 * BLOCK)
     once = hashlib.sha256(packed(data, "zstd", 3, 1)).digest()
@@ -272,9 +279,13 @@ def test_a_program_that_fails_is_told(
 ) -> None:
     stand_in(tmp_path, monkeypatch, script)
     before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(TreeError, match=said) as caught:
-        pack_blocks(io.BytesIO(), "zstd", 8)
-    assert "\n" not in str(caught.value)
+    for pack in (
+        lambda: pack_blocks(io.BytesIO(), "zstd", 8),
+        lambda: compression.packed(some(BLOCK), "zstd"),
+    ):
+        with pytest.raises(TreeError, match=said) as caught:
+            pack()
+        assert "\n" not in str(caught.value)
     assert len(os.listdir("/proc/self/fd")) == before
 
 
