@@ -95,6 +95,7 @@ def salt(master: Any, minion: Any) -> Any:
     """The command `salt`, for that minion; several threads may call it at once."""
 
     def call(function: str, *arguments: Any, **options: Any) -> Any:
-        return master.salt_cli().run(function, *arguments, minion_tgt=minion.id, **options)
+        cli = master.salt_cli(timeout=120)
+        return cli.run(function, *arguments, minion_tgt=minion.id, **options)
 
     return call

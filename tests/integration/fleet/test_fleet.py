@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.fleet.conftest import EACH, MINIONS, Fleet
+from tests.integration.fleet.conftest import EACH, MINIONS, SECONDS, Fleet
 from tests.support import environments, minions
 
 pytestmark = pytest.mark.integration
@@ -143,7 +143,7 @@ def test_a_minion_that_was_away(deployed: Fleet) -> None:
 def test_the_outputs(deployed: Fleet) -> None:
     """One for people, and one document for programs."""
     fleet = deployed
-    cli = fleet.master.salt_run_cli()
+    cli = fleet.master.salt_run_cli(timeout=SECONDS)
     said = cli.run("releases.fleet", fleet.root, "--out=nested").stdout
     assert "comment:\n    All 3 minions are on 1.\n" in said
     arguments = (fleet.root, "2", "sls=shop", "pillar_key=shop:release")
