@@ -444,21 +444,17 @@ def unpack(
         raise CommandExecutionError(f"the archive must be a URL or an absolute path: {archive}")
     with _core() as core:
         known, place = _digests(source_hash), core.Place.beside(os.path.dirname(_absolute(path)))
-        look = partial(core.publish, archive, path, **options, digests=known, dry_run=True)
-        looked = look(python=None if isinstance(python, (dict, list)) else _text(python))
+        look = partial(core.publish, path=path, **options, digests=known, dry_run=True)
+        looked = look(None, python=None if isinstance(python, (dict, list)) else _text(python))
         lacks, act = looked.changed, not _is_test(test)
         as_root = owner is not None and owner[0] == 0
         needed = python if lacks else None
         with _python(core, needed, place, saltenv, fetch=act, as_root=as_root) as wanted:
-            if lacks:
-                looked = look(python=wanted)
             if not act:
-                if lacks and wanted is None and not looked.repaired:
-                    # A fetched archive shows on which interpreter it was built.
-                    at_hand = __salt__["cp.is_cached"](archive, saltenv) if "://" in archive else ""
-                    looked = core.publish(
-                        at_hand or archive, path, **options, digests=known, dry_run=True
-                    )
+                if lacks:  # what is at hand shows whether it would run, and on what
+                    is_url = "://" in archive
+                    file = __salt__["cp.is_cached"](archive, saltenv) if is_url else archive
+                    looked = look(file or None, python=wanted)
                 return _printable(looked.as_dict())
             file, digests = archive, known
             if lacks and not looked.repaired:

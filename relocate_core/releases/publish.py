@@ -112,7 +112,7 @@ class Options:
 
 
 def publish(
-    archive: str,
+    archive: str | None,
     path: str,
     options: Options | None = None,
     *,
@@ -130,7 +130,8 @@ def publish(
     Nothing exists at `path` before all is done; after a failure or a kill the same call does it.
 
     Args:
-        archive: path of a tar, plain or packed with gzip, bzip2, xz or zstd.
+        archive: path of a tar, plain or packed with gzip, bzip2, xz or zstd; None in a dry run
+            where it is not at hand, so that only the rest is looked at.
         path: where the release should be: `<root>/<name>`.
         options: how it is deployed.
         job: what this is done for, such as Salt's job id.
@@ -162,6 +163,8 @@ def publish(
             return _existing(path, runs, dry_run, wanted)
     elif dry_run:
         return _would_publish(archive, path, wanted)
+    if archive is None:
+        raise InvalidPath(f"there is no archive to deploy {path} from: name one")
     with locked(root, f"deploying {name}", wait, create=True) as store:
         if _exists(root, name, path, options.digests):  # another run did it, or it needs repair
             return _repaired(path, wanted, notify, wait)
@@ -189,12 +192,13 @@ def publish(
     return done
 
 
-def _would_publish(archive: str, path: str, wanted: Wanted) -> Publication:
+def _would_publish(archive: str | None, path: str, wanted: Wanted) -> Publication:
     """What would be deployed, as far as it is known without fetching anything."""
-    named = built_on(archive) if wanted.python is None else None
+    named = built_on(archive) if archive is not None and wanted.python is None else None
     if named is not None:
         wanted = replace(wanted, python=PythonBundle(named.file, {"sha256": named.sha256}))
-    wanted.require_fit(archive)
+    if archive is not None:
+        wanted.require_fit(archive)
     python = wanted.installed()
     missing = named.file if named is not None and python is None else None
     return Publication(path, changed=True, dry_run=True, python=python, interpreter=missing)

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
+from tests.support.bundles import reheaded
 from tests.support.minions import Masterless
 
 pytest.importorskip("salt", reason="Salt does not run on this Python")
+
+from salt.exceptions import CommandExecutionError
 
 from tests.support import packages
 from tests.support.pythons import Pair
@@ -250,3 +253,24 @@ def test_a_release_finds_the_python_that_it_was_built_on(
     assert done["changes"]["python"].startswith(f"{srv}/pythons/{python}/bin/")
     assert not [one for one in minion.fetched() if one.endswith(name)], "it is kept"
     assert minion.single("managed", f"{srv}/web/1", **web)["changes"] == {}
+
+
+@pytest.mark.parametrize("source", ["salt://elsewhere.tar", "PATH"])
+def test_no_python_of_this_machine_has_to_fit(
+    source: str,
+    pair: Pair,
+    minion: Masterless,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if pair.python.version.startswith("3.11."):
+        pytest.skip("the Python in /usr/bin may be another 3.11, which fits")
+    monkeypatch.setenv("PATH", "/nowhere")
+    app = reheaded(pair.app, f"{minion.root}/elsewhere.tar", home="/nowhere/bin")
+    archive, path = source.replace("PATH", app), f"{tmp_path}/srv/shop/1"
+    unpack, python = minion.functions["virtualenv_tools.unpack"], given(pair)["python"]
+    assert unpack(archive, path, python=python, test=True)["changed"]
+    assert unpack(archive, path, python=python)["changed"]
+    for test in (False, *([True] if source == "PATH" else ())):
+        with pytest.raises(CommandExecutionError, match="none was found on this machine"):
+            unpack(archive, f"{path}-alone", test=test)
