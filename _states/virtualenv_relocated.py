@@ -1323,11 +1323,8 @@ def _rolled_back(
     if switch.get("schema"):
         ret["changes"]["schema"] = switch["schema"]
     path = os.path.join(root, switch["release"])
-    still = _failure_after_restart(ret, checks, path, attempts, interval)
-    if still is None:
-        __salt__["virtualenv_tools.mark_healthy"](path, link=link)
+    after = _after_restart(ret, link, path, checks, attempts, interval)
     down = "the schema was migrated down, " if switch.get("schema") else ""
-    after = f"{switch['release']} is healthy" if still is None else f"Now {still}"
     return _with(
         ret,
         False,
@@ -1352,10 +1349,7 @@ def _put_back(
     except SaltException as error:
         return _with(ret, False, f"{release} is not healthy: {failure}. {error}.")
     ret["changes"] = {"python": {"old": done["old_python"], "new": done["python"]}}
-    still = _failure_after_restart(ret, checks, path, attempts, interval)
-    if still is None:
-        __salt__["virtualenv_tools.mark_healthy"](path, link=link)
-    after = f"{release} is healthy" if still is None else f"Now {still}"
+    after = _after_restart(ret, link, path, checks, attempts, interval)
     return _with(
         ret,
         False,
@@ -1364,18 +1358,23 @@ def _put_back(
     )
 
 
-def _failure_after_restart(
+def _after_restart(
     ret: dict[str, Any],
-    checks: list[dict[str, Any]],
+    link: str,
     path: str,
+    checks: list[dict[str, Any]],
     attempts: int,
     interval: float,
-) -> str | None:
-    """Restart what this state watches; what of a release still fails then."""
+) -> str:
+    """Restart what this state watches, and say whether a release is healthy then."""
     restarted = list(_restarted())
     if restarted:
         ret["changes"]["restarted"] = restarted
-    return _failure(checks, path, attempts, interval)
+    still = _failure(checks, path, attempts, interval)
+    if still is not None:
+        return f"Now {still}"
+    __salt__["virtualenv_tools.mark_healthy"](path, link=link)
+    return f"{os.path.basename(path)} is healthy"
 
 
 def _restarted() -> Iterator[str]:

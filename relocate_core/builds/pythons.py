@@ -7,10 +7,9 @@ copy of it, as servers look for it there.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -20,7 +19,7 @@ from ..bundles import reader
 from ..bundles.output import Output
 from ..errors import BadArchive, InvalidPath, reason_of
 from ..interpreters import users
-from ..interpreters.install import PythonBundle, provided
+from ..interpreters.install import PythonBundle, compared, provided
 from ..interpreters.place import DIRECTORY, Place, described, name_for
 from ..progress import Notify
 from ..virtualenvs.interpreter import Interpreter, probe
@@ -70,7 +69,7 @@ class BundledPython:
             name = name_for(head, digest)
         except Refused as refusal:
             raise BadArchive(f"cannot build on {archive}: {refusal}; {refusal.advice}") from refusal
-        sha256 = _compared(archive, bundle.digests or {})
+        sha256 = compared(archive, bundle.digests or {}, "build on")
         place = Place(os.path.join(cache, DIRECTORY))
         ending = next(one for one in sorted(FORMS, key=len)[::-1] if archive.endswith(one))
         return cls(
@@ -97,11 +96,7 @@ class BundledPython:
         # packages anyway, so whoever builds on a path trusts it.
         bundle = PythonBundle(self.archive, {"sha256": self.built_on.sha256})
         with provided(bundle, self.place, environment, notify=notify, wait=wait) as found:
-            problems = [
-                {"file": f"{found.path}/{one['file']}", "reason": one["reason"]}
-                for one in found.record.get("problems", [])
-            ]
-            yield replace(self.interpreter, magic=probe(found.executable).magic), problems
+            yield replace(self.interpreter, magic=probe(found.executable).magic), found.problems
 
     def beside(self, bundle: str) -> str:
         """Its path beside a bundle that is built on it."""
@@ -149,31 +144,3 @@ def prune(cache: str, wait: float) -> None:
     One that cannot be removed now is removed after the next build.
     """
     users.prune(Place(os.path.join(cache, DIRECTORY)), wait=wait)
-
-
-def _compared(archive: str, digests: Mapping[str, str]) -> str:
-    """The SHA-256 of a file, once it was compared with all the hashes that were given."""
-    wanted = {name.lower(): value.lower() for name, value in digests.items()}
-    try:
-        hashes = {name: hashlib.new(name) for name in {"sha256", *wanted}}
-        with open(archive, "rb") as file:
-            while piece := file.read(1 << 20):
-                for one in hashes.values():
-                    one.update(piece)
-        found = {name: one.hexdigest() for name, one in hashes.items()}
-    except (ValueError, TypeError) as error:
-        raise BadArchive(
-            f"cannot compare {archive} with its hash: {', '.join(wanted)} is not known here; give "
-            "its SHA-256"
-        ) from error
-    except OSError as error:
-        raise BadArchive(
-            f"cannot read {archive}: {reason_of(error)}; give a readable file"
-        ) from error
-    for name, value in wanted.items():
-        if found[name] != value:
-            raise BadArchive(
-                f"cannot build on {archive}: its {name} is {found[name]}, where {value} was "
-                "expected; fetch it again"
-            )
-    return found["sha256"]

@@ -17,7 +17,7 @@ from typing import Any
 from ..archives.tar import Refused
 from ..bundles import reader
 from ..bundles.unpack import STRONG, Unpacked, unpack
-from ..errors import BadArchive, CannotRun, InvalidPath
+from ..errors import BadArchive, CannotRun, InvalidPath, reason_of
 from ..progress import Notify, silent
 from ..system import locks, staging
 from ..system.staging import Staging
@@ -173,6 +173,43 @@ def _listed(problems: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
     return [{"file": file, "reason": reason} for file, reason in problems]
 
 
+def compared(archive: str, digests: Mapping[str, str], doing: str) -> str:
+    """The SHA-256 of an archive, once it was compared with all the hashes that were given.
+
+    Args:
+        archive: its path.
+        digests: what it has to hash to, by algorithm.
+        doing: what is done with it, for the message.
+
+    Raises:
+        BadArchive: it is another one, or cannot be read.
+    """
+    wanted = {name.lower(): value.lower() for name, value in digests.items()}
+    try:
+        hashes = {name: hashlib.new(name) for name in {"sha256", *wanted}}
+        with open(archive, "rb") as file:
+            while piece := file.read(1 << 20):
+                for one in hashes.values():
+                    one.update(piece)
+        found = {name: one.hexdigest() for name, one in hashes.items()}
+    except (ValueError, TypeError) as error:
+        raise BadArchive(
+            f"cannot compare {archive} with its hash: {', '.join(wanted)} is not known here; give "
+            "its SHA-256"
+        ) from error
+    except OSError as error:
+        raise BadArchive(
+            f"cannot read {archive}: {reason_of(error)}; give a readable file"
+        ) from error
+    for name, value in wanted.items():
+        if found[name] != value:
+            raise BadArchive(
+                f"cannot {doing} {archive}: its {name} is {found[name]}, where {value} was "
+                "expected; fetch it again"
+            )
+    return found["sha256"]
+
+
 class _Installation:
     """An interpreter on its way from its bundle to its name."""
 
@@ -202,7 +239,7 @@ class _Installation:
         path = os.path.join(self.place.path, name)
         found = self.place.get(name)
         if found is not None and found.record.get("manifest") == digest:
-            self._require_digests()
+            compared(archive, self.bundle.digests or {}, "unpack")  # as nothing of it is unpacked
             return found
         if os.path.lexists(path):
             raise InvalidPath(
@@ -217,19 +254,6 @@ class _Installation:
             self.opened.publish(staged, name, RECORD, record)
         self.notify("interpreter", {"interpreter": path, "version": head.version})
         return Installed(path, record)
-
-    def _require_digests(self) -> None:
-        """Refuse an archive that is not the one whose hash was given, though it is not unpacked."""
-        for algorithm, wanted in (self.bundle.digests or {}).items():
-            found = hashlib.new(algorithm)
-            with open(self.bundle.archive, "rb") as file:
-                for piece in iter(lambda: file.read(1 << 20), b""):
-                    found.update(piece)
-            if found.hexdigest() != wanted.lower():
-                raise BadArchive(
-                    f"cannot unpack {self.bundle.archive}: its {algorithm} is "
-                    f"{found.hexdigest()}, where {wanted.lower()} was expected; fetch it again"
-                )
 
     def _prepare(self, staged: str, path: str, head: Head, digest: str) -> dict[str, Any]:
         """Unpack, relocate and try it; what is to be recorded."""

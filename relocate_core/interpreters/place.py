@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..archives.tar import Refused
+from ..system.ownership import is_own
 from ..system.staging import record_of
 from ..virtualenvs.interpreter import Interpreter
 from ..virtualenvs.layout import absolute_prefix
@@ -54,6 +55,12 @@ class Installed:
         """The path of its program."""
         return os.path.join(self.path, self.record["program"])
 
+    @property
+    def problems(self) -> list[dict[str, str]]:
+        """The file and the reason of what is not perfect in it."""
+        known = self.record.get("problems", [])
+        return [{**one, "file": os.path.join(self.path, one["file"])} for one in known]
+
     def as_dict(self) -> dict[str, Any]:
         """What an operator wants to see of it, as plain values."""
         kept = ("version", "installed", "source", "files", "size", "job", "problems")
@@ -88,10 +95,7 @@ class Place:
     @property
     def is_ours(self) -> bool:
         """Whether this user keeps interpreters here; those of others are never changed."""
-        try:
-            return os.lstat(self.records).st_uid == os.geteuid()
-        except OSError:
-            return False
+        return is_own(self.records)
 
     def get(self, name: str) -> Installed | None:
         """The complete interpreter of that name, if there is one."""

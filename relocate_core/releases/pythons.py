@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 
-from ..archives.tar import Refused
 from ..bundles.reader import read_head, read_proven_head
 from ..errors import BadArchive, InterpreterNotFound
 from ..interpreters.install import PythonBundle, provided
@@ -99,11 +98,7 @@ class Wanted:
             notify=notify,
             wait=wait,
         ) as found:
-            problems = [
-                {"file": f"{found.path}/{one['file']}", "reason": one["reason"]}
-                for one in found.record.get("problems", [])
-            ]
-            yield found.executable, problems
+            yield found.executable, found.problems
 
 
 def built_on(archive: str) -> BuiltOn | None:
@@ -194,12 +189,7 @@ def of_deployed(wanted: Wanted) -> Wanted:
 def _built_on_of(path: str) -> BuiltOn | None:
     root = files.open_root(path)
     try:
-        known = manifest_reader.of_tree(root)
-    except Refused:
-        return None
+        head = manifest_reader.head_in(root)
     finally:
         os.close(root)
-    if known is None:
-        return None
-    with known:
-        return known.head.built_on
+    return None if head is None else head.built_on

@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import CannotRun, InvalidPath, MarkedBad, NotARelease, TreeError
 from ..interpreters.place import containing
 from ..relocation.reinitialize import final_link
+from ..system.ownership import is_own
 from ..system.staging import STAGING, record_of
 from ..virtualenvs.layout import absolute_prefix
 from ..virtualenvs.manifest import RECORD
@@ -86,10 +87,7 @@ class Root:
     @property
     def is_ours(self) -> bool:
         """Whether this user keeps the records here."""
-        try:
-            return os.lstat(self.records).st_uid == os.geteuid()
-        except OSError:
-            return False
+        return is_own(self.records)
 
     def events(self) -> list[history.Event]:
         """The history, oldest event first."""

@@ -53,6 +53,14 @@ def require_trusted(path: str) -> None:
             at = inner
 
 
+def is_own(path: str) -> bool:
+    """Whether there is something at a path that belongs to this user."""
+    try:
+        return os.lstat(path).st_uid == os.geteuid()
+    except OSError:
+        return False
+
+
 def make_trusted(path: str) -> None:
     """Make a directory, and those above it that are missing, with mode 755 whatever the umask.
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..archives.tar import Refused
 from ..errors import TreeError
 from ..system import files
 from . import manifest_reader
@@ -178,13 +177,9 @@ def _build(path: str) -> tuple[dict[str, str], dict[str, str] | None]:
     """The metadata of the build of a bundle, and the interpreter bundle that it was built on."""
     root = files.open_root(path)
     try:
-        known = manifest_reader.of_tree(root)
-    except Refused:
-        known = None
+        head = manifest_reader.head_in(root)
     finally:
         os.close(root)
-    if known is None:
+    if head is None:
         return {}, None
-    with known:
-        built_on = known.head.built_on
-        return dict(known.head.facts), None if built_on is None else asdict(built_on)
+    return dict(head.facts), None if head.built_on is None else asdict(head.built_on)

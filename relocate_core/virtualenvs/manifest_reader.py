@@ -340,6 +340,21 @@ def of_tree(root: int) -> Manifest | None:
         raise damaged("cannot be read") from None
 
 
+def head_in(root: int) -> Head | None:
+    """The head of the manifest in an unpacked bundle; None without any that can be read.
+
+    What is wrong with one is reported by a deep check.
+    """
+    try:
+        known = of_tree(root)
+    except Refused:
+        return None
+    if known is None:
+        return None
+    with known:
+        return known.head
+
+
 def system_packages(root: int, environment: Virtualenv) -> tuple[tuple[str, str], ...]:
     """What an unpacked bundle needs of the base Python's packages; nothing where it is none.
 
@@ -347,14 +362,8 @@ def system_packages(root: int, environment: Virtualenv) -> tuple[tuple[str, str]
         root: descriptor of its directory.
         environment: the virtualenv there.
     """
-    try:
-        known = of_tree(root) if environment.system_site_packages else None
-    except Refused:  # a deep check reports it
-        known = None
-    if known is None:
-        return ()
-    with known:
-        return known.head.system_packages
+    head = head_in(root) if environment.system_site_packages else None
+    return () if head is None else head.system_packages
 
 
 def consistent(head: Head, rows: Iterable[Row]) -> Iterator[Row]:

@@ -391,16 +391,21 @@ def test_clean(shop: Shop) -> None:
     assert not shop.root.exists()
 
 
+def served(minion: Masterless, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Put the bundles of a small Python and of an app on it into the file root; that Python."""
+    pair = Pair.make(tmp_path_factory.mktemp("pair"))
+    for path in (pair.python.archive, pair.app):
+        shutil.copy(path, minion.root)
+    return {"source": "salt://python.tar", "source_hash": pair.python.sha256}
+
+
 @pytest.mark.slow
 def test_releases_bring_their_own_python(
     shop: Shop, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    pair = Pair.make(tmp_path_factory.mktemp("pair"))
-    for path in (pair.python.archive, pair.app):
-        shutil.copy(path, shop.minion.root)
     shop.app |= {
         "source": "salt://app.tar",
-        "python": {"source": "salt://python.tar", "source_hash": pair.python.sha256},
+        "python": served(shop.minion, tmp_path_factory),
         "smoke_tests": "python -c 'import json, zlib'",
         "health": None,
     }
@@ -422,14 +427,11 @@ def test_releases_bring_their_own_python(
 def test_another_python_is_taken_where_the_release_is_healthy_on_it(
     shop: Shop, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    pair = Pair.make(tmp_path_factory.mktemp("pair"))
-    for path in (pair.python.archive, pair.app):
-        shutil.copy(path, shop.minion.root)
+    python = served(shop.minion, tmp_path_factory)
     shop.app |= {"source": "salt://app.tar", "smoke_tests": None}
     shop.app["health"]["checks"] = "python -c 'import sys; print(sys.base_prefix)'"
     shop.done()
     before = shop.pythons()
-    python = {"source": "salt://python.tar", "source_hash": pair.python.sha256}
 
     said = shop.apply(test=True, python=python)
     assert said["shop is on its Python"]["result"] is None
