@@ -283,7 +283,7 @@ def _number(data: bytes, at: int) -> int:
 # --- portable bytecode ----------------------------------------------------------------------------
 
 
-def portable(path: str, data: bytes, old: tuple[bytes, ...]) -> bytes:
+def portable(path: str, data: bytes, prefixes: Prefixes) -> bytes:
     """`data` with its source's name relative to the virtualenv.
 
     Python corrects the name when it imports the file together with its source (`_fix_co_filename`
@@ -292,7 +292,7 @@ def portable(path: str, data: bytes, old: tuple[bytes, ...]) -> bytes:
     Args:
         path: relative to the virtualenv.
         data: the file.
-        old: the prefixes that it may hold.
+        prefixes: those that it may hold, and none in their place.
 
     Returns:
         The new content; the old one where a prefix is in anything else than such a name.
@@ -300,9 +300,9 @@ def portable(path: str, data: bytes, old: tuple[bytes, ...]) -> bytes:
     Raises:
         Unreadable: it has no header, or that of an unknown Python.
     """
-    if not any(prefix in data for prefix in old):
+    if not any(prefix in data for prefix in prefixes.old):
         return data
-    moved = _rewrite_filenames(path, data, Prefixes(old, b""), layout_of(data), cut=1)
+    moved = _rewrite_filenames(path, data, prefixes, layout_of(data), cut=1)
     return data if moved is None else moved
 
 

@@ -7,37 +7,45 @@ import fcntl
 import hashlib
 import os
 import stat
-import tarfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
-from typing import BinaryIO
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
+from itertools import chain
+from typing import Any, BinaryIO, Protocol
 
-from ..archives.compression import Packed, Sink
-from ..archives.tar import BLOCK, DIRECTORY, FILE, LINK
+from ..archives.header import header
+from ..archives.tar import BLOCK, FILE, LINK
 from ..errors import Busy, InvalidPath
 from ..virtualenvs import manifest, rewritten
 from ..virtualenvs.manifest import Row
 from .blocks import Body
 
+# Bytes; so much is put together for one write, which costs more than to copy them.
+_TOGETHER = 128 << 10
+
+
+class Sink(Protocol):
+    """What a tar is written to."""
+
+    def write(self, data: bytes, /) -> Any:
+        """Take all of the data."""
+
 
 def put(archives: Sequence[Sink], row: Row, pieces: Iterator[bytes]) -> None:
     """Write a member of one tar, or the same one of several."""
-    info = tarfile.TarInfo(row.path)
-    info.mtime, info.mode, info.size = manifest.FIXED_TIME, row.mode, row.size
-    if row.kind == DIRECTORY:
-        info.type = tarfile.DIRTYPE
-    elif row.kind == LINK:
-        info.type, info.linkname, info.mode = tarfile.SYMTYPE, row.target, 0o777
-    header = info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
-    for packed in archives:
-        packed.write(header)
-    size = 0
+    mode = 0o777 if row.kind == LINK else row.mode
+    data = header(row.path, row.kind, mode, row.size, manifest.FIXED_TIME, row.target)
     for piece in pieces:
-        size += len(piece)
-        for packed in archives:
-            packed.write(piece)
-    for packed in archives:
-        packed.write(bytes(-size % BLOCK))
+        if len(data) + len(piece) > _TOGETHER:
+            _write(archives, data)
+            data = piece
+        else:
+            data += piece
+    _write(archives, data + bytes(-row.size % BLOCK))
+
+
+def _write(archives: Sequence[Sink], data: bytes) -> None:
+    for archive in archives:
+        archive.write(data)
 
 
 def end(body: Body) -> None:
@@ -134,22 +142,22 @@ class Output:
                     os.unlink(self.temporary + suffix)
         self.file.close()
 
-    def complete(self, first: Packed, text: bytes, members: Iterable[bytes]) -> tuple[int, str]:
+    def complete(self, text: bytes, body: Body) -> tuple[int, str]:
         """Write the manifest and the members, and put both files in place.
 
         Args:
-            first: compresses into this archive.
             text: the manifest.
-            members: all that follows, compressed, in pieces.
+            body: all that follows.
 
         Returns:
             The archive's size and digest.
         """
-        for name, data in ((manifest.NAME, text), (rewritten.NAME, rewritten.EMPTY)):
-            put([first], Row(name, FILE, 0o644, len(data)), iter((data,)))
-        first.finish()
-        for piece in members:
-            self.write(piece)
+        with closing(body.another()) as head:
+            for name, data in ((manifest.NAME, text), (rewritten.NAME, rewritten.EMPTY)):
+                put([head], Row(name, FILE, 0o644, len(data)), iter((data,)))
+            head.finish()
+            for piece in chain(head.pieces(), body.pieces()):
+                self.write(piece)
         return self.commit()
 
     def commit(self) -> tuple[int, str]:

@@ -12,7 +12,6 @@ whole.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -20,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, NamedTuple
 
-from ..archives.compression import Packed, form_of, require
+from ..archives.compression import form_of, require
 from ..archives.tar import CONTROL, FILE, LATEST
 from ..artefacts.bytecode import MODES
 from ..errors import BadArchive, CannotTravel, InvalidPath, TreeError
@@ -307,22 +306,18 @@ class _Bundle:
     ) -> None:
         self.target = target
         self.report = report
-        self._order = order
         self._output = stack.enter_context(Output(target.archive))
-        directory = os.path.dirname(target.archive)
-        temporary = stack.enter_context(tempfile.TemporaryFile(dir=directory))  # noqa: SIM115 - the stack closes it
-        self.body = Body(temporary, order.form, order.level, store)
+        self.body = Body(os.path.dirname(target.archive), order.form, order.level, store)
         stack.callback(self.body.close)
 
     def complete(self, text: bytes) -> None:
         """Put the manifest before the members, and the archive in place."""
-        with Packed(self._output, self._order.form, self._order.level) as first:
-            done = self._output.complete(first, text, self.body.pieces())
+        done = self._output.complete(text, self.body)
         self.report.packed_size, self.report.sha256 = done
 
 
 def _pack(tree: Tree, order: _Order, notify: Notify) -> list[Packing]:
-    entries = list(tree.entries())
+    entries = tree.entries()
     tree.require_portable(entries)
     members = Members(tree, entries, order.mode)
     notify("looked", {"files": len(entries)})

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from ..archives.tar import CONTROL, DIRECTORY, FILE, LINK, Refused, printable, require_target
 from ..artefacts import bytecode
+from ..artefacts.prefix import Prefixes
 from ..errors import CannotTravel
 from ..relocation.needles import Needles
 from ..system import files
@@ -53,6 +54,11 @@ class Entry(NamedTuple):
     """What its content is known again by; see `index`."""
 
 
+def _plain(path: str, status: os.stat_result) -> Entry:
+    mode = file_mode(status.st_mode)
+    return Entry(path, FILE, mode, size=status.st_size, signature=signature(status))
+
+
 class Tree:
     """A virtualenv that is to be packed.
 
@@ -78,8 +84,9 @@ class Tree:
         self.python = os.path.join(os.path.abspath(path), "bin", "python")
         self.interpreter = probe(self.python)
         self.prefixes = self._find_prefixes()
-        self.old = tuple(map(os.fsencode, self.prefixes))
-        self.needles = Needles(self.old)
+        old = tuple(map(os.fsencode, self.prefixes))
+        self.needles = Needles(old)
+        self._portable = Prefixes(old, b"")
         self.descent = files.DirectoryCursor(root)
         self.index = Index("", None)
         self.system_packages: Packages = ()
@@ -106,12 +113,14 @@ class Tree:
             installed = find_installed(self.interpreter.executable, own)
             self.system_packages = installed.needed(filter(None, map(parse, asked)))
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> list[Entry]:
         """Everything to pack, in the order of the manifest."""
-        yield from self._below("", False)
+        found: list[Entry] = []
+        self._add("", False, found)
+        return found
 
-    def _below(self, directory: str, in_packages: bool) -> Iterator[Entry]:
-        """What is in a directory; in site-packages with the bytecode that its sources should
+    def _add(self, directory: str, in_packages: bool, found: list[Entry]) -> None:
+        """Add what is in a directory; in site-packages with the bytecode that its sources should
         have."""
         statuses = dict(self._listed(directory))
         base = f"{directory}/" if directory else ""
@@ -125,21 +134,18 @@ class Tree:
             path = base + name
             mode = status.st_mode
             if name == "__pycache__" and wanted:
-                yield Entry(path, DIRECTORY, 0o755)
-                yield from wanted
+                found += [Entry(path, DIRECTORY, 0o755), *wanted]
             elif name == "__pycache__" and self.interpreter.cache_tag and stat.S_ISDIR(mode):
                 continue  # all of it is of other Pythons, or of sources that are gone
             elif stat.S_ISDIR(mode):
-                yield Entry(path, DIRECTORY, directory_mode(mode))
-                yield from self._below(path, in_packages)
+                found.append(Entry(path, DIRECTORY, directory_mode(mode)))
+                self._add(path, in_packages, found)
             elif stat.S_ISLNK(mode):
-                yield Entry(path, LINK, 0)
+                found.append(Entry(path, LINK, 0))
             elif stat.S_ISREG(mode):
                 if not name.endswith((".py", ".pyc")):
                     self.newest = max(self.newest, int(status.st_mtime))
-                yield self._beside(path, statuses) or Entry(
-                    path, FILE, file_mode(mode), size=status.st_size, signature=signature(status)
-                )
+                found.append(self._beside(path, statuses) or _plain(path, status))
             else:
                 raise CannotTravel(
                     f"cannot pack {os.path.join(self.name, path)}: it is a socket, pipe or device; "
@@ -324,4 +330,4 @@ class Tree:
         return files.read((descent or self.descent).open(parent), name)[0]
 
     def portable(self, path: str, data: bytes) -> bytes:
-        return bytecode.portable(path, data, self.old)
+        return bytecode.portable(path, data, self._portable)

@@ -8,15 +8,13 @@ recorded options of its build) is listed in the manifest. The same prefix gives 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import tempfile
 from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import IO
 
-from ..archives.compression import Packed, form_of, require
+from ..archives.compression import form_of, require
 from ..archives.tar import DIRECTORY, FILE, LINK
 from ..artefacts import binaries, elf
 from ..artefacts.elf import Needs
@@ -123,9 +121,9 @@ def pack_python(
         report.left_out = dict(sorted(found.left_out.items()))
         notify("looked", {"files": len(found.kinds)})
         members = _Members(prefix, found)
-        # In a dry run everything is looked at, and nothing is written.
-        temporary = io.BytesIO() if dry_run else _temporary(archive)
-        with temporary as file, closing(Body(file, form, level)) as body:
+        # In a dry run everything is looked at, and nothing is written there.
+        place = tempfile.gettempdir() if dry_run else os.path.dirname(archive)
+        with closing(Body(place, form, level)) as body:
             _write_members(members, [] if dry_run else [body], notify)
             end(body)
             text = _describe(report, members)
@@ -134,18 +132,13 @@ def pack_python(
             if known is not None and not report.changed:
                 report.packed_size, report.sha256 = known[1:]
             if report.changed and not dry_run:
-                with Output(archive) as output, Packed(output, form, level) as first:
-                    done = output.complete(first, text, body.pieces())
-                report.packed_size, report.sha256 = done
+                with Output(archive) as output:
+                    report.packed_size, report.sha256 = output.complete(text, body)
                 notify("packed", {"path": archive, "size": report.packed_size})
         return report
     except OSError as error:
         where = error.filename if isinstance(error.filename, str) else path
         raise TreeError.of(where, error, "pack") from error
-
-
-def _temporary(archive: str) -> IO[bytes]:
-    return tempfile.TemporaryFile(dir=os.path.dirname(archive))
 
 
 def _write_members(members: _Members, archives: Sequence[Body], notify: Notify) -> None:

@@ -26,34 +26,29 @@ class Program:
 
     Args:
         command: its words.
-        errors: whether to read its standard error as well.
         options: further ones of `subprocess.Popen`.
 
     Attributes:
-        errors: descriptor of its standard error; -1 where that is not read.
-        open: the descriptors that may still have something to read.
-        refuses: whether it has stopped to read what it is sent.
+        open: the descriptor of its output, as long as there may be something to read.
 
     Raises:
         OSError: it cannot be started.
     """
 
-    def __init__(self, command: Sequence[str], *, errors: bool = False, **options: Any) -> None:
+    def __init__(self, command: Sequence[str], **options: Any) -> None:
         import subprocess  # not above: a worker itself does without, and starts faster
 
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE if errors else subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             **options,
         )
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.input = self.process.stdin.fileno()
-        self.errors = self.process.stderr.fileno() if self.process.stderr is not None else -1
-        self.open = {self.process.stdout.fileno(), self.errors} - {-1}
-        self.refuses = False
+        self.open = {self.process.stdout.fileno()}
         self._unsent: deque[memoryview] = deque()
         os.set_blocking(self.input, False)
 
@@ -78,19 +73,12 @@ class Program:
             return
         except BrokenPipeError:  # it has ended, as its output shows as well
             self._unsent.clear()
-            self.refuses = True
-
-    def end_input(self) -> None:
-        """Close its input: it was sent everything."""
-        assert self.process.stdin is not None
-        with suppress(OSError):
-            self.process.stdin.close()
 
     def stop(self) -> None:
         """Close all pipes, upon which a worker ends by itself, and wait for it."""
         self.open.clear()
         self._unsent.clear()
-        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+        for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 with suppress(OSError):
                     pipe.close()
@@ -107,7 +95,7 @@ AnyProgram = TypeVar("AnyProgram", bound=Program)
 
 def exchange(
     programs: Iterable[AnyProgram], milliseconds: int | None = None
-) -> Iterator[tuple[AnyProgram, int, bytes]]:
+) -> Iterator[tuple[AnyProgram, bytes]]:
     """Send and receive what can be at once, as soon as anything can.
 
     Args:
@@ -115,7 +103,7 @@ def exchange(
         milliseconds: how long to wait at most; None waits for ever.
 
     Yields:
-        The program, the descriptor that it was read from, and what was read: b"" at its end.
+        The program, and what it has printed: b"" at its end.
     """
     poll = select.poll()
     owners: dict[int, AnyProgram] = {}
@@ -132,7 +120,7 @@ def exchange(
             data = os.read(descriptor, _PIPE)
             if not data:
                 program.open.discard(descriptor)
-            yield program, descriptor, data
+            yield program, data
         elif program.unsent:  # not where it was killed a moment ago
             program.flush()
 
@@ -207,6 +195,6 @@ def answers(
         workers: the workers.
         milliseconds: how long to wait at most; None waits for ever.
     """
-    for worker, _, data in exchange(workers, milliseconds):
+    for worker, data in exchange(workers, milliseconds):
         for answer in worker.take(data):
             yield worker.tasks.popleft(), answer

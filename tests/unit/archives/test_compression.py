@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import os
 import random
 import shutil
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,12 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from relocate_core.archives import compression
-from relocate_core.archives.compression import Packed, form_of, require
+from relocate_core.archives.compression import compress, form_of, require
 from relocate_core.archives.decompression import Stream
 from relocate_core.errors import InvalidPath, TreeError
 from tests.support.fuzz import examples
 
-BLOCK = compression._BLOCK
+PIECE = compression._PIECE
 
 
 def some(size: int) -> bytes:
@@ -36,24 +36,18 @@ def some(size: int) -> bytes:
     return (data * (1 + size // max(1, len(data))))[:size]
 
 
-def packed(
-    data: bytes, form: str, level: int | None = None, cores: int = 2, piece: int = 1 << 20
-) -> bytes:
-    file = io.BytesIO()
-    with Packed(file, form, level, cores) as packing:
-        for at in range(0, len(data), piece):
-            packing.write(data[at : at + piece])
-    return file.getvalue()
+def packed(data: bytes, form: str, level: int | None = None) -> bytes:
+    with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as target:
+        source.write(data)
+        compress(source, target, form, level)
+        target.seek(0)
+        return target.read()
 
 
-def pack_blocks(
-    file: compression.Sink, form: str, count: int, error: BaseException | None = None
-) -> None:
-    with Packed(file, form) as packing:
-        for _ in range(count):
-            packing.write(some(BLOCK))
-        if error is not None:
-            raise error
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All data is as much as takes all cores."""
+    monkeypatch.setattr(compression, "_LARGE", 0)
 
 
 def unpacked(data: bytes) -> bytes:
@@ -108,10 +102,10 @@ def test_another_ending_is_refused(name: str) -> None:
 )
 def test_a_level_that_the_form_has_not_is_refused(form: str, level: int) -> None:
     with pytest.raises(InvalidPath, match="level"):
-        Packed(io.BytesIO(), form, level)
+        packed(b"", form, level)
 
 
-SIZES = [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, 5 * BLOCK + 17]
+SIZES = [0, 1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE, 5 * PIECE + 17]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -122,12 +116,16 @@ def test_gzip_is_read_by_python_and_by_the_program(size: int) -> None:
     assert subprocess.run(["gzip", "-dc"], input=made, capture_output=True).stdout == data
 
 
-@pytest.mark.parametrize("level", [1, 6, 9])
-def test_gzip_is_the_same_whatever_the_cores_and_the_pieces(level: int) -> None:
-    data = some(4 * BLOCK + 5)
-    once = packed(data, "gzip", level, 1)
-    assert packed(data, "gzip", level, 7, piece=4097) == once
-    assert packed(data, "gzip", level, 3, piece=len(data)) == once
+@pytest.mark.parametrize("level", [1, 5, 9])
+@pytest.mark.parametrize("size", SIZES)
+def test_gzip_is_the_same_whatever_the_cores(
+    size: int, level: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = packed(some(size), "gzip", level)
+    monkeypatch.setattr(compression, "_LARGE", 0)
+    for cores in (1, 2, 7):
+        monkeypatch.setattr(compression, "usable_cores", lambda cores=cores: cores)
+        assert packed(some(size), "gzip", level) == once
 
 
 def test_gzip_says_nothing_of_when_and_where() -> None:
@@ -136,7 +134,7 @@ def test_gzip_says_nothing_of_when_and_where() -> None:
 
 def test_a_block_knows_the_end_of_the_one_before() -> None:
     noise = random.Random(2).randbytes(20 << 10)
-    data = some(BLOCK - len(noise)) + noise + noise
+    data = some(PIECE - len(noise)) + noise + noise
     assert len(packed(data, "gzip")) < len(packed(data[: -len(noise)], "gzip")) + 1000
 
 
@@ -144,73 +142,81 @@ def test_several_streams_in_a_row_are_one(tmp_path: Path) -> None:
     inner = io.BytesIO()
     with tarfile.open(fileobj=inner, mode="w") as tar:
         member = tarfile.TarInfo("a")
-        member.size = 3 * BLOCK
-        tar.addfile(member, io.BytesIO(some(3 * BLOCK)))
+        member.size = 3 * PIECE
+        tar.addfile(member, io.BytesIO(some(3 * PIECE)))
     data = inner.getvalue()
     for form, ending in (("gzip", "gz"), ("zstd", "zst")):
         if form == "zstd" and not (compression._library() or shutil.which("zstd")):
             continue
         archive = tmp_path / f"a.tar.{ending}"
         with open(archive, "wb") as file:
-            for at in range(0, len(data), BLOCK + 512):
-                with Packed(file, form) as packing:
-                    packing.write(data[at : at + BLOCK + 512])
+            file.writelines(
+                packed(data[at : at + PIECE + 512], form) for at in range(0, len(data), PIECE + 512)
+            )
         assert unpacked(archive.read_bytes()) == data
         if form == "gzip":
             subprocess.run(["tar", "-xzf", archive, "-C", tmp_path], check=True)
-            assert (tmp_path / "a").read_bytes() == some(3 * BLOCK)
+            assert (tmp_path / "a").read_bytes() == some(3 * PIECE)
 
 
 def test_small_data_takes_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(compression, "ThreadPoolExecutor")
-    assert gzip.decompress(packed(some(BLOCK), "gzip")) == some(BLOCK)
+    assert gzip.decompress(packed(some(PIECE), "gzip")) == some(PIECE)
 
 
-def test_only_a_few_blocks_are_held() -> None:
-    taken = 0
+def test_only_a_few_pieces_are_held(monkeypatch: pytest.MonkeyPatch, large: None) -> None:
+    monkeypatch.setattr(compression, "usable_cores", lambda: 2)
+    taken = given = 0
 
-    class Counting:
-        def write(self, data: bytes) -> None:
+    class Counting(io.BytesIO):
+        def write(self, data: bytes) -> int:  # type: ignore[override]
             nonlocal taken
             taken += 1
+            return len(data)
 
-    with Packed(Counting(), "gzip", cores=2) as packing:
-        for number in range(1, 21):
-            packing.write(some(BLOCK))
-            assert number - taken <= 2 + 2 + 1
+    class Given(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            nonlocal given
+            given += 1
+            assert given - taken <= 2 + 2 + 1
+            return super().read(size)
+
+    compress(Given(some(20 * PIECE)), Counting(), "gzip")
+    assert given == 21
 
 
 def test_a_tar_is_written_as_it_is() -> None:
-    assert packed(some(99), "tar", piece=7) == some(99)
+    assert packed(some(99), "tar") == some(99)
 
 
-@pytest.mark.parametrize("form", ["tar", "gzip"])
-def test_a_full_disk_is_told(form: str) -> None:
+@pytest.mark.parametrize("form", ["tar", "gzip", "zstd"])
+@pytest.mark.parametrize("all_cores", [False, True])
+def test_a_full_disk_is_told(form: str, all_cores: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if form == "zstd" and not (compression._library() or shutil.which("zstd")):
+        pytest.skip("nothing on this machine packs with zstd")
+    monkeypatch.setattr(compression, "_LARGE", 0 if all_cores else 1 << 40)
     threads = len(os.listdir("/proc/self/task"))
-    with open("/dev/full", "wb", 0) as file, pytest.raises(OSError, match="No space"):
-        pack_blocks(file, form, 20)
+    with open("/dev/full", "r+b", 0) as file, tempfile.TemporaryFile() as source:
+        source.write(some(20 * PIECE))
+        with pytest.raises((OSError, TreeError), match="No space"):
+            compress(source, file, form)
     assert len(os.listdir("/proc/self/task")) <= threads
 
 
 @settings(max_examples=examples(30), deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.lists(st.binary(max_size=300), max_size=30), st.integers(1, 5), st.integers(1, 9))
-def test_whatever_goes_in_comes_out(pieces: list[bytes], cores: int, level: int) -> None:
-    block, compression._BLOCK = compression._BLOCK, 100
-    try:
-        file = io.BytesIO()
-        with Packed(file, "gzip", level, cores) as packing:
-            for piece in pieces:
-                packing.write(piece)
-    finally:
-        compression._BLOCK = block
-    assert gzip.decompress(file.getvalue()) == b"".join(pieces)
+@given(st.binary(max_size=3000), st.booleans(), st.integers(1, 9))
+def test_whatever_goes_in_comes_out(data: bytes, all_cores: bool, level: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compression, "_PIECE", 100)
+        patch.setattr(compression, "_LARGE", 0 if all_cores else 1 << 40)
+        assert gzip.decompress(packed(data, "gzip", level)) == data
 
 
 # --- zstd -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("zstd")
-@pytest.mark.parametrize("size", [0, 1, BLOCK, 9 * BLOCK + 17])
+@pytest.mark.parametrize("size", [0, 1, PIECE, 9 * PIECE + 17])
 def test_zstd_is_read_by_the_program(size: int) -> None:
     if shutil.which("zstd") is None:
         pytest.skip("the program zstd is not on this machine")
@@ -220,17 +226,18 @@ def test_zstd_is_read_by_the_program(size: int) -> None:
 
 
 @pytest.mark.usefixtures("zstd")
-@pytest.mark.parametrize("form", ["tar", "gzip", "zstd"])
-@pytest.mark.parametrize("size", [0, 1, BLOCK, 3 * BLOCK + 17])
-def test_what_is_in_memory_is_packed_the_same(form: str, size: int) -> None:
-    assert compression.packed(some(size), form) == packed(some(size), form, piece=70001)
-
-
-@pytest.mark.usefixtures("zstd")
-def test_zstd_is_the_same_whatever_the_cores_and_the_pieces() -> None:
-    data = some(40 * BLOCK)
-    once = hashlib.sha256(packed(data, "zstd", 3, 1)).digest()
-    assert hashlib.sha256(packed(data, "zstd", 3, 4, piece=70001)).digest() == once
+@pytest.mark.parametrize("size", [10, 9 * PIECE])
+@pytest.mark.parametrize("all_cores", [False, True])
+def test_zstd_is_the_same_whatever_the_cores_and_what_was_before(
+    size: int, all_cores: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compression, "_LARGE", 0 if all_cores else 1 << 40)
+    made = set()
+    for cores in (1, 4, 2):
+        monkeypatch.setattr(compression, "usable_cores", lambda cores=cores: cores)
+        made.add(packed(some(size), "zstd", 3))
+        assert packed(some(3 * size)[size:], "zstd", 3)
+    assert len(made) == 1
 
 
 def test_without_zstd_it_is_said_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,25 +286,7 @@ def test_a_program_that_fails_is_told(
 ) -> None:
     stand_in(tmp_path, monkeypatch, script)
     before = len(os.listdir("/proc/self/fd"))
-    for pack in (
-        lambda: pack_blocks(io.BytesIO(), "zstd", 8),
-        lambda: compression.packed(some(BLOCK), "zstd"),
-    ):
-        with pytest.raises(TreeError, match=said) as caught:
-            pack()
-        assert "\n" not in str(caught.value)
+    with pytest.raises(TreeError, match=said) as caught:
+        packed(some(8 * PIECE), "zstd")
+    assert "\n" not in str(caught.value)
     assert len(os.listdir("/proc/self/fd")) == before
-
-
-@pytest.mark.usefixtures("no_child_left")
-def test_a_full_disk_ends_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    program_only(monkeypatch)
-    with open("/dev/full", "wb", 0) as file, pytest.raises(OSError, match="No space"):
-        pack_blocks(file, "zstd", 64)
-
-
-@pytest.mark.usefixtures("no_child_left")
-def test_giving_up_ends_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    program_only(monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        pack_blocks(io.BytesIO(), "zstd", 4, KeyboardInterrupt())
