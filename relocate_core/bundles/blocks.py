@@ -44,6 +44,8 @@ class Block(NamedTuple):
     """Their first entry."""
     last: int
     """The entry behind them."""
+    key: str = ""
+    """What one that is kept is found by."""
     path: str = ""
     """Where it is kept, compressed."""
     rows: Sequence[Row] = ()
@@ -125,10 +127,22 @@ class Store:
             path: the file that it is in.
             rows: what it is of.
         """
+        for row, (_, pieces) in zip(rows, self.members(path)):
+            yield row, pieces
+
+    def members(self, path: str) -> Iterator[tuple[str, Iterator[bytes]]]:
+        """The names and contents of all members of a block that is kept.
+
+        Args:
+            path: the file that it is in.
+
+        Raises:
+            Refused: it is asked for more than there are.
+        """
         with open(path, "rb", 0) as file, Stream(file.fileno(), {}, _ANY, _ANY) as stream:
-            for row, member in zip(rows, members(stream)):
+            for member in members(stream):
                 pieces = map(bytes, stream.pieces(member.stored))
-                yield row, pieces
+                yield member.name, pieces
                 deque(pieces, 0)  # what was not taken
 
 

@@ -42,6 +42,8 @@ class Known(NamedTuple):
     """Of bytecode, whether what is there is of its source as it is, and can be made portable."""
     found: Found | None
     """None for bytecode of a source that does not compile."""
+    block: str = ""
+    """The key of the block that its content is in; "" without any."""
 
 
 def signature(status: os.stat_result, other: os.stat_result | None = None) -> str:
@@ -62,8 +64,9 @@ class Index:
         self._path = path
         self._basis = hashlib.sha256(json.dumps(basis).encode()).hexdigest()
         self._before = time.time_ns() - _RACY
-        self._old = self._read() if path else {}
+        self._old, self._old_blocks = self._read() if path else ({}, [])
         self._new: dict[str, list[Any]] = {}
+        self._blocks: list[str] = []
 
     def get(self, path: str, signature: str) -> Known | None:
         """What is known of a path, if it is as it was."""
@@ -77,12 +80,16 @@ class Index:
                 needs = Needs(needs[0], needs[1], tuple(needs[2]))
             size, sha256, reference, hidden, compiled = rest
             found = Found(size, sha256, reference, hidden, compiled, needs)
-        return Known(row[1], found)
+        return Known(row[1], found, self._old_blocks[row[3]] if self._old_blocks else "")
 
     def note(self, path: str, signature: str, kept: bool, found: Found | None) -> None:
         """Note what was found in a path."""
         if self._path and signature:
-            self._new[path] = [signature, kept, found]
+            self._new[path] = [signature, kept, found, len(self._blocks)]
+
+    def end_block(self, key: str) -> None:
+        """Note the key of the block that has what was noted since the last one."""
+        self._blocks.append(key)
 
     def save(self) -> None:
         """Keep what was noted for the next packing, and nothing else."""
@@ -94,7 +101,7 @@ class Index:
             if int(row[0].rpartition(" ")[2]) < self._before
             and int(row[0].split(" ", 4)[3]) < self._before
         }
-        text = json.dumps(known, separators=(",", ":")).encode()
+        text = json.dumps([known, self._blocks], separators=(",", ":")).encode()
         digest = hashlib.sha256(text).hexdigest()
         temporary = f"{self._path}{files.TEMPORARY}"
         with open(temporary, "wb") as file:
@@ -102,11 +109,11 @@ class Index:
             file.write(text)
         os.rename(temporary, self._path)
 
-    def _read(self) -> dict[str, list[Any]]:
+    def _read(self) -> tuple[dict[str, list[Any]], list[str]]:
         """What was noted; nothing where that is damaged, or was noted on another basis."""
         with suppress(FileNotFoundError), open(self._path, "rb") as file:
             first, text = file.readline(256), file.read()
             if first == f"{self._basis} {hashlib.sha256(text).hexdigest()}\n".encode():
-                known: dict[str, list[Any]] = json.loads(text)
-                return known
-        return {}
+                known, blocks = json.loads(text)
+                return known, blocks
+        return {}, []

@@ -24,7 +24,9 @@ from ..virtualenvs import manifest
 from ..virtualenvs.contents import compiled_module
 from ..virtualenvs.manifest import BuiltOn, Head, Row
 from ..virtualenvs.packages import holds_packages
+from .blocks import Store
 from .compiler import Compiler, Job
+from .earlier import Earlier
 from .index import Found
 from .tree import BYTECODE, Entry, Tree
 
@@ -39,6 +41,7 @@ class Members:
         tree: the virtualenv.
         entries: what of it is packed, in order.
         mode: how bytecode knows whether it fits its source: one of MODES.
+        store: has the blocks of earlier packings.
 
     Attributes:
         known: what an earlier packing has found in each entry; None where that is not known.
@@ -52,7 +55,9 @@ class Members:
         InvalidPath: the virtualenv's Python has no such mode.
     """
 
-    def __init__(self, tree: Tree, entries: list[Entry], mode: str) -> None:
+    def __init__(
+        self, tree: Tree, entries: list[Entry], mode: str, store: Store | None = None
+    ) -> None:
         if mode != "timestamp" and tree.interpreter.version < (3, 7):
             raise InvalidPath(
                 f"Python {tree.interpreter.long_version} checks its bytecode by the time alone, "
@@ -65,6 +70,7 @@ class Members:
         self.known = [recall(one.path, one.signature) if one.signature else None for one in entries]
         self.wanted = [True] * len(entries)
         self._planned: list[Row | None] = [None] * len(entries)
+        self._earlier = Earlier(store)
         self.rows: list[Row] = []
         self.references: list[str] = []
         self.size = self.compiled = 0
@@ -91,7 +97,7 @@ class Members:
         There is no row for bytecode of what is no source that this Python understands, and no
         content of what is not wanted.
         """
-        with closing(self._compile()) as compiled:
+        with self._earlier, closing(self._compile()) as compiled:
             for at, entry in enumerate(self.entries):
                 known = self.known[at]
                 found = known.found if known else None
@@ -100,7 +106,7 @@ class Members:
                     row = self._planned[at]
                 else:
                     if entry.kind in (FILE, BYTECODE):
-                        found, pieces = self._read(entry, compiled)
+                        found, pieces = self._read(at, compiled)
                     row = self._row(entry, found)
                 if entry.kind in (FILE, BYTECODE):
                     self.tree.index.note(entry.path, entry.signature, entry.kept, found)
@@ -135,12 +141,18 @@ class Members:
             self._endings.setdefault(module[0], set()).add(module[1])
 
     def _read(
-        self, entry: Entry, compiled: Iterator[bytes | None]
+        self, at: int, compiled: Iterator[bytes | None]
     ) -> tuple[Found | None, Iterator[bytes]]:
         """What is in a file, and its content; nothing of a source that does not compile."""
+        entry, known = self.entries[at], self.known[at]
         if entry.kind == FILE:
             return self._file(entry)
-        data = self._kept(entry) if self._is_kept(entry) else next(compiled)
+        if self._is_kept(entry):
+            data: bytes | None = self._kept(entry)
+        elif known is not None and self._earlier.has(known):
+            data = self._earlier.take(entry.path, known)
+        else:
+            data = next(compiled)
         if data is None:
             return None, iter(())
         return self._whole(entry, data), iter((data,))
@@ -158,8 +170,9 @@ class Members:
         """What the virtualenv's Python has to do, in the order of the entries."""
         descent = files.DirectoryCursor(self.tree.root)
         try:
-            for entry, wanted in zip(self.entries, self.wanted):
-                if entry.kind == BYTECODE and wanted and not self._is_kept(entry):
+            for entry, wanted, known in zip(self.entries, self.wanted, self.known):
+                there = self._is_kept(entry) or self._earlier.has(known)
+                if entry.kind == BYTECODE and wanted and not there:
                     source = self.tree.read(entry.source, descent)
                     code = None
                     if entry.kept:

@@ -319,7 +319,7 @@ class _Bundle:
 def _pack(tree: Tree, order: _Order, notify: Notify) -> list[Packing]:
     entries = tree.entries()
     tree.require_portable(entries)
-    members = Members(tree, entries, order.mode)
+    members = Members(tree, entries, order.mode, order.store)
     notify("looked", {"files": len(entries)})
     reports = [
         Packing(one.archive, dry_run=order.dry_run, warnings=tree.warnings, files=len(entries))
@@ -402,8 +402,12 @@ def _write_members(
         for row, pieces in contents:
             if row is not None:
                 _put(takers, row, pieces)
+        key = block.key
+        if store is not None and not key:
+            key = store.key(members.rows[begin:])
+        members.tree.index.end_block(key)
         if full and not block.path:
-            full.body.finish(store.key(members.rows[begin:]) if store is not None else "")
+            full.body.finish(key)
         notify("packing", {"files": len(members.rows), "size": members.size})
     for bundle in bundles:
         end(bundle.body)
@@ -419,10 +423,13 @@ def _plan(members: Members, store: Store | None) -> list[Block]:
     blocks = []
     for first, last in cut(members.entries):
         rows = None if store is None else members.planned(first, last)
-        path = store.find(store.key(rows)) if store is not None and rows is not None else ""
-        if path:
+        key = store.key(rows) if store is not None and rows is not None else ""
+        path = store.find(key) if store is not None and key else ""
+        if rows is not None and path:
             members.wanted[first:last] = [False] * (last - first)
-        blocks.append(Block(first, last, path, rows if path and rows is not None else []))
+            blocks.append(Block(first, last, key, path, rows))
+        else:
+            blocks.append(Block(first, last))
     return blocks
 
 

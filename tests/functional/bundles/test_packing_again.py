@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from relocate_core.bundles import blocks, index
+from relocate_core.bundles import blocks, index, members
+from relocate_core.bundles.compiler import Job
 from relocate_core.bundles.pack import pack, pack_with_deltas
-from relocate_core.errors import InvalidPath, UnsafeDirectory
+from relocate_core.errors import InvalidPath, TreeError, UnsafeDirectory
 from tests.support import packages, steps
 from tests.support.environments import Environment, make
 from tests.support.roots import needs_root
@@ -187,11 +189,55 @@ def test_changes_one_after_the_other(place: Place) -> None:
 
 
 def test_files_are_not_read_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    from relocate_core.bundles import members
-
     whole = place.packed()
     monkeypatch.delattr(members.Members, "_read")
     assert place.packed() == whole
+
+
+@pytest.mark.parametrize("mode", ["timestamp", "checked-hash"])
+def test_bytecode_is_compiled_once(
+    mode: str, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is beside a source that has changed is taken from the block that was made before."""
+    for cached in (place.site_packages() / "many").rglob("__pycache__"):
+        shutil.rmtree(cached)
+    jobs = members.Members._jobs
+    asked: list[str] = []
+
+    def noted(self: members.Members) -> Iterator[Job]:
+        for job in jobs(self):
+            asked.append(job.name.rpartition("/")[2])
+            yield job
+
+    monkeypatch.setattr(members.Members, "_jobs", noted)
+    (place.site_packages() / "many/broken.py").write_text("def")
+    place.packed(bytecode=mode)
+    assert len(asked) > 20
+    asked.clear()
+    a_source(place)
+    packed = place.packed(bytecode=mode)
+    assert [name for name in asked if name != "broken.py"] == ["module7.py"]
+    assert place.fresh(bytecode=mode) == packed
+    asked.clear()
+    assert place.packed(".tar.zst", bytecode=mode)
+    assert set(asked) <= {"broken.py"}, "blocks of another form have it too"
+
+
+def test_a_block_that_is_not_what_was_noted(place: Place) -> None:
+    """Nothing but another program writes so; what it has is not packed."""
+    for cached in (place.site_packages() / "many").rglob("__pycache__"):
+        shutil.rmtree(cached)
+    place.packed()
+    names = sorted(path.name for path in (place.cache / "blocks").iterdir())
+    contents = [(place.cache / "blocks" / name).read_bytes() for name in names]
+    for name in names:
+        (place.cache / "blocks" / name).unlink()
+    for name, data in zip(names, contents[1:] + contents[:1]):
+        digest = hashlib.sha256(data).hexdigest()
+        (place.cache / "blocks" / f"{name.partition('.')[0]}.{digest}").write_bytes(data)
+    a_source(place)
+    with pytest.raises(TreeError, match="remove that cache"):
+        place.packed()
 
 
 def test_blocks_are_taken_without_an_index(place: Place) -> None:
