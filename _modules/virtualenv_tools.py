@@ -169,6 +169,76 @@ def reinitialize(
     return _printable(report.as_dict())
 
 
+def reinitialize_others(
+    root: str,
+    python: str | dict[str, Any],
+    link: str = "current",
+    checked: bool = True,
+    saltenv: str = "base",
+    test: bool | None = None,
+) -> dict[str, Any]:
+    """
+    Put the other releases of a root onto the Python that the active one was put onto.
+
+    So a rollback does not bring back the Python that was left, such as one without a security fix.
+    Nothing is unpacked, and nothing is done before the active release was found healthy on that
+    Python: a Python that is wrong for that release reaches no other.
+
+    root
+        The directory of the releases, as an absolute path.
+
+    python
+        As for :py:func:`reinitialize`: where it is a bundle, that is not fetched, as the active
+        release runs on it already.
+
+    link
+        The name of the symlink to the active release.
+
+    checked
+        ``False`` does not wait for the active release to be found healthy on that Python (see
+        :py:func:`mark_healthy`): for an app whose health nothing checks.
+
+    saltenv
+        The environment of a ``salt://`` bundle.
+
+    test
+        ``True`` reports what would be done, and does none of it. By default the minion's ``test``
+        option.
+
+    Returns a dictionary: ``root``, ``active`` (the name of the active release), ``python``,
+    ``moved`` (what each release that was put onto it ran on before, by name), ``left`` (why a
+    release stays as it is, by name: the Python does not fit, the release was put back from it, or
+    another symlink points to the release), ``failed`` (why a release could not be put onto it, by
+    name: mostly as it is damaged), ``waiting`` (why none follows yet, or ``None``) and ``dry_run``.
+
+    Raises ``CommandExecutionError`` where there is no active release, or that Python is refused.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' virtualenv_tools.reinitialize_others /srv/app /opt/py/bin/python3.11
+        salt '*' virtualenv_tools.reinitialize_others /srv/app \\
+            python='{source: salt://pythons/cpython-3.13.1.tar.zst, source_hash: 9be07c2d...}'
+    """
+    root, dry_run = _absolute(root, "the directory of the releases"), _is_test(test)
+    if python is None:
+        raise CommandExecutionError("python is missing: give the one that the active release is on")
+    with _core() as core, _reporting(root) as (job, notify):
+        place = core.Place.beside(root)
+        with _python(core, python, place, saltenv, fetch=False) as wanted:
+            report = core.reinitialize_others(
+                root,
+                wanted,
+                link=link,
+                checked=bool(checked),
+                job=job,
+                dry_run=dry_run,
+                notify=notify,
+            )
+    return _printable(report.as_dict())
+
+
 def put_back(path: str, reason: str) -> dict[str, Any]:
     """
     Put a release that is not healthy onto the Python that it ran on before :py:func:`reinitialize`.
@@ -626,9 +696,10 @@ def releases(root: str) -> dict[str, Any]:
         The directory of the releases, as an absolute path.
 
     Returns a dictionary of dictionaries, by name: ``active`` (the links that point to it), ``bad``
-    (why it is marked) and ``pinned`` where that is so, ``published`` (UTC), ``source``,
-    ``python_version``, ``files``, ``size`` (bytes), ``job`` (Salt's job id), ``bundle`` where it
-    was deployed from one, and ``interpreter`` (the directory) where it shares one with others.
+    (why it is marked) and ``pinned`` where that is so, ``published`` (UTC), ``source``, ``python``
+    (what its ``bin/python`` points to now), ``python_version`` (that one's X.Y.Z), ``files``,
+    ``size`` (bytes), ``job`` (Salt's job id), ``bundle`` where it was deployed from one, and
+    ``interpreter`` (the directory) where it shares one with others.
 
     CLI Example:
 

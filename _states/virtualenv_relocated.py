@@ -579,6 +579,59 @@ def reinitialized(
     return ret
 
 
+def others_reinitialized(
+    name: str,
+    link: str | None = None,
+    python: str | dict[str, Any] | list[Any] | None = None,
+    checked: bool = True,
+) -> dict[str, Any]:
+    """
+    Have the other releases on the Python that the active one was put onto.
+
+    So a rollback does not bring back the Python that was left, such as one without a security fix.
+    Nothing is done before the active release was found :py:func:`healthy` on that Python: a Python
+    that is wrong for that release reaches no other. One that does not fit is not used for a
+    release, nor one that the release was put back from; the comment has those that stay as they
+    are. The state fails where a release is damaged, and the others follow.
+
+    name
+        The link to the active release, or any name where ``link`` is given.
+
+    link
+        The link to the active release; better than by ``name``, as for :py:func:`healthy`.
+
+    python
+        As ``python`` of :py:func:`reinitialized`. A bundle is not fetched: the active release runs
+        on it already.
+
+    checked
+        ``False`` does not wait for the active release to be found healthy on that Python: for an
+        app that has no state :py:func:`healthy`.
+
+    .. code-block:: yaml
+
+        shop's other releases are on its Python:
+          virtualenv_relocated.others_reinitialized:
+            - link: /srv/shop/current
+            - python:
+                source: salt://pythons/cpython-3.13.1-x86_64.tar.zst
+                source_hash: 5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef
+            - require:
+              - virtualenv_relocated: shop answers
+    """
+    ret = _new(name)
+    with _Reporting(ret):
+        link = _path(link or name, "the link")
+        root = os.path.dirname(link)
+        if __opts__["test"] and not os.path.lexists(link):
+            return _with(ret, None, f"{link} does not exist yet, so no release would follow.")
+        done = __salt__["virtualenv_tools.reinitialize_others"](
+            root, python, link=link, checked=checked, saltenv=__env__, test=__opts__["test"]
+        )
+        return _followed(ret, done)
+    return ret
+
+
 def absent(name: str) -> dict[str, Any]:
     """
     Remove a release, unless it is active, pinned, or used by a process.
@@ -708,7 +761,7 @@ def mod_watch(name: str, sfun: str | None = None, **kwargs: Any) -> dict[str, An
     """
     functions = (
         *(managed, migrated, active, rolled_back, healthy, pruned, absent, reinitialized),
-        *(packed, python_packed),
+        *(others_reinitialized, packed, python_packed),
     )
     function = {one.__name__: one for one in functions}.get(str(sfun))
     if function is None:
@@ -776,6 +829,33 @@ def _deployed(ret: dict[str, Any], name: str, source: str, done: dict[str, Any])
     if done["reused"]:
         size += f", {done['reused']:,} files taken from another release"
     return _with(ret, True, f"{name} was deployed from {source}: {size}.")
+
+
+def _followed(ret: dict[str, Any], done: dict[str, Any]) -> dict[str, Any]:
+    """The answer about the releases that follow the active one onto its Python."""
+    python, moved, waiting = done["python"], done["moved"], done["waiting"]
+    left = f" As they were: {_by_reason(done['left'])}." if done["left"] else ""
+    if moved:
+        ret["changes"]["pythons"] = {one: {"old": old, "new": python} for one, old in moved.items()}
+    if done["failed"]:
+        failed = _by_reason(done["failed"])
+        return _with(ret, False, f"Not put onto {python}: {failed}.{left}")
+    names = ", ".join(moved)
+    if not moved:
+        every = "No other release is put onto" if left else "All other releases are on"
+        return _with(ret, True, f"{every} {python}.{left}")
+    if done["dry_run"]:
+        once = f", once {done['active']} is healthy on it" if waiting else ""
+        return _with(ret, None, f"{names} would be put onto {python}{once}.{left}")
+    return _with(ret, True, f"{names} put onto {python}.{left}")
+
+
+def _by_reason(reasons: Mapping[str, str]) -> str:
+    """Releases with the reason for each, which several may have in common."""
+    names: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        names.setdefault(reason, []).append(name)
+    return "; ".join(f"{', '.join(names[reason])}: {reason}" for reason in names)
 
 
 def _counted(names: list[str], what: str) -> str:

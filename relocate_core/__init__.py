@@ -31,6 +31,7 @@ _PUBLIC = {
     "interpreters.verify": "verify_python",
     "releases.claims": "Claim claim claimed unclaim",
     "releases.prune": "Pruning prune remove",
+    "releases.follow": "Following reinitialize_others",
     "releases.publish": "Publication publish",
     "releases.reinitialize": "put_back reinitialize",
     "releases.root": "Release Root",

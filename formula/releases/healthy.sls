@@ -1,4 +1,5 @@
-# The active release answers, or it is rolled back.
+# The active release answers, or it is rolled back. Where it is on a Python that the pillar chooses, such as a
+# security release, the other releases are put onto that one then.
 {% from "./map.jinja" import apps with context %}
 
 include:
@@ -16,5 +17,21 @@ include:
     {% if app.runs %}
     - watch:                      # what is restarted after a rollback
       - release_programs: {{ app.name }} runs
+    {% endif %}
+{% endfor %}
+
+{% for app in apps if app.python is mapping or "/" in app.python | string %}
+{{ app.name }}'s other releases are on its Python:
+  virtualenv_relocated.others_reinitialized:
+    - link: {{ app.link }}
+    - python: {{ app.python | json }}
+    - checked: {{ app.checks != [] }}
+    {% if app.checks or app.runs %}
+    - require:
+      {% if app.checks %}
+      - virtualenv_relocated: {{ app.name }} answers
+      {% else %}
+      - release_programs: {{ app.name }} runs
+      {% endif %}
     {% endif %}
 {% endfor %}

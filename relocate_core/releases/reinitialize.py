@@ -67,7 +67,7 @@ def reinitialize(
     if dry_run and bundle is not None and known is None:
         name, old = bundle.source or bundle.archive, os.path.realpath(f"{here}/bin/python")
         return Reinitialization(path, name, "", old, ["bin/python", "pyvenv.cfg"], dry_run=True)
-    if known is not None and _is_on(here, known):
+    if known is not None and is_on(here, known):
         version = read_config(here).get("version", "")
         return Reinitialization(path, known, version, known, dry_run=dry_run)
     if bundle is None or known is not None:
@@ -146,7 +146,7 @@ def _note(store: Store, name: str, planned: Reinitialization) -> None:
     store.note(history.REINITIALIZED, name, python=planned.python, previous=previous)
 
 
-def _is_on(path: str, python: str) -> bool:
+def is_on(path: str, python: str) -> bool:
     """Whether a virtualenv is on a Python, as far as that shows without running it.
 
     That takes no longer for a large virtualenv than for a small one, in each highstate.

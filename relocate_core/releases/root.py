@@ -7,7 +7,8 @@ Here it is only read; `store` changes it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ from ..interpreters.place import containing
 from ..relocation.reinitialize import final_link
 from ..system.ownership import is_own
 from ..system.staging import STAGING, record_of
-from ..virtualenvs.layout import absolute_prefix
+from ..virtualenvs.layout import absolute_prefix, read_config
 from ..virtualenvs.manifest import RECORD
 from . import history
 
@@ -42,6 +43,8 @@ class Release:
         pinned: whether prune spares it.
         interpreter: the directory of the interpreter that it shares with others; None where it runs
             on a Python of the machine.
+        python: what its `bin/python` points to; None for a copy.
+        python_version: the X.Y.Z that it is on, or was deployed on where that cannot be read.
     """
 
     name: str
@@ -51,14 +54,18 @@ class Release:
     bad: str | None = None
     pinned: bool = False
     interpreter: str | None = None
+    python: str | None = None
+    python_version: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """What an operator wants to see of it, as plain values."""
         seen = {"active": list(self.active)} if self.active else {}
         marks = {"bad": self.bad} if self.bad is not None else {}
         pin = {"pinned": True} if self.pinned else {}
-        kept = ("published", "source", "python_version", "files", "size", "job")
+        kept = ("published", "source", "files", "size", "job")
         facts = {key: self.record[key] for key in kept if self.record.get(key) not in (None, "")}
+        now = {"python": self.python, "python_version": self.python_version}
+        facts |= {key: value for key, value in now.items() if value}
         bundle = {"bundle": True} if self.record.get("manifest") else {}
         shared = {"interpreter": self.interpreter} if self.interpreter else {}
         return {**seen, **marks, **pin, **facts, **bundle, **shared}
@@ -222,27 +229,38 @@ class Root:
     def releases(self) -> list[Release]:
         """All complete releases, the last published one first."""
         known, links = self.standing(), self.links()
-        found = [
-            Release(
-                name,
-                os.path.join(self.path, name),
-                self.record(name) or {},
-                tuple(link for link, target in links.items() if target == name),
-                known.bad.get(name),
-                name in known.pinned,
-                self._interpreter(name),
-            )
-            for name in self.names()
-        ]
+        found = [self._release(name, known, links) for name in self.names()]
         return sorted(
             found,
             key=lambda one: (one.record.get("published", ""), known.published.get(one.name, -1)),
             reverse=True,
         )
 
-    def _interpreter(self, name: str) -> str | None:
-        found = containing(os.path.join(self.path, name, "bin", "python"))
-        return None if found is None else found.path
+    def _release(self, name: str, known: history.Standing, links: Mapping[str, str]) -> Release:
+        path, record = os.path.join(self.path, name), self.record(name) or {}
+        python = os.path.join(path, "bin", "python")
+        shared = containing(python)
+        return Release(
+            name,
+            path,
+            record,
+            tuple(link for link, target in links.items() if target == name),
+            known.bad.get(name),
+            name in known.pinned,
+            None if shared is None else shared.path,
+            final_link(python),
+            _python_version(path) or record.get("python_version"),
+        )
+
+
+def _python_version(path: str) -> str | None:
+    """The X.Y.Z in a release's pyvenv.cfg, which changes with the Python that it is put onto."""
+    try:
+        config = read_config(path)
+    except OSError:
+        return None
+    found = re.match(r"\d+\.\d+\.\d+", config.get("version_info") or config.get("version", ""))
+    return None if found is None else found[0]
 
 
 def name_of(path: str, what: str = "the release") -> tuple[str, str]:

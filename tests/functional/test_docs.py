@@ -183,7 +183,9 @@ def test_all_that_releases_returns_is_described() -> None:
     described = (ast.get_docstring(function) or "").partition("Returns")[2].partition("CLI")[0]
     shared = "/srv/pythons/cpython-3.13.0-1f3a9c0b72de"
     found = root.Release(
-        "1", "/srv/shop/1", _Everything(), ("current",), "it crashes", True, shared
+        *("1", "/srv/shop/1", _Everything(), ("current",), "it crashes", True, shared),
+        python=f"{shared}/bin/python3.13",
+        python_version="3.13.0",
     )
     assert set(re.findall(r"``(\w+)``", described)) == set(found.as_dict())
 

@@ -430,11 +430,16 @@ def test_another_python_is_taken_where_the_release_is_healthy_on_it(
     python = served(shop.minion, tmp_path_factory)
     shop.app |= {"source": "salt://app.tar", "smoke_tests": None}
     shop.app["health"]["checks"] = "python -c 'import sys; print(sys.base_prefix)'"
+    shop.done(release="0")
     shop.done()
     before = shop.pythons()
+    others = "shop's other releases are on its Python"
+    older = shop.root / "0/bin/python"
 
     said = shop.apply(test=True, python=python)
     assert said["shop is on its Python"]["result"] is None
+    assert said[others]["result"] is None
+    assert said[others]["comment"].endswith("salt://python.tar, once 1 is healthy on it.")
     fails = "python -c 'import sys; sys.exit(\"/pythons/\" in sys.base_prefix)'"
     bad = {**shop.app["health"], "checks": fails}
     answers = shop.apply(python=python, health=bad)
@@ -443,22 +448,31 @@ def test_another_python_is_taken_where_the_release_is_healthy_on_it(
     assert failed["result"] is False
     assert failed["changes"].keys() == {"python", "restarted"}
     assert failed["comment"].endswith("again. 1 is healthy.")
-    assert shop.pythons() == before
+    assert answers[others]["result"] is False, "it required a healthy release"
+    assert shop.pythons() == before == {os.path.realpath(older)}
 
     answers = shop.apply(python=python, health=bad)
     assert answers["shop is on its Python"]["result"] is False
     assert "was not healthy on" in answers["shop is on its Python"]["comment"]
     assert answers["shop runs"]["result"] is True
     assert answers["shop answers"]["result"] is True
-    assert shop.pythons() == before
+    assert (answers[others]["result"], answers[others]["changes"]) == (True, {})
+    assert "0: 1, which is active, is not on that Python" in answers[others]["comment"]
+    assert shop.pythons() == before == {os.path.realpath(older)}
     assert not [name for name in os.listdir(shop.root.parent / "pythons") if name[0] != "."]
 
     shop.minion.functions["virtualenv_tools.unmark_bad"](str(shop.root / "1"))
     changed = shop.done(python=python)
-    assert changed.keys() == {"shop is on its Python", "shop runs"}
+    assert changed.keys() == {"shop is on its Python", "shop runs", others}
+    assert changed[others]["pythons"].keys() == {"0"}
     (now,) = shop.pythons()
     assert now.startswith(str(shop.root.parent / "pythons"))
     assert shop.done(python=python) == {}
+
+    answers = shop.apply("releases.rollback", python=python)
+    assert answers["shop runs"]["changes"].keys() == {"restarted"}
+    assert {one["result"] for one in answers.values()} == {True}
+    assert (shop.active(), shop.pythons()) == ("0", {now})
 
 
 @pytest.mark.slow

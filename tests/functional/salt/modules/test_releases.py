@@ -40,6 +40,7 @@ FUNCTIONS = {
         "prune",
         "put_back",
         "reinitialize",
+        "reinitialize_others",
         "releases",
         "remove",
     ),
@@ -402,7 +403,7 @@ def test_releases(two: Site) -> None:
     assert set(found) == {"1", "2"}
     for name, facts in found.items():
         assert set(facts) - {"active", "job"} == {
-            *("published", "source", "python_version", "files", "size"),
+            *("published", "source", "python", "python_version", "files", "size"),
         }
         assert not facts.get("job")
         assert UTC.match(facts["published"])
@@ -586,6 +587,7 @@ RELATIVE = {
     "releases": ("srv/app",),
     "history": ("srv/app",),
     "prune": ("srv/app",),
+    "reinitialize_others": ("srv/app", "/usr/bin/python3"),
     "remove": ("srv/app/1",),
     "mark_bad": ("srv/app/1", "why"),
     "run": ("srv/app/1", "true"),

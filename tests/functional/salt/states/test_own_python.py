@@ -159,6 +159,50 @@ def test_the_active_release_is_put_onto_it(pair: Pair, minion: Masterless, tmp_p
 
 
 @pytest.mark.slow
+def test_other_releases_follow_the_active_one(minion: Masterless, tmp_path: Path) -> None:
+    root = f"{tmp_path}/srv/shop"
+    link = f"{root}/current"
+    early = minion.single("others_reinitialized", link, test=True, python="/opt/py/bin/python3")
+    assert (early["result"], early["changes"]) == (None, {})
+    for name in "1234":
+        assert minion.single("managed", f"{root}/{name}", source="salt://app.tar")["result"]
+    minion.single("active", link, target="4")
+    old = os.readlink(f"{root}/1/bin/python")
+    python = f"{tmp_path}/other/{os.path.basename(old)}"
+    os.mkdir(os.path.dirname(python))
+    os.symlink(os.path.realpath(old), python)
+
+    waits = minion.single("others_reinitialized", link, python=python)
+    assert (waits["result"], waits["changes"]) == (True, {})
+    reason = "4, which is active, is not on that Python"
+    assert waits["comment"].endswith(f"As they were: 1, 2, 3: {reason}.")
+    assert minion.single("reinitialized", link, python=python)["changes"]
+    call = minion.functions
+    call["virtualenv_tools.mark_healthy"](f"{root}/4")
+    call["virtualenv_tools.reinitialize"](f"{root}/2", python=python)
+    call["virtualenv_tools.put_back"](f"{root}/2", reason="it is slow")
+    shutil.rmtree(f"{root}/3/bin")
+    would = minion.single("others_reinitialized", link, test=True, python=python)
+    assert would["changes"]["pythons"] == {"1": {"old": old, "new": python}}
+    done = minion.single("others_reinitialized", link, python=python)
+    assert done["result"] is False
+    assert done["changes"] == {"pythons": {"1": {"old": old, "new": python}}}
+    assert done["comment"].startswith(f"Not put onto {python}: 3: {root}/3 ")
+    assert "As they were: 2: it was not healthy on that Python (it is slow)." in done["comment"]
+    call["virtualenv_tools.remove"](f"{root}/3")
+    done = minion.single("others_reinitialized", link, python=python)
+    assert (done["result"], done["changes"]) == (True, {})
+    known = call["virtualenv_tools.releases"](root)
+    assert {name: one["python"] for name, one in known.items()} == {
+        "1": python,
+        "2": old,
+        "4": python,
+    }
+    wrong = minion.single("others_reinitialized", link)
+    assert "Python is missing" in wrong["comment"]
+
+
+@pytest.mark.slow
 def test_a_release_is_put_onto_it(pair: Pair, minion: Masterless, tmp_path: Path) -> None:
     release = f"{tmp_path}/srv/shop/1"
     assert minion.single("managed", release, source="salt://app.tar")["result"] is True

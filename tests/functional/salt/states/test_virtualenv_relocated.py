@@ -1684,7 +1684,7 @@ def test_a_minion_that_only_tests(two: App, minion: Masterless) -> None:
 def test_every_state_has_an_example(minion: Masterless) -> None:
     names = minion.functions["sys.list_state_functions"]("virtualenv_relocated")
     states = {"managed", "migrated", "active", "rolled_back", "healthy", "pruned", "absent"}
-    states |= {"packed", "python_packed", "reinitialized"}
+    states |= {"packed", "python_packed", "reinitialized", "others_reinitialized"}
     assert {name.rpartition(".")[2] for name in names} == {*states, "mod_watch"}
     documented = minion.functions["sys.state_doc"]("virtualenv_relocated")
     source = (minion.root / "_states" / "virtualenv_relocated.py").read_text()
