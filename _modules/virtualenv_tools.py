@@ -28,7 +28,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
 from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -147,7 +146,8 @@ def reinitialize(
 
     Returns a dictionary: ``path``, ``python`` (the executable that it runs on now), ``version``,
     ``old_python`` (what ``bin/python`` pointed to before, or ``None`` for a copy), ``files`` (what
-    was written; empty where nothing was to be done), ``changed`` and ``dry_run``.
+    was written; empty where nothing was to be done), ``problems`` (a list of ``file`` and
+    ``reason``: what the interpreter of a bundle misses of the system), ``changed`` and ``dry_run``.
 
     Raises ``CommandExecutionError`` for whatever goes wrong; the virtualenv is then as it was
     before.
@@ -341,7 +341,9 @@ def check(path: str, deep: bool = False) -> dict[str, Any]:
     Check whether a virtualenv can run where it is. Nothing is changed.
 
     Its Python is started once; shebangs, symlinks and ``.pth`` files are followed; references to
-    another path are counted. The call's return code is 1 where a problem was found.
+    another path are counted. An interpreter that it shares with other releases imports each
+    compiled module of its library, so that a missing library of the system is found. The call's
+    return code is 1 where a problem was found.
 
     path
         The virtualenv's directory on the minion, as an absolute path.
@@ -367,9 +369,6 @@ def check(path: str, deep: bool = False) -> dict[str, Any]:
     """
     with _core() as core:
         verdict = core.check(_absolute(path), deep=bool(deep)).as_dict()
-        if deep:
-            verdict["problems"] += [asdict(one) for one in core.verify_python(path)]
-            verdict["ok"] = not verdict["problems"]
     if not verdict["ok"]:
         __context__["retcode"] = 1
     return _printable(verdict)

@@ -575,6 +575,7 @@ def reinitialized(
         ret["changes"] = {"python": {"old": done["old_python"], "new": done["python"]}}
         if __opts__["test"]:
             return _with(ret, None, f"{path} would be put onto {done['python']}.")
+        _warn(ret, done["problems"])
         return _with(ret, True, f"{path} was put onto {done['python']}.")
     return ret
 
@@ -954,6 +955,7 @@ def _repaired(
         return _with(ret, None, f"{name} lacks its Python, and would be put onto another one.")
     done = __salt__["virtualenv_tools.unpack"](looked["path"], name, **options)
     ret["changes"] = {"python": {"old": done["old_python"], "new": done["python"]}}
+    _warn(ret, done["problems"])
     return _with(ret, True, f"{name} lacked its Python; now it is on {done['python']}.")
 
 

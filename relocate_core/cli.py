@@ -318,7 +318,7 @@ def _bytes(size: int) -> str:
 
 
 def _check(path: str, options: argparse.Namespace) -> bool:
-    from .relocation.check import check
+    from .interpreters.check import check
 
     verdict = check(path, deep=options.deep)
     if options.json:

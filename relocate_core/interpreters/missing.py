@@ -52,11 +52,12 @@ def library_in(error: str) -> str | None:
     return f"{found[1]} is not installed here: install the system's package that has it"
 
 
-def missing(program: str) -> Iterator[tuple[str, str]]:
+def missing(program: str, user: tuple[int, int] | None = None) -> Iterator[tuple[str, str]]:
     """Let an interpreter import each compiled module of its standard library.
 
     Args:
-        program: its program; it is run as this user.
+        program: its program.
+        user: user and group to run it as; None for whoever runs this.
 
     Yields:
         The file and the reason of each module that cannot be imported here, mostly for want of a
@@ -66,7 +67,7 @@ def missing(program: str) -> Iterator[tuple[str, str]]:
         CannotRun: it does not run.
     """
     command = [program, "-I", "-S", "-B", "-c", _QUESTION]
-    done = run(command, "/", VARIABLES, user=identity(None)[0], seconds=SECONDS)
+    done = run(command, "/", VARIABLES, user=identity(user)[0], seconds=SECONDS)
     try:
         answer = json.loads(done.output)
     except ValueError:

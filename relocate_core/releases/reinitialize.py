@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from ..errors import CannotRun, MarkedBad, NotARelease
+from ..interpreters.check import missing_of
 from ..interpreters.install import PythonBundle, kept
 from ..interpreters.place import Place
 from ..progress import Notify, silent
@@ -74,12 +75,20 @@ def reinitialize(
         planned = _planned(path, known, wait)
         if dry_run or not (planned.changed or has_leftovers(here)):
             return replace(planned, dry_run=dry_run)
-    with _recorded(here, job, wait) as store, wanted.provided(None, notify, wait) as (found, _):
+    with (
+        _recorded(here, job, wait) as store,
+        wanted.provided(None, notify, wait) as (
+            found,
+            problems,
+        ),
+    ):
         planned = _planned(path, found, wait)
         with kept(planned.python, here, wait):
             if planned.changed and store is not None:
                 _note(store, os.path.basename(here), planned)
-            return put_onto(path, found, wait=wait)
+            done = put_onto(path, found, wait=wait)
+            lacks = [{"file": one.file, "reason": one.reason} for one in missing_of(path)]
+            return replace(done, problems=problems + [one for one in lacks if one not in problems])
 
 
 def put_back(

@@ -44,6 +44,7 @@ class Reinitialization(Report):
         old_python: what `bin/python` pointed to before; None where it was a copy.
         files: what was written, relative to the virtualenv; empty where nothing was to be done.
         dry_run: whether nothing was changed.
+        problems: {"file", "reason"} of what that Python misses of the system, where it was tried.
     """
 
     path: str
@@ -52,6 +53,7 @@ class Reinitialization(Report):
     old_python: str | None
     files: list[str] = field(default_factory=list)
     dry_run: bool = False
+    problems: list[dict[str, str]] = field(default_factory=list)
 
     @property
     def changed(self) -> bool:

@@ -187,6 +187,16 @@ def test_a_library_that_is_missing_is_reported_until_it_is_installed(
     assert "problems" not in Place(f"{srv}/pythons").installed()[0].as_dict()
     os.unlink(f"{found.path}/lib/libq.so.1")
     assert list(verify_python(f"{srv}/shop/3")) == []
+    (lacks,) = check(f"{srv}/shop/3").problems  # it was there when this one was deployed
+    assert (lacks.kind, os.path.basename(lacks.file)) == ("system", module.name)
+    assert lacks.file.startswith(f"{found.path}/")
+    assert "libq.so.1 is not installed here: install" in lacks.reason
+    assert check(f"{srv}/shop/3", deep=True).problems == (lacks,)
+    publish(pair.app, f"{srv}/shop/4")
+    assert check(f"{srv}/shop/4").ok
+    done = reinitialize(f"{srv}/shop/4", python)
+    assert [one["file"] for one in done.problems] == [problem["file"]]
+    assert not check(f"{srv}/shop/4").ok
 
 
 @pytest.mark.parametrize(
