@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 import salt.payload
 import salt.utils.data
 import salt.utils.files
-from salt.exceptions import CommandExecutionError, SaltException
+from salt.exceptions import CommandExecutionError, SaltException, SaltInvocationError
 
 if TYPE_CHECKING:
     from salt_dunders import __context__, __opts__, __salt__
@@ -52,6 +52,8 @@ _ALWAYS_SENT = ("activated", "rolled back", "migrated", "migrated back")
 _PAIRS = {"activating": "activated", "rolling_back": "rolled_back"}
 # What a hash without a name is, by the number of its digits.
 _ALGORITHMS = {32: "md5", 40: "sha1", 56: "sha224", 64: "sha256", 96: "sha384", 128: "sha512"}
+# What to do where a file cannot be fetched.
+_SEE = "see that it exists, and that this minion may read it"
 _loading = threading.Lock()
 
 
@@ -1311,11 +1313,7 @@ def _files(value: Any, what: str, saltenv: str) -> list[str]:
     for place in _strings(value, what, "path"):
         file = place
         if "://" in place:
-            file = __salt__["cp.cache_file"](place, saltenv)
-            if not file:
-                raise CommandExecutionError(
-                    f"cannot fetch {place}: see that it exists, and that this minion may read it"
-                )
+            file = _cached(place, saltenv)
         files.append(_absolute(file, what))
     return files
 
@@ -1727,13 +1725,10 @@ def _known_digests(archive: str, source_hash: str | None, saltenv: str) -> dict[
     """What an archive has to hash to, be it in a file of hashes."""
     if not source_hash:
         return {}
-    try:
+    with _fetching(source_hash):
         known = __salt__["file.get_source_sum"](
             source=archive, source_hash=source_hash, saltenv=saltenv
         )
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise CommandExecutionError(f"cannot read {source_hash}: {reason}") from error
     return {known["hash_type"]: known["hsum"]}
 
 
@@ -1742,12 +1737,39 @@ def _fetched(archive: str, source_hash: str | None, saltenv: str) -> tuple[str, 
     digests = _known_digests(archive, source_hash, saltenv)
     if archive.startswith("/"):
         return archive, digests
-    file = __salt__["cp.cache_file"](archive, saltenv)
+    return _cached(archive, saltenv), digests
+
+
+class _NoSuchFile(CommandExecutionError):  # type: ignore[misc]
+    """Salt's file server has no file of that name."""
+
+
+def _cached(source: str, saltenv: str) -> str:
+    """What Salt fetches, as a file on this machine."""
+    with _fetching(source):
+        file = __salt__["cp.cache_file"](source, saltenv)
+        there = file or __salt__["cp.hash_file"](source, saltenv)
+    if not there:
+        raise _NoSuchFile(f"cannot fetch {source}: {_SEE}")
     if not file:
         raise CommandExecutionError(
-            f"cannot fetch {archive}: see that it exists, and that this minion may read it"
+            f"cannot fetch {source}: the file server has it, and it did not arrive: see the log of "
+            "this minion"
         )
-    return file, digests
+    return str(file)
+
+
+@contextmanager
+def _fetching(source: str) -> Iterator[None]:
+    """Report what cannot be fetched, and why: Salt's own functions raise the reason alone."""
+    try:
+        yield
+    except (CommandExecutionError, SaltInvocationError):  # these are sentences
+        raise
+    except (SaltException, OSError) as error:
+        strerror = error.strerror if isinstance(error, OSError) else None
+        reason = strerror.lower() if strerror else str(error)
+        raise CommandExecutionError(f"cannot fetch {source}: {reason}; {_SEE}") from error
 
 
 @contextmanager
@@ -1804,7 +1826,7 @@ def _python(
 
 @contextmanager
 def _beside(archive: str, saltenv: str, name: str) -> Iterator[tuple[str, str | None]]:
-    """Where the file of a name is beside an archive, and that file; None where it is not to be had.
+    """Where the file of a name is beside an archive, and that file; None where there is none.
 
     Args:
         archive: its path or URL; what follows a question mark, such as a `saltenv`, is kept.
@@ -1817,8 +1839,13 @@ def _beside(archive: str, saltenv: str, name: str) -> Iterator[tuple[str, str | 
         file: str | None = None
         try:
             file = stack.enter_context(_at_hand(where, saltenv))
-        except SaltException as error:
+        except _NoSuchFile as error:
             log.info("%s is not there: %s", where, error)
+        except SaltException as error:
+            raise CommandExecutionError(
+                f"cannot deploy {archive}, as it was built on the Python of {name}: {error}, or "
+                "give python"
+            ) from error
         yield where, file if file and os.path.isfile(file) else None
 
 

@@ -45,6 +45,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -67,6 +68,8 @@ _MOST_DELTAS = 3
 _BUNDLE = re.compile(r"(.+?)(?:\.from-.+)?(\.tar(?:\.gz|\.zst)?|\.tgz|\.tzst)\Z")
 # Parameters of `unpack` and `migrate` that the states set themselves.
 _NO_OPTIONS = ("archive", "path", "source", "source_hash", "saltenv", "kind", "env", "test")
+# What to do where a file cannot be fetched.
+_SEE = "see that it exists, and that this minion may read it"
 # What Salt's HTTP client gives for a status where there was none.
 _NO_ANSWER = 599
 
@@ -1193,9 +1196,14 @@ def _chosen(source: Any, source_hash: Any) -> tuple[str, Any]:
     if isinstance(source, str):
         return source, source_hash
     source = [source] if isinstance(source, Mapping) else source
-    chosen, known = __salt__["file.source_list"](source, source_hash, __env__)
-    if not chosen:
-        raise CommandExecutionError("none of the sources exists")
+    try:
+        chosen, known = __salt__["file.source_list"](source, source_hash, __env__)
+    except CommandExecutionError as error:  # whatever it was, Salt finds none and names none
+        places = (next(iter(one)) if isinstance(one, Mapping) else one for one in source)
+        raise CommandExecutionError(
+            f"none of {', '.join(places)} was found: see that one of them exists, and that this "
+            "minion may read it; its log has the reasons"
+        ) from error
     return chosen, known
 
 
@@ -1215,13 +1223,14 @@ def _digest(source: str, source_hash: Any, trust: _Trust) -> str | None:
     if not source_hash:
         return None
     function = __salt__["file.get_source_sum"]
-    known = function(
-        source=source,
-        source_hash=source_hash,
-        source_hash_name=trust.source_hash_name,
-        saltenv=__env__,
-        **_hash_signatures(function, trust),
-    )
+    with _fetching(source_hash):
+        known = function(
+            source=source,
+            source_hash=source_hash,
+            source_hash_name=trust.source_hash_name,
+            saltenv=__env__,
+            **_hash_signatures(function, trust),
+        )
     return f"{known['hash_type']}={known['hsum']}"
 
 
@@ -1266,8 +1275,21 @@ def _fetched(source: str, source_hash: Any, trust: _Trust) -> str:
     file = cached["result"] and __salt__["cp.is_cached"](source, saltenv=__env__)
     if not file:
         reason = str(cached["comment"]).strip().rstrip(".")
-        raise CommandExecutionError(f"cannot fetch {source}: {reason}")
+        raise CommandExecutionError(f"cannot fetch {source}: {reason}; {_SEE}")
     return str(file)
+
+
+@contextmanager
+def _fetching(source: str) -> Iterator[None]:
+    """Report what cannot be fetched, and why: Salt's own functions raise the reason alone."""
+    try:
+        yield
+    except (CommandExecutionError, SaltInvocationError):  # these are sentences
+        raise
+    except (SaltException, OSError) as error:
+        strerror = error.strerror if isinstance(error, OSError) else None
+        reason = strerror.lower() if strerror else str(error)
+        raise CommandExecutionError(f"cannot fetch {source}: {reason}; {_SEE}") from error
 
 
 def _require_signature(file: str, trust: _Trust) -> None:
@@ -1280,9 +1302,12 @@ def _require_signature(file: str, trust: _Trust) -> None:
         )
     single = isinstance(trust.signature, str)
     places = [trust.signature] if single else list(trust.signature)
-    found = [__salt__["cp.cache_file"](place, __env__) for place in places]
-    if not all(place and os.path.isfile(place) for place in found):
-        raise CommandExecutionError(f"cannot fetch the signature {', '.join(places)}")
+    found = []
+    for place in places:
+        with _fetching(f"the signature {place}"):
+            found.append(__salt__["cp.cache_file"](place, __env__))
+        if not (found[-1] and os.path.isfile(found[-1])):
+            raise CommandExecutionError(f"cannot fetch the signature {place}: {_SEE}")
     given = _given(__salt__[verify], trust.signers)
     seen = __salt__[verify](filename=file, signature=found[0] if single else found, **given)
     if seen["res"] is not True:

@@ -149,8 +149,8 @@ def of_release(
     with (beside or _in_directory_of(archive))(named.file) as (where, file):
         if file is None:
             raise InterpreterNotFound(
-                f"{name} was built on the Python of {named.file}, and there is none at {where}: "
-                "put it there, or give python"
+                f"cannot deploy {name}, as it was built on the Python of {named.file}, and there "
+                f"is none at {where}: put it there, or give python"
             )
         yield replace(wanted, python=replace(bundle, archive=file, source=where))
 

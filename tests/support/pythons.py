@@ -16,6 +16,7 @@ from relocate_core import PythonPacking, pack, pack_python
 from relocate_core.errors import RelocateError
 from relocate_core.interpreters.prefix import inspect
 from tests.support import environments
+from tests.support.bundles import rewritten
 from tests.support.packages import unpacked
 
 VERSIONS = ("3.12", "3.13", "3.11", "3.10", "3.9")
@@ -109,6 +110,17 @@ class Pair:
         app = str(directory / f"app{ending}")
         pack(str(made.path), app)
         return cls(prefix, python, app)
+
+    def naming(self, to: str | os.PathLike[str]) -> str:
+        """Write the virtualenv's bundle as if it was built on the Python's; its path."""
+        known = self.python
+        built_on = {"file": self.file, "manifest": known.manifest, "sha256": known.sha256}
+        return rewritten(self.app, to, lambda head: head.update(built_on=built_on))
+
+    @property
+    def file(self) -> str:
+        """What a build calls the Python's bundle beside the virtualenv's."""
+        return f"cpython-{self.python.version}-{self.python.manifest[:12]}.tar"
 
     @property
     def digests(self) -> dict[str, str]:
