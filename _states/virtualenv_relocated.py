@@ -43,9 +43,11 @@ import difflib
 import logging
 import os
 import re
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatch
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -131,7 +133,9 @@ def managed(
 
     signature, source_hash_sig, signed_by_any, signed_by_all, keyring, gnupghome, sig_backend
         Whose signature the archive or its hash must have, as in
-        :py:func:`archive.extracted <salt.states.archive.extracted>` of Salt 3007 and later.
+        :py:func:`archive.extracted <salt.states.archive.extracted>` of Salt 3007 and later. For the
+        interpreter bundle that an archive was built on, a ``signature`` is as good as a
+        ``source_hash``.
 
     keep_source
         ``True`` leaves the archive in the minion's cache; it is not needed again.
@@ -1120,18 +1124,41 @@ def _deploy(
 ) -> dict[str, Any]:
     """Fetch an archive and make it the release; what `virtualenv_tools.unpack` returns."""
     digest = _digest(source, source_hash, trust)
-    file = _fetched(source, source_hash, trust)
+    fetched = file = _fetched(source, source_hash, trust)
     try:
-        if trust.signature:
-            _require_signature(file, trust)
-        return dict(
-            __salt__["virtualenv_tools.unpack"](
-                file, name, source_hash=digest, source=source, **options
+        with ExitStack() as stack:
+            if trust.signature and not digest:
+                # What is signed is what is unpacked, and as good as an archive of a known hash:
+                # root may run the interpreter that its manifest names by digest.
+                file = stack.enter_context(_held(fetched))
+                digest = f"sha256={__salt__['file.get_hash'](file, 'sha256')}"
+            if trust.signature:
+                _require_signature(file, source, trust)
+            return dict(
+                __salt__["virtualenv_tools.unpack"](
+                    file, name, source_hash=digest, source=source, **options
+                )
             )
-        )
     finally:
-        if not keep_source and _is_cached(file):
-            __salt__["file.remove"](file)
+        if not keep_source and _is_cached(fetched):
+            __salt__["file.remove"](fetched)
+
+
+@contextmanager
+def _held(file: str) -> Iterator[str]:
+    """An archive where nobody else can replace it after it was verified: in Salt's cache."""
+    if _is_cached(file):
+        yield file
+        return
+    if not os.path.isfile(file):
+        raise CommandExecutionError(f"cannot read {file}: it is no file; name a readable one")
+    with tempfile.TemporaryDirectory(dir=__opts__["cachedir"], prefix="signed-") as directory:
+        held = os.path.join(directory, os.path.basename(file))
+        shutil.copyfile(file, held)
+        try:
+            yield held
+        except CommandExecutionError as error:  # an operator knows the archive by its own name
+            raise CommandExecutionError(str(error).replace(held, file)) from error
 
 
 def _is_cached(file: str) -> bool:
@@ -1292,7 +1319,7 @@ def _fetching(source: str) -> Iterator[None]:
         raise CommandExecutionError(f"cannot fetch {source}: {reason}; {_SEE}") from error
 
 
-def _require_signature(file: str, trust: _Trust) -> None:
+def _require_signature(file: str, source: str, trust: _Trust) -> None:
     """Have the archive's own signature verified by Salt's module for that."""
     verify = f"{trust.sig_backend}.verify"
     if verify not in __salt__:
@@ -1312,7 +1339,7 @@ def _require_signature(file: str, trust: _Trust) -> None:
     seen = __salt__[verify](filename=file, signature=found[0] if single else found, **given)
     if seen["res"] is not True:
         raise CommandExecutionError(
-            f"the signature of {file} is not accepted: {seen['message']}; nothing was deployed"
+            f"the signature of {source} is not accepted: {seen['message']}; nothing was deployed"
         )
 
 

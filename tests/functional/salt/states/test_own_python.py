@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ pytest.importorskip("salt", reason="Salt does not run on this Python")
 
 from salt.exceptions import CommandExecutionError
 
-from tests.support import packages
+from tests.support import packages, signing
 from tests.support.pythons import Pair
 from tests.support.roots import needs_root
+from tests.support.signing import Keys
 
 
 @pytest.fixture(scope="module")
@@ -297,6 +299,70 @@ def test_a_release_finds_the_python_that_it_was_built_on(
     assert done["changes"]["python"].startswith(f"{srv}/pythons/{python}/bin/")
     assert not [one for one in minion.fetched() if one.endswith(name)], "it is kept"
     assert minion.single("managed", f"{srv}/web/1", **web)["changes"] == {}
+
+
+@pytest.fixture(scope="module")
+def keys() -> Iterator[Keys]:
+    """Keys of gpg."""
+    with signing.keys() as made:
+        yield made
+
+
+@needs_root
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["path", "salt"])
+def test_a_signature_is_a_proof_of_the_python_that_a_release_names(
+    kind: str, pair: Pair, keys: Keys, minion: Masterless, tmp_path: Path
+) -> None:
+    app = Path(pair.naming(minion.root / "web.tar"))
+    shutil.copy(pair.python.archive, minion.root / pair.file)
+    source = "salt://web.tar" if kind == "salt" else str(app)
+    release = f"{tmp_path}/srv/web/1"
+    alone = minion.single("managed", release, source=source)
+    assert alone["result"] is False
+    assert "known from" in alone["comment"]
+    assert not (tmp_path / "srv/pythons").exists()
+    known = {"source": source, "signature": str(keys.sign(app)), "gnupghome": keys.home}
+    done = minion.single("managed", release, **known)
+    assert done["result"] is True, done["comment"]
+    assert done["changes"]["python"].startswith(f"{tmp_path}/srv/pythons/cpython-")
+    assert (
+        minion.functions["virtualenv_tools.releases"](f"{tmp_path}/srv/web")["1"]["source"]
+        == source
+    )
+    assert not [name for name in os.listdir(minion.opts["cachedir"]) if "signed" in name]
+    app.write_bytes(app.read_bytes() + bytes(512))
+    wrong = minion.single("managed", f"{tmp_path}/srv/web/2", **known)
+    assert wrong["result"] is False
+    assert wrong["comment"].startswith(f"The signature of {source} is not accepted")
+
+
+@pytest.mark.slow
+def test_what_is_signed_is_what_is_unpacked(
+    pair: Pair, keys: Keys, minion: Masterless, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may write to an archive lets gpg see another one."""
+    good, evil = tmp_path / "good.tar", tmp_path / "evil.tar"
+    shutil.copy(pair.app, good)
+    evil.write_bytes(good.read_bytes() + bytes(512))
+    signature, gpg = keys.sign(good), shutil.which("gpg")
+    archive, program = tmp_path / "app.tar", tmp_path / "bin" / "gpg"
+    shutil.copy(evil, archive)
+    program.parent.mkdir()
+    program.write_text(
+        f'#!/bin/sh\ncp {good} {archive}\n{gpg} "$@"\nx=$?\ncp {evil} {archive}\nexit $x\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    answer = minion.single(
+        "managed",
+        f"{tmp_path}/srv/app/1",
+        source=str(archive),
+        signature=str(signature),
+        gnupghome=keys.home,
+    )
+    assert answer["result"] is False
+    assert answer["comment"].startswith(f"The signature of {archive} is not accepted")
 
 
 @pytest.mark.parametrize("source", ["salt://elsewhere.tar", "PATH"])

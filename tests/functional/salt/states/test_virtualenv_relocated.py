@@ -22,8 +22,9 @@ from typing import Any
 
 import pytest
 
-from tests.support import environments, minions, roots
+from tests.support import environments, minions, roots, signing
 from tests.support.minions import WHICH, Masterless, Web
+from tests.support.signing import Keys
 
 pytest.importorskip("salt", reason="Salt does not run on this Python")
 
@@ -787,38 +788,11 @@ def test_problems_are_warnings(app: App, tmp_path: Path) -> None:
 # --- managed: signatures --------------------------------------------------------------------------
 
 
-@dataclass
-class Keys:
-    """Two keys, in one keyring."""
-
-    home: str
-    fingerprints: list[str]
-
-    def sign(self, file: Path, key: int = 0) -> Path:
-        """Make a detached signature."""
-        signature = file.with_name(f"{file.name}.asc{key}")
-        self._gpg("--yes", "-u", self.fingerprints[key], "-ao", str(signature), "-b", str(file))
-        return signature
-
-    def _gpg(self, *arguments: str) -> str:
-        return environments.run("gpg", "--homedir", self.home, "-q", "--batch", *arguments)
-
-
 @pytest.fixture(scope="module")
 def keys() -> Iterator[Keys]:
     """Keys of gpg."""
-    pytest.importorskip("gnupg", reason="python-gnupg is not installed")
-    if shutil.which("gpg") is None:
-        pytest.skip("gpg is not on this machine")
-    home = tempfile.mkdtemp(prefix="gpg-")
-    made = Keys(home, [])
-    for user in ("build", "other"):
-        made._gpg("--passphrase", "", "--quick-generate-key", user, "ed25519", "sign", "never")
-    rows = [line.split(":") for line in made._gpg("--list-keys", "--with-colons").splitlines()]
-    made.fingerprints += [row[9] for row in rows if row[0] == "fpr"]
-    yield made
-    subprocess.run(["gpgconf", "--homedir", home, "--kill", "all"], capture_output=True)
-    shutil.rmtree(home, ignore_errors=True)
+    with signing.keys() as made:
+        yield made
 
 
 def salt_version() -> int:
