@@ -665,7 +665,8 @@ def active(link: str) -> dict[str, Any]:
 
     Returns a dictionary: ``release`` (its name, or ``None``), ``path``, ``bad`` (why it is marked,
     or ``None``), ``proven`` (whether it was found healthy since it was activated, or put onto
-    another Python) and ``old_python`` (the Python before, where it was not found healthy since).
+    another Python) and ``old_python`` (the Python before, where it was not found healthy since;
+    ``None`` where that is gone and it was not found healthy since it was activated either).
 
     CLI Example:
 
@@ -678,13 +679,17 @@ def active(link: str) -> dict[str, Any]:
         root = core.Root(directory)
         release, known = root.active(name), root.standing()
         changed = root.reinitialized(release) if release else None
+        is_known = bool(release and known.proven.get(name) == release)
+        before = None if changed is None else changed.get("previous")
+        if not (is_known or (before and os.access(before, os.X_OK))):
+            before = None  # it may be the release as well: it is no use to put it back
         return _printable(
             {
                 "release": release,
                 "path": None if release is None else os.path.join(root.path, release),
                 "bad": known.bad.get(release),
-                "proven": bool(release and known.proven.get(name) == release and changed is None),
-                "old_python": None if changed is None else changed.get("previous"),
+                "proven": is_known and changed is None,
+                "old_python": before,
             }
         )
 

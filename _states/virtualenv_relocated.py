@@ -632,7 +632,7 @@ def others_reinitialized(
         link = _path(link or name, "the link")
         root = os.path.dirname(link)
         if __opts__["test"] and not os.path.lexists(link):
-            return _with(ret, None, f"{link} does not exist yet, so no release would follow.")
+            return _with(ret, True, f"{link} does not exist yet, so no release would follow.")
         done = __salt__["virtualenv_tools.reinitialize_others"](
             root, python, link=link, checked=checked, saltenv=__env__, test=__opts__["test"]
         )

@@ -222,6 +222,8 @@ def _reinitialize(path: str, options: argparse.Namespace) -> None:
     if options.verbose:
         for name in report.files:
             print(f"  {name}")
+    for problem in report.problems:
+        print(f"warning: {problem['file']}: {problem['reason']}", file=sys.stderr)
     python = f"{report.python}, Python {report.version}"
     if not report.changed:
         print(f"Already initialized: {path} ({python})")

@@ -196,7 +196,13 @@ def test_a_library_that_is_missing_is_reported_until_it_is_installed(
     assert check(f"{srv}/shop/4").ok
     done = reinitialize(f"{srv}/shop/4", python)
     assert [one["file"] for one in done.problems] == [problem["file"]]
-    assert not check(f"{srv}/shop/4").ok
+    command = [sys.executable, "-m", "relocate_core"]
+    for options in (["--python", done.old_python or "", "--reinitialize"], ["--check"]):
+        subprocess.run([*command, *options, f"{srv}/shop/4"], check=True)
+    for options in (["--python", found.executable, "--reinitialize"], ["--check"]):
+        ended = subprocess.run([*command, *options, f"{srv}/shop/4"], capture_output=True)
+        assert ended.returncode == (1 if options == ["--check"] else 0)
+        assert b"libq.so.1 is not installed here" in ended.stdout + ended.stderr
 
 
 @pytest.mark.parametrize(

@@ -395,6 +395,28 @@ def test_mark_healthy(two: Site) -> None:
     assert two("active", link)["proven"] is False
 
 
+def test_a_python_that_is_gone_is_none_to_put_a_release_back_onto(
+    two: Site, tmp_path: Path
+) -> None:
+    """It may be the release that is not healthy, so it is rolled back as any other."""
+    link, real = two.path("current"), os.path.realpath(two.path("2/bin/python"))
+    pythons = [tmp_path / name / os.path.basename(real) for name in ("one", "other")]
+    for python in pythons:
+        python.parent.mkdir()
+        python.symlink_to(real)
+        two("reinitialize", two.path("2"), python=str(python))
+        two("mark_healthy", two.path("2"))
+    two("reinitialize", two.path("2"), python=str(pythons[0]))
+    assert two("active", link)["old_python"] == str(pythons[1])
+    pythons[1].unlink()
+    known = two("active", link)
+    assert (known["old_python"], known["proven"]) == (str(pythons[1]), False)
+    for name in ("1", "2"):
+        two("activate", two.path(name))
+    known = two("active", link)
+    assert (known["old_python"], known["proven"]) == (None, False)
+
+
 # --- releases and history -------------------------------------------------------------------------
 
 
