@@ -855,7 +855,8 @@ def _followed(ret: dict[str, Any], done: dict[str, Any]) -> dict[str, Any]:
     if done["dry_run"]:
         once = f", once {done['active']} is healthy on it" if waiting else ""
         return _with(ret, None, f"{names} would be put onto {python}{once}.{left}")
-    return _with(ret, True, f"{names} put onto {python}.{left}")
+    were = "was" if len(moved) == 1 else "were"
+    return _with(ret, True, f"{names} {were} put onto {python}.{left}")
 
 
 def _by_reason(reasons: Mapping[str, str]) -> str:
