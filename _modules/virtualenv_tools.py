@@ -279,7 +279,8 @@ def info(path: str) -> dict[str, Any]:
     Returns a dictionary: ``path``, ``prefix`` (the path that its files refer to), ``old_prefixes``
     (all of them), ``python`` (X.Y), ``implementation``, ``builder`` (venv, virtualenv or uv),
     ``interpreter`` (what ``bin/python`` points to), ``shared_python`` (the facts of the interpreter
-    that it shares with other releases, where that is one), ``home``, ``copies``, ``relocatable``,
+    that it shares with other releases, where that is one; its problems are those of the last deploy
+    onto it, and :py:func:`check` looks again), ``home``, ``copies``, ``relocatable``,
     ``system_site_packages``, ``prompt``, ``site_packages``, ``packages`` and ``compiled_modules``
     (counts), ``stays_behind`` (what in it is not portable), ``build`` (a bundle's build metadata,
     such as the commit) and ``built_on`` (the ``file``, ``manifest`` and ``sha256`` of the

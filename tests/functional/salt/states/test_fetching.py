@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from relocate_core import pack
 from tests.support import minions
 from tests.support.minions import Masterless, Web
 from tests.support.pythons import Pair
 from tests.support.sites import free_port
+from tests.support.steps import small
 
 pytest.importorskip("salt", reason="Salt does not run on this Python")
 
@@ -44,9 +47,14 @@ DEAD = f"http://127.0.0.1:{free_port()}"
 REASONS = {
     "WEB/none": "HTTP 404: Not Found",
     "WEB/broken": "HTTP 500: Internal Server Error",
-    f"{DEAD}/none": "Connection refused",
+    "DEAD/none": "Connection refused",
     "salt://none": "",
 }
+
+
+def at(site: Web, place: str) -> str:
+    """The URL of a place."""
+    return place.replace("WEB", site.url).replace("DEAD", DEAD)
 
 
 @pytest.mark.parametrize("place", REASONS)
@@ -55,7 +63,7 @@ def test_what_was_to_be_fetched_and_why_it_was_not(
     what: str, place: str, site: Web, minion: Masterless, tmp_path: Path
 ) -> None:
     ending = {"archive": ".tar", "hash": ".sha256", "signature": ".sig", "python": ".tar"}[what]
-    where = place.replace("WEB", site.url) + ending
+    where = at(site, place) + ending
     arguments: dict[str, Any] = {
         "archive": {"source": where, "skip_verify": True},
         "hash": {"source": "salt://app.tar", "source_hash": where},
@@ -81,7 +89,7 @@ def test_what_was_to_be_fetched_and_why_it_was_not(
 def test_a_function_that_fetches(
     function: str, place: str, site: Web, minion: Masterless, tmp_path: Path
 ) -> None:
-    where = place.replace("WEB", site.url) + (".sha256" if function == "hash" else ".tar")
+    where = at(site, place) + (".sha256" if function == "hash" else ".tar")
     release = f"{tmp_path}/srv/app/1"
     call = {
         "unpack": ("unpack", where, release),
@@ -93,6 +101,28 @@ def test_a_function_that_fetches(
     assert where in str(caught.value)
     assert REASONS[place] in str(caught.value)
     assert minions.sentence(str(caught.value))
+
+
+def test_a_delta_bundle_gives_way_to_the_full_one(
+    site: Web, minion: Masterless, tmp_path: Path
+) -> None:
+    bundle = pack(str(small(tmp_path / "build").path), str(tmp_path / "0.tar")).archive
+    for place, reason in REASONS.items():
+        shutil.rmtree(tmp_path / "srv", ignore_errors=True)
+        assert minion.single("managed", f"{tmp_path}/srv/app/0", source=bundle)["result"] is True
+        where = f"{at(site, place)}.tar"
+        answer = minion.single(
+            "managed",
+            f"{tmp_path}/srv/app/1",
+            source={"full": "salt://app.tar", "from": {"0": where}},
+            skip_verify=True,
+        )
+        assert answer["result"] is True
+        (warning,) = answer["warnings"]
+        assert warning.startswith(f"{where} could not be used, falling back to the full bundle: ")
+        assert f"annot fetch {where}: " in warning
+        assert reason in warning
+        assert warning.endswith(f"; {SEE}.")
 
 
 def test_none_of_several_sources(site: Web, minion: Masterless, tmp_path: Path) -> None:
