@@ -40,6 +40,9 @@ from .place import (
 from .proof import prove
 from .relocate import relocate
 
+_LIBRARIES = "/etc/ld.so.cache"
+"""Where glibc keeps which libraries there are; package managers write it again."""
+
 
 @dataclass(frozen=True)
 class PythonBundle:
@@ -118,7 +121,7 @@ def provided(
         found = place.find(bundle.digests)
         if found is None:
             found = _Installation(bundle, place, opened, fits, notify).run()
-        if found.record.get("missing"):
+        if found.record.get("missing") or found.record.get("looked") != _system_libraries():
             found = _looked_again(found, opened)
         registration = users.register(opened, found.name, release)
     try:
@@ -159,14 +162,26 @@ def kept(executable: str | None, release: str, wait: float = 300.0) -> Iterator[
 
 
 def _looked_again(found: Installed, opened: Staging) -> Installed:
-    """The same interpreter, with what it misses of the system now: it may be installed since."""
-    before, now = found.record["missing"], _listed(missing(found.executable))
-    if now == before:
+    """The same interpreter, with what it misses of the system now: that may have changed since."""
+    looked, before = _system_libraries(), found.record.get("missing", [])
+    now = _listed(missing(found.executable))
+    if (now, looked) == (before, found.record.get("looked")):
         return found
     others = [one for one in found.record["problems"] if one not in before]
-    record = {**found.record, "problems": others + now, "missing": now}
+    record = {**found.record, "problems": others + now, "missing": now, "looked": looked}
     opened.rewrite(found.name, RECORD, record)
     return Installed(found.path, record)
+
+
+def _system_libraries() -> int | None:
+    """What changes when a library of the system is installed or removed; None where nothing does.
+
+    That is cheaper than letting each interpreter import all its modules for each release.
+    """
+    try:
+        return os.stat(_LIBRARIES).st_mtime_ns
+    except OSError:
+        return None
 
 
 def _listed(problems: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
@@ -265,6 +280,7 @@ class _Installation:
         moved = relocate(staged, head, path)
         prove(staged, head, self.bundle.archive)
         assert head.interpreter is not None
+        looked = _system_libraries()
         lacks = _listed(missing(os.path.join(staged, head.interpreter.program)))
         os.chmod(staged, 0o755)
         return {
@@ -281,6 +297,7 @@ class _Installation:
             "rewritten": moved.rewritten,
             "problems": _listed(moved.problems) + lacks,
             "missing": lacks,  # of them, what somebody may install
+            "looked": looked,
             "installed": locks.now(),
             "job": self.place.job,
         }

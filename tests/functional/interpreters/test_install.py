@@ -29,7 +29,7 @@ from relocate_core import (
     verify_python,
 )
 from relocate_core.bundles import reader
-from relocate_core.interpreters import users
+from relocate_core.interpreters import install, users
 from relocate_core.interpreters.missing import VARIABLES, library_in, missing
 from relocate_core.interpreters.prefix import inspect
 from relocate_core.interpreters.relocate import relocate
@@ -166,7 +166,7 @@ def test_an_archive_of_another_tool_runs_on_it_too(pair: Pair, srv: str, tmp_pat
 
 
 def test_a_library_that_is_missing_is_reported_until_it_is_installed(
-    pair: Pair, srv: str, tmp_path: Path
+    pair: Pair, srv: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One stands for a library of the system that is not there: its module needs another name."""
     prefix = Path(small(require(), tmp_path / "small"))
@@ -181,6 +181,9 @@ def test_a_library_that_is_missing_is_reported_until_it_is_installed(
         assert "libq.so.1 is not installed here: install" in problem["reason"]
     (found,) = Place(f"{srv}/pythons").installed()
     assert len(found.as_dict()["problems"]) == 1
+    libraries = tmp_path / "ld.so.cache"
+    libraries.touch()
+    monkeypatch.setattr(install, "_LIBRARIES", str(libraries))
     library = next(path for path in mapped("zlib") if "libz.so" in path)
     shutil.copy(library, f"{found.path}/lib/libq.so.1")
     assert publish(pair.app, f"{srv}/shop/3", python=python).problems == []
@@ -192,6 +195,9 @@ def test_a_library_that_is_missing_is_reported_until_it_is_installed(
     assert lacks.file.startswith(f"{found.path}/")
     assert "libq.so.1 is not installed here: install" in lacks.reason
     assert check(f"{srv}/shop/3", deep=True).problems == (lacks,)
+    os.utime(libraries, (1, 1))  # as the system's package manager does when it removes one
+    (again,) = publish(pair.app, f"{srv}/shop/again", python=python).problems
+    assert again == problem
     publish(pair.app, f"{srv}/shop/4")
     assert check(f"{srv}/shop/4").ok
     done = reinitialize(f"{srv}/shop/4", python)
