@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import tarfile
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from relocate_core import Place, PythonBundle, RelocateError, pack_python
+from relocate_core import Place, PythonBundle, RelocateError, check, pack_python, publish
 from relocate_core.interpreters.install import provided
 from tests.functional.bundles.test_attacks import (
     HEADS,
@@ -23,6 +25,7 @@ from tests.functional.bundles.test_attacks import (
     with_file,
 )
 from tests.support import environments, pythons, roots
+from tests.support.roots import needs_root
 
 VIRTUALENVS_ONLY = (
     *("home-relative", "compiled-lies", "compiled-empty", "references-none", "libc"),
@@ -220,3 +223,28 @@ def test_an_archive_of_something_else(place: Place, tmp_path: Path) -> None:
     python, release = PythonBundle(str(archive), digests), str(tmp_path / "srv/app/1")
     with pytest.raises(RelocateError, match="no bundle"), provided(python, place, release):
         pass
+
+
+@needs_root
+def test_root_does_not_run_what_a_release_calls_its_interpreter() -> None:
+    """To see what it misses of the system: whose release it is may have put anything there."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        top, python = Path(name), roots.python_for_all()
+        release, users = top / "root" / "1", top / "users"
+        archive = roots.packed(top / "archives", "1", python=python)
+        publish(archive, str(release), owner=(roots.NOBODY, roots.NOBODY))
+        program = top / "evil" / "bin" / os.path.basename(os.path.realpath(python))
+        program.parent.mkdir(parents=True)
+        program.write_text(f'#!/bin/sh\nid -u >>{users}\nexec {python} "$@"\n')
+        program.chmod(0o755)
+        record = {"format": 1, "name": "evil", "program": f"bin/{program.name}"}
+        (top / "evil" / ".interpreter.json").write_text(json.dumps(record))
+        users.touch()
+        os.chmod(users, 0o666)
+        (release / "bin" / "python").unlink()
+        (release / "bin" / "python").symlink_to(program)
+        check(str(release))
+        seen = users.read_text().split()
+        assert len(seen) > 1, "it was not tried at all"
+        assert set(seen) == {str(roots.NOBODY)}
