@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from ..artefacts.elf import Needs
 from ..system import files
 
 _RACY = 2_000_000_000  # in nanoseconds
+_PIECE = 1 << 20
 
 
 class Found(NamedTuple):
@@ -65,12 +67,23 @@ class Index:
         self._basis = hashlib.sha256(json.dumps(basis).encode()).hexdigest()
         self._before = time.time_ns() - _RACY
         self._old, self._old_blocks = self._read() if path else ({}, [])
-        self._new: dict[str, list[Any]] = {}
+        self._new: dict[str, tuple[str, bool, Found | None, int]] = {}
         self._blocks: list[str] = []
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether anything is noted for the next packing."""
+        return bool(self._path)
 
     def get(self, path: str, signature: str) -> Known | None:
         """What is known of a path, if it is as it was."""
-        row = self._old.get(path)
+        return self._known(self._old.get(path), signature)
+
+    def take(self, path: str, signature: str) -> Known | None:
+        """The same, once: what was noted takes as much memory as what is known of it."""
+        return self._known(self._old.pop(path, None), signature)
+
+    def _known(self, row: list[Any] | None, signature: str) -> Known | None:
         if row is None or row[0] != signature:
             return None
         found = row[2]
@@ -85,7 +98,7 @@ class Index:
     def note(self, path: str, signature: str, kept: bool, found: Found | None) -> None:
         """Note what was found in a path."""
         if self._path and signature:
-            self._new[path] = [signature, kept, found, len(self._blocks)]
+            self._new[path] = (signature, kept, found, len(self._blocks))
 
     def end_block(self, key: str) -> None:
         """Note the key of the block that has what was noted since the last one."""
@@ -95,25 +108,42 @@ class Index:
         """Keep what was noted for the next packing, and nothing else."""
         if not self._path:
             return
-        known = {
-            path: row
-            for path, row in self._new.items()
-            if int(row[0].rpartition(" ")[2]) < self._before
-            and int(row[0].split(" ", 4)[3]) < self._before
-        }
-        text = json.dumps([known, self._blocks], separators=(",", ":")).encode()
-        digest = hashlib.sha256(text).hexdigest()
+        digest = hashlib.sha256()
         temporary = f"{self._path}{files.TEMPORARY}"
         with open(temporary, "wb") as file:
-            file.write(f"{self._basis} {digest}\n".encode())
-            file.write(text)
+            for row in self._rows():
+                line = json.dumps(row, separators=(",", ":")).encode() + b"\n"
+                digest.update(line)
+                file.write(line)
+            file.write(self._seal(digest.hexdigest()))
         os.rename(temporary, self._path)
+
+    def _rows(self) -> Iterator[list[Any]]:
+        """The keys of the blocks, then what is kept of each file, one after the other: all of it at
+        once takes a lot of memory."""
+        yield self._blocks
+        for path, (signature, *row) in self._new.items():
+            ctimes = signature.split(" ")[3::4]
+            if all(int(ctime) < self._before for ctime in ctimes):
+                yield [path, signature, *row]
+
+    def _seal(self, digest: str) -> bytes:
+        """The last line."""
+        return f"{self._basis} {digest}\n".encode()
 
     def _read(self) -> tuple[dict[str, list[Any]], list[str]]:
         """What was noted; nothing where that is damaged, or was noted on another basis."""
         with suppress(FileNotFoundError), open(self._path, "rb") as file:
-            first, text = file.readline(256), file.read()
-            if first == f"{self._basis} {hashlib.sha256(text).hexdigest()}\n".encode():
-                known, blocks = json.loads(text)
+            size = os.fstat(file.fileno()).st_size - len(self._seal("0" * 64))
+            digest = hashlib.sha256()
+            for begin in range(0, size, _PIECE):
+                digest.update(file.read(min(_PIECE, size - begin)))
+            if file.read() == self._seal(digest.hexdigest()) and size > 0:
+                file.seek(0)
+                blocks: list[str] = json.loads(file.readline())
+                known = {}
+                while file.tell() < size:
+                    path, *row = json.loads(file.readline())
+                    known[path] = row
                 return known, blocks
         return {}, []

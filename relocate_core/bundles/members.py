@@ -66,7 +66,7 @@ class Members:
         self.tree = tree
         self.entries = entries
         self.mode = mode
-        recall = tree.index.get
+        recall = tree.index.take
         self.known = [recall(one.path, one.signature) if one.signature else None for one in entries]
         self.wanted = [True] * len(entries)
         self._planned: list[Row | None] = [None] * len(entries)

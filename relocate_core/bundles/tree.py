@@ -54,11 +54,6 @@ class Entry(NamedTuple):
     """What its content is known again by; see `index`."""
 
 
-def _plain(path: str, status: os.stat_result) -> Entry:
-    mode = file_mode(status.st_mode)
-    return Entry(path, FILE, mode, size=status.st_size, signature=signature(status))
-
-
 class Tree:
     """A virtualenv that is to be packed.
 
@@ -145,12 +140,19 @@ class Tree:
             elif stat.S_ISREG(mode):
                 if not name.endswith((".py", ".pyc")):
                     self.newest = max(self.newest, int(status.st_mtime))
-                found.append(self._beside(path, statuses) or _plain(path, status))
+                found.append(self._beside(path, statuses) or self._plain(path, status))
             else:
                 raise CannotTravel(
                     f"cannot pack {os.path.join(self.name, path)}: it is a socket, pipe or device; "
                     "remove it, or exclude it"
                 )
+
+    def _plain(self, path: str, status: os.stat_result) -> Entry:
+        mode = file_mode(status.st_mode)
+        return Entry(path, FILE, mode, size=status.st_size, signature=self._signature(status))
+
+    def _signature(self, status: os.stat_result, other: os.stat_result | None = None) -> str:
+        return signature(status, other) if self.index.is_kept else ""
 
     def _beside(self, path: str, statuses: dict[str, os.stat_result]) -> Entry | None:
         """Bytecode beside its source, as Python 2 has it; it is not compiled again."""
@@ -202,7 +204,7 @@ class Tree:
             for ending in (".opt-1.pyc", ".opt-2.pyc", ".pyc"):
                 path = f"{directory}/{stem}{ending}"
                 status, own = statuses[name], there.get(f"{stem}{ending}")
-                seen = signature(status, own)
+                seen = self._signature(status, own)
                 fits = own is not None and self._fits(path, source, status, seen)
                 if fits or (complete and ending == ".pyc"):
                     mode = file_mode(status.st_mode & 0o644)

@@ -211,9 +211,14 @@ def lines(head: Head, rows: Iterable[Row]) -> Iterator[bytes]:
 
 def document(head: Head, rows: Iterable[Row]) -> tuple[bytes, str]:
     """A whole manifest, and its digest."""
-    rest = b"".join(lines(head, rows))
-    digest = hashlib.sha256(rest).hexdigest()
-    return first_line(digest) + rest, digest
+    digest = hashlib.sha256()
+    begin = len(first_line(digest.hexdigest()))
+    text = bytearray(begin)
+    for line in lines(head, rows):  # which take several times the memory together
+        digest.update(line)
+        text += line
+    text[:begin] = first_line(digest.hexdigest())
+    return bytes(text), digest.hexdigest()
 
 
 def first_line(digest: str) -> bytes:
