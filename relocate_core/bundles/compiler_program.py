@@ -64,12 +64,22 @@ def separate(code):
     return code.replace(co_consts=tuple(constants))
 
 
+# Without the GIL, the constants of new code are replaced by equal ones that the process has from
+# any code before it. So all code is made again: equal constants are one then, and names, which the
+# compiler may have shared with them, are none of them.
+def interned(code):
+    constants = [interned(v) if isinstance(v, type(code)) else v for v in code.co_consts]
+    return code.replace(co_consts=tuple(constants), co_names=tuple(list(code.co_names)))
+
+
 def compiled(source, name, optimization, flags, mtime, code):
     if flags and OLD:
         return None
     if code is None:
         made = compile(source, name, 'exec', 0, True, optimization)
-        if hasattr(made, 'replace'):
+        if 't' in getattr(sys, 'abiflags', ''):
+            made = interned(made)
+        elif hasattr(made, 'replace'):
             made = separate(made)
         held = parts(made)
         code = marshal.dumps(made)

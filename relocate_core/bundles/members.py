@@ -303,6 +303,7 @@ class Members:
             facts=build_metadata,
             system_packages=self.tree.system_packages,
             built_on=built_on,
+            free_threaded=environment.free_threaded,
         )
 
 

@@ -194,7 +194,7 @@ class _BundleSpec:
     python: str
     implementation: str
     home: str | None
-    free_threaded: bool | None = None
+    free_threaded: bool | None
 
 
 def for_bundle(head: Head, path: str, python: str | Interpreter | None) -> Interpreter:
@@ -211,7 +211,8 @@ def for_bundle(head: Head, path: str, python: str | Interpreter | None) -> Inter
         InterpreterMismatch: there is, but of another ABI or without the packages that the bundle
             needs of it, or the machine is another one.
     """
-    spec = _BundleSpec(path, head.python, head.implementation, head.home or None)
+    home, threads = head.home or None, head.free_threaded
+    spec = _BundleSpec(path, head.python, head.implementation, home, threads)
     compiled = {module: set(endings) for endings, module in head.compiled}
     if python is None:
         found = find_fitting(spec, compiled, head.system_packages)

@@ -165,6 +165,7 @@ class Head:
         system_packages: names and versions of the base Python's packages that it needs; none but
             of a virtualenv with system site-packages.
         built_on: the interpreter bundle that it was built on, which it is to run on.
+        free_threaded: whether a virtualenv is for a build without the GIL.
     """
 
     prefix: str
@@ -187,6 +188,7 @@ class Head:
     interpreter: OwnPython | None = None
     system_packages: tuple[tuple[str, str], ...] = ()
     built_on: BuiltOn | None = None
+    free_threaded: bool = False
 
     def line(self) -> str:
         """Its line in the manifest."""
@@ -194,8 +196,9 @@ class Head:
         for name in ("base", "interpreter", "built_on"):
             if known[name] is None:
                 del known[name]
-        if not self.system_packages:
-            del known["system_packages"]
+        for name in ("system_packages", "free_threaded"):
+            if not known[name]:
+                del known[name]
         return json.dumps(known, sort_keys=True)
 
 

@@ -174,6 +174,8 @@ def _head(line: bytes) -> Head:
             known["system_packages"] = _system_packages(known["system_packages"])
         if known.get("built_on") is not None:
             known["built_on"] = _built_on(known["built_on"])
+        if known.get("free_threaded", True) is not True:
+            raise ValueError
         head = Head(**known)
         if head.line() != text:
             raise ValueError
