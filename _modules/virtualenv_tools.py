@@ -1077,6 +1077,8 @@ def pack_python(
     archive: str,
     keep: str | list[str] | None = None,
     level: int | None = None,
+    source_hash: str | None = None,
+    saltenv: str = "base",
     test: bool | None = None,
 ) -> dict[str, Any]:
     """
@@ -1092,6 +1094,9 @@ def pack_python(
         ``uv python install``, of pyenv, and of ``make install`` with a prefix of their own do. That
         of the distribution is refused, and so is a virtualenv.
 
+        Or a tar of such a directory as its makers publish it, such as an ``install_only`` archive
+        of python-build-standalone: an absolute path, or a URL that Salt can fetch.
+
     archive
         The bundle, as an absolute path; its ending is its form: ``.tar.gz``, ``.tar.zst`` or
         ``.tar``. Its SHA-256 is written beside it, as ``<archive>.sha256``.
@@ -1103,6 +1108,13 @@ def pack_python(
 
     level
         Of the compression: 1 to 9 for gzip, by default 6; 1 to 19 for zstd, by default 9.
+
+    source_hash
+        What that archive has to hash to: the hash itself, or a file with it. The Python in it is
+        run, which root does only where its SHA-256 is given.
+
+    saltenv
+        The environment of a ``salt://`` archive.
 
     test
         ``True`` reports what would be done, and writes nothing. By default the minion's ``test``
@@ -1122,14 +1134,20 @@ def pack_python(
     .. code-block:: bash
 
         salt build virtualenv_tools.pack_python /opt/pythons/3.13.0 /srv/salt/cpython-3.13.0.tar.gz
+
+        salt build virtualenv_tools.pack_python \\
+            salt://cpython-3.13.0+20241016-x86_64-unknown-linux-gnu-install_only.tar.gz \\
+            /srv/salt/cpython-3.13.0.tar.gz \\
+            source_hash=2c8cb15c6a2caadaa98af51df6fe78a8155b8471cb3dd7b9836038e0d3657fb4
     """
     archive = _absolute(archive, "the archive")
-    with _core() as core, _reporting(archive) as (_, notify):
+    with _core() as core, _reporting(archive) as (_, notify), _at_hand(path, saltenv) as file:
         done = core.pack_python(
-            _absolute(path),
+            file,
             archive,
             keep=_strings(keep, "keep", "kind"),
             level=level,
+            digests=_digests(source_hash) or _known_digests(path, source_hash, saltenv),
             dry_run=_is_test(test),
             notify=notify,
         )

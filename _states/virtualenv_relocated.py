@@ -705,7 +705,11 @@ def packed(name: str, **options: Any) -> dict[str, Any]:
 
 
 def python_packed(
-    name: str, prefix: str, keep: str | list[str] | None = None, level: int | None = None
+    name: str,
+    prefix: str,
+    keep: str | list[str] | None = None,
+    level: int | None = None,
+    source_hash: str | None = None,
 ) -> dict[str, Any]:
     """
     Have a Python packed into a bundle of its own, on a build machine.
@@ -718,9 +722,10 @@ def python_packed(
         written beside it, as ``<name>.sha256``.
 
     prefix
-        The Python's, as ``path`` of :py:func:`virtualenv_tools.pack_python`.
+        The Python's, as ``path`` of :py:func:`virtualenv_tools.pack_python`: a directory, or a
+        published archive, by its path or URL.
 
-    keep, level
+    keep, level, source_hash
         As :py:func:`virtualenv_tools.pack_python` takes them.
 
     .. code-block:: yaml
@@ -728,12 +733,23 @@ def python_packed(
         /srv/salt/pythons/cpython-3.13.0-x86_64.tar.zst:
           virtualenv_relocated.python_packed:
             - prefix: /opt/pythons/3.13.0
+
+        /srv/salt/pythons/cpython-3.13.0-standalone.tar.zst:
+          virtualenv_relocated.python_packed:
+            - prefix: salt://cpython-3.13.0+20241016-x86_64-unknown-linux-gnu-install_only.tar.gz
+            - source_hash: 2c8cb15c6a2caadaa98af51df6fe78a8155b8471cb3dd7b9836038e0d3657fb4
     """
     ret = _new(name)
     with _Reporting(ret):
         archive = _path(name, "the bundle")
         done = __salt__["virtualenv_tools.pack_python"](
-            _path(prefix, "the prefix"), archive, keep=keep, level=level, test=__opts__["test"]
+            prefix if "://" in str(prefix) else _path(prefix, "the prefix"),
+            archive,
+            keep=keep,
+            level=level,
+            source_hash=source_hash,
+            saltenv=__env__,
+            test=__opts__["test"],
         )
         _warn(ret, done["warnings"])
         python = f"Python {done['version']} of {prefix}"

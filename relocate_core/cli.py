@@ -6,6 +6,7 @@ import argparse
 import io
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from .artefacts.bytecode import MODES
 from .errors import InvalidPath, NotAVirtualenv, RelocateError
 from .relocation.relocate import Relocation
 
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}\Z")
 _EPILOG = """\
 exit codes: 0 done, or nothing to do; 1 a virtualenv could not be worked on, or --check found a
 problem; 2 wrong usage; 130 interrupted by Ctrl-C.
@@ -26,6 +28,7 @@ examples:
   virtualenv-tools --check /srv/app/current                can it run here?
   virtualenv-tools --pack app-4f2a9c1.tar.gz build         pack it into a bundle
   virtualenv-tools --pack-python cpython-3.13.tar.gz /opt/pythons/3.13.0
+  virtualenv-tools --pack-python cpython-3.13.tar.gz cpython-3.13.0-install_only.tar.gz
 """
 
 
@@ -46,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     wanted = (options.update_path, options.reinitialize, options.check, options.info, options.pack)
     if options.pack_python:
         if any(wanted) or len(options.paths) != 1:
-            parser.error("--pack-python takes one prefix of a Python, and no other action")
+            parser.error("--pack-python takes one prefix or archive, and no other action")
     elif not any(wanted):
         parser.error(
             "nothing to do: give --update-path, --reinitialize, --check, --info, --pack or "
@@ -64,6 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--level goes with --pack or --pack-python")
     if options.keep is not None and not options.pack_python:
         parser.error("--keep goes with --pack-python")
+    if options.source_hash is not None and not options.pack_python:
+        parser.error("--source-hash goes with --pack-python")
+    if options.source_hash is not None and not _SHA256.match(options.source_hash):
+        parser.error("--source-hash takes a SHA-256: 64 hexadecimal digits")
     for name in ("cache", "delta_from", "exclude", "prefix", "bytecode"):
         if getattr(options, name) is not None and not options.pack:
             parser.error(f"--{name.replace('_', '-')} goes with --pack")
@@ -108,7 +115,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--exclude", metavar="PATTERN", action="append", help="with --pack: leave out such files")
     add("--prefix", metavar="PATH", help="with --pack: as if it had been built there")
     add("--bytecode", choices=MODES, help="with --pack: how it knows its source (timestamp)")
-    add("--pack-python", metavar="FILE", help="pack the Python of a prefix into a bundle")
+    add("--pack-python", metavar="FILE", help="pack the Python of a prefix or archive")
+    add("--source-hash", metavar="SHA256", help="with --pack-python: that of the Python's archive")
     add(
         "--keep",
         metavar="KIND",
@@ -289,6 +297,7 @@ def _pack_python(path: str, options: argparse.Namespace) -> None:
         options.pack_python,
         keep=options.keep or (),
         level=options.level,
+        digests={"sha256": options.source_hash} if options.source_hash else None,
         dry_run=options.dry_run,
     )
     if options.json:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -93,6 +94,52 @@ def unpack(
         NoRoom: the disk has too little space.
         TreeError: the operating system refused.
     """
+    with _opened(archive, directory, limits, digests, owner, progress) as (stream, writer):
+        verify = not STRONG.intersection(map(str.lower, digests or {}))
+        return _unpack(stream, writer, kind, accept, find, verify)
+
+
+def unpack_published(
+    archive: str,
+    directory: int,
+    *,
+    limits: Limits | None = None,
+    digests: Mapping[str, str] | None = None,
+) -> None:
+    """Unpack a tar of an interpreter as its makers publish it, without a manifest.
+
+    Args:
+        archive: path of the file.
+        directory: descriptor of an empty directory that nobody else writes to.
+        limits: what is refused as too much.
+        digests: what the file has to hash to, by algorithm; it is checked while it is read.
+
+    Raises:
+        BadArchive: it is damaged, too large, of another hash, a bundle, or has a symlink that
+            leaves it.
+        NoRoom: the disk has too little space.
+        TreeError: the operating system refused.
+    """
+    with _opened(archive, directory, limits, digests, None, None) as (stream, writer):
+        writer.interpreter = True
+        for member in tar.members(stream):
+            if member.name == manifest.NAME:
+                raise Refused("it is a bundle already", advice="deploy it as it is")
+            writer.add(member)
+        stream.require_digests()
+        writer.finish()
+
+
+@contextmanager
+def _opened(
+    archive: str,
+    directory: int,
+    limits: Limits | None,
+    digests: Mapping[str, str] | None,
+    owner: tuple[int, int] | None,
+    progress: Progress | None,
+) -> Iterator[tuple[Stream, Writer]]:
+    """An archive, and what writes its members; what goes wrong becomes one sentence."""
     limits = limits or Limits()
     try:
         file = os.open(archive, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -107,9 +154,8 @@ def unpack(
         most = limits.size + limits.files * 4 * tar.BLOCK
         with Stream(file, digests or {}, most, limits.ratio) as stream:
             writer = Writer(directory, stream, limits, owner, progress)
-            verify = not STRONG.intersection(map(str.lower, digests or {}))
             try:
-                return _unpack(stream, writer, kind, accept, find, verify)
+                yield stream, writer
             finally:
                 writer.close()
     except Refused as refusal:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -23,12 +23,13 @@ from ..bundles.blocks import Body
 from ..bundles.compiler import Compiler, Job
 from ..bundles.output import Output, end, put
 from ..bundles.pack import require_apart
-from ..errors import BadArchive, CannotTravel, TreeError
+from ..errors import BadArchive, CannotTravel, InvalidPath, TreeError
 from ..progress import Notify, Report, silent
 from ..relocation.needles import Needles
 from ..system import files
 from ..virtualenvs import manifest
 from ..virtualenvs.manifest import FIXED_TIME, Head, OwnPython, Row
+from . import published
 from .contents import BYTECODE, Contents, contents
 from .prefix import Prefix, inspect
 
@@ -88,17 +89,21 @@ def pack_python(
     *,
     keep: Collection[str] = (),
     level: int | None = None,
+    digests: Mapping[str, str] | None = None,
     dry_run: bool = False,
     notify: Notify = silent,
 ) -> PythonPacking:
     """Pack the Python whose prefix is at `path` into a bundle. Nothing in the prefix is changed.
 
     Args:
-        path: the prefix: the directory that has bin/python3 in it.
+        path: the prefix: the directory that has bin/python3 in it; or a tar of such a directory, as
+            python-build-standalone publishes them.
         archive: the bundle; its ending sets the form: `.tar`, `.tar.gz` or `.tar.zst`. Its SHA-256
             is written beside it, as `<archive>.sha256`.
         keep: which of KEEP (headers, static, tests, tk) are packed too.
         level: of the compression; by default a good one.
+        digests: what the archive at `path` has to hash to, by algorithm. Root needs it, as the
+            Python in the archive is run.
         dry_run: look, and write nothing.
         notify: called after each step.
 
@@ -107,38 +112,54 @@ def pack_python(
 
     Raises:
         CannotTravel: it is no Python that can be packed, or would not run elsewhere.
+        CannotRun: root would run a Python from an archive of unknown hash.
         RelocateError: another of its subclasses, in one sentence; an archive of that name is then
             left as it was.
     """
     form = form_of(archive)
     require(form, level)
     archive = os.path.abspath(archive)
-    prefix = inspect(path)
-    require_apart(prefix.path, archive)
     report = PythonPacking(archive, dry_run=dry_run)
     try:
-        found = contents(prefix, keep)
-        report.left_out = dict(sorted(found.left_out.items()))
-        notify("looked", {"files": len(found.kinds)})
-        members = _Members(prefix, found)
-        # In a dry run everything is looked at, and nothing is written there.
-        place = tempfile.gettempdir() if dry_run else os.path.dirname(archive)
-        with closing(Body(place, form, level)) as body:
-            _write_members(members, [] if dry_run else [body], notify)
-            end(body)
-            text = _describe(report, members)
-            known = _known(archive)
-            report.changed = known is None or known[0] != report.manifest
-            if known is not None and not report.changed:
-                report.packed_size, report.sha256 = known[1:]
-            if report.changed and not dry_run:
-                with Output(archive) as output:
-                    report.packed_size, report.sha256 = output.complete(text, body)
-                notify("packed", {"path": archive, "size": report.packed_size})
-        return report
+        if published.is_archive(path):
+            require_apart(path, archive)
+            if os.path.realpath(archive) == os.path.realpath(path):
+                raise InvalidPath(f"{archive} would replace what it is made from: name another")
+            with published.unpacked(path, digests) as top:
+                return _pack(report, inspect(top).published(), keep, level, notify)
+        if digests:
+            raise InvalidPath(f"{path} is no archive, which a hash could be of: give none")
+        prefix = inspect(path)
+        require_apart(prefix.path, archive)
+        return _pack(report, prefix, keep, level, notify)
     except OSError as error:
         where = error.filename if isinstance(error.filename, str) else path
         raise TreeError.of(where, error, "pack") from error
+
+
+def _pack(
+    report: PythonPacking, prefix: Prefix, keep: Collection[str], level: int | None, notify: Notify
+) -> PythonPacking:
+    archive, dry_run, form = report.archive, report.dry_run, form_of(report.archive)
+    found = contents(prefix, keep)
+    report.left_out = dict(sorted(found.left_out.items()))
+    notify("looked", {"files": len(found.kinds)})
+    members = _Members(prefix, found)
+    # In a dry run everything is looked at, and nothing is written there.
+    place = tempfile.gettempdir() if dry_run else os.path.dirname(archive)
+    with closing(Body(place, form, level)) as body:
+        _write_members(members, [] if dry_run else [body], notify)
+        end(body)
+        text = _describe(report, members)
+        known = _known(archive)
+        report.changed = known is None or known[0] != report.manifest
+        if known is not None and not report.changed:
+            report.packed_size, report.sha256 = known[1:]
+        if report.changed and not dry_run:
+            with Output(archive) as output:
+                report.packed_size, report.sha256 = output.complete(text, body)
+            notify("packed", {"path": archive, "size": report.packed_size})
+    return report
 
 
 def _write_members(members: _Members, archives: Sequence[Body], notify: Notify) -> None:
@@ -219,7 +240,8 @@ class _Members:
                         continue  # its source is none that this Python understands
                     data = content
                     self.compiled += kind == BYTECODE
-                    if self.needles.are_in(path, data):
+                    # No wheel that ensurepip brings knows where this Python is.
+                    if not path.endswith(".whl") and self.needles.are_in(path, data):
                         self._references.append(path)
                     digest = hashlib.sha256(data).hexdigest()
                     row = Row(path, FILE, found.modes[path], len(data), digest)

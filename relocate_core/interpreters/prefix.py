@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import CannotTravel, InterpreterNotFound, InvalidPath, reason_of
@@ -25,15 +25,21 @@ TAKE_INSTEAD = (
 PROGRAM = re.compile(r"python(?:\d+(?:\.\d+[a-z]*)?)?\Z")
 """What the programs of a CPython are called: python, python3, python3.13, python3.13t."""
 _SHARED = ("/", "/usr", "/usr/local", "/opt")
+_NOWHERE = "/nonexistent"
 _SECONDS = 30
 _OLDEST = (3, 6)
 _ONLY = "only CPython 3.6 or later is packed as an interpreter"
 _QUESTION = """
 import json, sys, sysconfig
 paths, variables = sysconfig.get_paths(), sysconfig.get_config_vars()
+try:
+    # From 3.14 on, the variable `prefix` is where the Python is, not what it was built for.
+    recorded = __import__(sysconfig._get_sysconfigdata_name()).build_time_vars
+except (AttributeError, ImportError):
+    recorded = variables
 print(json.dumps({
     'prefix': sys.prefix,
-    'built': variables.get('prefix') or '',
+    'built': recorded.get('prefix') or '',
     'stdlib': paths['stdlib'],
     'platstdlib': paths['platstdlib'],
     'include': paths['include'],
@@ -75,6 +81,11 @@ class Prefix:
     def is_of_shared(self) -> bool:
         """Whether it was built for a directory that others share, and which is not its own."""
         return os.path.normpath(self.built) in _SHARED
+
+    def published(self) -> Prefix:
+        """The same without its directory, where that is a temporary one that nothing refers to."""
+        built = os.path.normpath(self.built)
+        return replace(self, prefixes=(built if built in self.prefixes else _NOWHERE,))
 
     @property
     def executable(self) -> str:
@@ -147,6 +158,14 @@ def _described(top: str, path: str, interpreter: Interpreter, answer: dict[str, 
         abiflags=answer["abiflags"],
         soabi=answer["soabi"],
     )
+
+
+def has_program(top: str) -> bool:
+    """Whether a directory has a Python's programs in its `bin`."""
+    try:
+        return any(map(PROGRAM.match, os.listdir(os.path.join(top, "bin"))))
+    except OSError:
+        return False
 
 
 def _program(path: str, top: str) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from relocate_core import PythonPacking, pack, pack_python
+from relocate_core.artefacts import binaries, elf
 from relocate_core.errors import RelocateError
 from relocate_core.interpreters.prefix import inspect
 from tests.support import environments
@@ -84,6 +85,36 @@ def _described(prefix: str) -> Iterator[str]:
         for path in top.glob(pattern):
             if path.is_symlink() or path.is_file():
                 yield str(path)
+
+
+def published(prefix: str, directory: Path, ending: str = ".tar.gz") -> Path:
+    """A small Python in an archive, as python-build-standalone publishes `install_only` ones.
+
+    It was built for /install, where nothing of it is, and its programs find their library relative
+    to themselves.
+
+    Args:
+        prefix: the Python's.
+        directory: where the archive is made, and what is in it.
+        ending: that of the archive's name.
+    """
+    top = directory / "published" / "python"
+    if not top.exists():
+        small(prefix, top)
+        for path in top.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                _publish(path, os.fsencode(prefix))
+    archive = directory / f"cpython-3+20250612-x86_64-unknown-linux-gnu-install_only{ending}"
+    subprocess.run(["tar", "-caf", archive, "-C", top.parent, "python"], check=True)
+    return archive
+
+
+def _publish(path: Path, prefix: bytes) -> None:
+    data = path.read_bytes()
+    if not data.startswith(elf.MAGIC):
+        path.write_bytes(data.replace(prefix, b"/install"))
+    elif binaries.runpath(data):
+        path.write_bytes(binaries.with_runpath(data, b"$ORIGIN/../lib"))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ pytest.importorskip("salt", reason="Salt does not run on this Python")
 
 from relocate_core.bundles import reader
 from tests.functional.interpreters.test_pack import VERSIONS, require
+from tests.support import pythons
 
 
 @pytest.mark.slow
@@ -46,3 +48,19 @@ def test_a_python_of_the_distribution_is_refused(tmp_path: Path) -> None:
     assert "its distribution" in answer["comment"]
     answer = minion.single("python_packed", str(tmp_path / "python.tar"), prefix="python")
     assert answer["result"] is False
+
+
+@pytest.mark.slow
+def test_a_published_archive_is_packed(tmp_path: Path) -> None:
+    minion = Masterless(tmp_path / "minion")
+    archive = pythons.published(pythons.require(), tmp_path)
+    bundle, digest = str(tmp_path / "python.tar"), hashlib.sha256(archive.read_bytes()).hexdigest()
+
+    wrong = minion.single("python_packed", bundle, prefix=str(archive), source_hash="0" * 64)
+    assert (wrong["result"], wrong["changes"]) == (False, {})
+    assert "its sha256 is" in wrong["comment"]
+
+    done = minion.single("python_packed", bundle, prefix=str(archive), source_hash=digest)
+    assert done["result"] is True, done["comment"]
+    again = minion.single("python_packed", bundle, prefix=f"file://{archive}", source_hash=digest)
+    assert (again["result"], again["changes"]) == (True, {}), again["comment"]
