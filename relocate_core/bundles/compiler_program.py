@@ -27,6 +27,7 @@ except Exception:
 
 KEY = int.from_bytes(MAGIC_NUMBER, 'little')
 OLD = sys.version_info < (3, 7)
+PYPY = hasattr(sys, 'pypy_version_info')
 read, write, flush = sys.stdin.buffer.read, sys.stdout.buffer.write, sys.stdout.buffer.flush
 
 
@@ -82,6 +83,8 @@ def compiled(source, name, optimization, flags, mtime, code):
         elif hasattr(made, 'replace'):
             made = separate(made)
         held = parts(made)
+        if PYPY:  # it writes a string as interned where an equal one is, by whatever code
+            held += [sys.intern(value) for value in held if type(value) is str]
         code = marshal.dumps(made)
     if flags:
         return MAGIC_NUMBER + number(flags) + _imp.source_hash(KEY, source) + code

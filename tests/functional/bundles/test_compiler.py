@@ -107,6 +107,14 @@ def test_what_does_not_compile_gives_none(version: str) -> None:
     assert results[-2] is not None
 
 
+@pytest.mark.parametrize("version", ["3.12", "3.13t", "3.14t", "pypy3.9"])
+def test_what_was_compiled_before_changes_nothing(version: str) -> None:
+    shared = b"def f(x, a):\n return x in {1, 2}, g(encoding=a)\ndef h(a):\n return g(encoding=a)\n"
+    python, jobs = require(version), [job(shared), *sources(40), job(shared)]
+    assert len(set(made(python, [jobs[0], jobs[-1]]))) == 1
+    assert made(python, jobs) == made(python, jobs[::-1])[::-1]
+
+
 def test_python_3_6_has_no_hashes() -> None:
     python = require("3.6")
     assert made(python, [job(mode="checked-hash"), job(code=b"N", mode="unchecked-hash")]) == [
