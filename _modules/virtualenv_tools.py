@@ -1089,13 +1089,14 @@ def pack_python(
     bytes; where the bundle is there already, it is left. Nothing in the prefix is changed.
 
     path
-        The prefix of a CPython 3.6 or later, as an absolute path: the directory that has
-        ``bin/python3`` in it. It must have the directory for itself, as the Pythons of
-        ``uv python install``, of pyenv, and of ``make install`` with a prefix of their own do. That
-        of the distribution is refused, and so is a virtualenv.
+        The prefix of a CPython 3.6 or later or a PyPy 3.9 or later, as an absolute path: the
+        directory that has ``bin/python3`` in it. It must have the directory for itself, as the
+        Pythons of ``uv python install``, of pyenv, and of ``make install`` with a prefix of their
+        own do. That of the distribution is refused, and so is a virtualenv.
 
         Or a tar of such a directory as its makers publish it, such as an ``install_only`` archive
-        of python-build-standalone: an absolute path, or a URL that Salt can fetch.
+        of python-build-standalone or a portable PyPy: an absolute path, or a URL that Salt can
+        fetch.
 
     archive
         The bundle, as an absolute path; its ending is its form: ``.tar.gz``, ``.tar.zst`` or

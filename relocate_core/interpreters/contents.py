@@ -28,6 +28,7 @@ _DIRECTORIES = {
     "tests": "tests",
     "idlelib": "tk",
     "tkinter": "tk",
+    "_tkinter": "tk",
     "turtledemo": "tk",
     "site-packages": "packages",
 }
@@ -38,8 +39,9 @@ _FILES = (
 )
 _CONFIG_DIRECTORY = re.compile(r"config(?:-.*)?\Z")
 _CONFIG_PROGRAM = re.compile(r"python(?:\d+(?:\.\d+[a-z]*)?)?-config\Z")
-_SHARED_LIBRARY = re.compile(r"libpython\d.*\.so(?:\..*)?\Z")
+_SHARED_LIBRARY = re.compile(r"lib(?:python|pypy)\d.*\.so(?:\..*)?\Z")
 _STATIC_LIBRARY = re.compile(r"libpython\d.*\.a\Z")
+_TCL_LIBRARY = re.compile(r"(?:i?tcl|tk|thread)\d[\d.]*\Z")
 _TERMINALS = "share/terminfo"
 
 
@@ -101,7 +103,7 @@ class _Walk:
         for library in self.prefix.libraries:
             self._library(library)
         for name in self._names("bin"):
-            if PROGRAM.match(name):
+            if PROGRAM.match(name) or _SHARED_LIBRARY.match(name):  # PyPy has its library there
                 self._take(f"bin/{name}")
             elif _CONFIG_PROGRAM.match(name):
                 self._take_if("headers", f"bin/{name}")
@@ -110,6 +112,8 @@ class _Walk:
                 self._take(f"lib/{name}")
             elif _STATIC_LIBRARY.match(name):
                 self._take_if("static", f"lib/{name}")
+            elif _TCL_LIBRARY.match(name):
+                self._tree_if("tk", f"lib/{name}")
         if os.path.islink(self._at("lib64")):  # to lib; some Pythons have a part of it there
             self._take("lib64")
         for name in self._names("lib/pkgconfig"):

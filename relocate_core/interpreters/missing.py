@@ -19,7 +19,9 @@ import json, os, sys, sysconfig
 from importlib.machinery import EXTENSION_SUFFIXES
 broken = {}
 directory = os.path.join(sysconfig.get_path('platstdlib'), 'lib-dynload')
-for file in sorted(os.listdir(directory)) if os.path.isdir(directory) else ():
+if not os.path.isdir(directory):
+    directory = os.path.dirname(directory)  # where PyPy has them
+for file in sorted(os.listdir(directory)):
     name = file.partition('.')[0]
     if not file.endswith(tuple(EXTENSION_SUFFIXES)) or name.startswith(('_test', 'xx', '_xx')):
         continue
@@ -38,6 +40,7 @@ else:
     unverified = [] if found else [places.openssl_cafile, places.openssl_capath]
 print(json.dumps({
     'library': os.path.relpath(directory, sys.prefix),
+    'ssl': os.path.relpath(os.path.join(sysconfig.get_path('stdlib'), 'ssl.py'), sys.prefix),
     'broken': broken,
     'unverified': unverified,
 }))
@@ -88,4 +91,4 @@ def missing(program: str, user: tuple[int, int] | None = None) -> Iterator[tuple
             f"no server can be verified, as {' and '.join(answer['unverified'])} have no "
             "certificates: install ca-certificates, or set SSL_CERT_FILE where the release runs"
         )
-        yield os.path.join(os.path.dirname(answer["library"]), "ssl.py"), reason
+        yield answer["ssl"], reason

@@ -45,7 +45,7 @@ class PythonPacking(Report):
         changed: whether it was (in a dry run: would be) written; not where it is there already.
         dry_run: whether it was only looked at.
         version: X.Y.Z of the Python.
-        implementation: `cpython`.
+        implementation: `cpython` or `pypy`.
         abi: what the names of its compiled modules have in them.
         machine: the processor's architecture that it is for.
         libc: `glibc` or `musl`.

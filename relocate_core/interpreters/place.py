@@ -28,6 +28,7 @@ RECORD = ".interpreter.json"
 """In an interpreter: what it was made of; without it there is none."""
 RECORD_FORMAT = 1
 _DIGITS = 12
+_PROGRAMS = {"cpython": "python", "pypy": "pypy"}
 _VERSION = re.compile(r"\d+\.\d+\.\d+\Z")
 _FLAGS = re.compile(r"[a-z]{0,8}\Z")
 
@@ -146,7 +147,7 @@ def own_python(head: Head) -> OwnPython:
         raise Refused("it is the bundle of a virtualenv", advice="name one of --pack-python")
     directory, _, program = own.program.rpartition("/")
     if (
-        head.implementation != "cpython"
+        not program.startswith(_PROGRAMS.get(head.implementation, "/"))
         or not _VERSION.match(head.version)
         or not head.version.startswith(f"{head.python}.")
         or not _FLAGS.match(own.abiflags)
@@ -175,12 +176,12 @@ def described(head: Head, path: str) -> Interpreter:
     """
     own = own_python(head)
     major, minor, micro = map(int, head.version.split("."))
-    here = this_machine()
+    here, is_cpython = this_machine(), head.implementation == "cpython"
     return Interpreter(
         executable=os.path.join(path, own.program),
         version=(major, minor, micro),
         implementation=head.implementation,
-        suffixes=[f".{own.soabi}.so", ".abi3.so", ".so"],
+        suffixes=[f".{own.soabi}.so", *([".abi3.so", ".so"] if is_cpython else [])],
         prefix=path,
         base_prefix=path,
         machine=here.machine,

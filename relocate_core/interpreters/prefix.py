@@ -22,15 +22,16 @@ TAKE_INSTEAD = (
     "take one with a directory of its own: of `uv python install`, of pyenv, or made by "
     "`configure --prefix=DIRECTORY` and `make install`"
 )
-PROGRAM = re.compile(r"python(?:\d+(?:\.\d+[a-z]*)?)?\Z")
-"""What the programs of a CPython are called: python, python3, python3.13, python3.13t."""
+PROGRAM = re.compile(r"(?:python|pypy)(?:\d+(?:\.\d+[a-z]*)?)?\Z")
+"""What the programs of a Python are called: python, python3, python3.13t, pypy3.9."""
 _SHARED = ("/", "/usr", "/usr/local", "/opt")
 _NOWHERE = "/nonexistent"
 _SECONDS = 30
-_OLDEST = (3, 6)
-_ONLY = "only CPython 3.6 or later is packed as an interpreter"
+# The first PyPy that has its library in lib/pypyX.Y.
+_OLDEST = {"cpython": (3, 6), "pypy": (3, 9)}
+_ONLY = "only CPython 3.6, PyPy 3.9 or later is packed as an interpreter"
 _QUESTION = """
-import json, sys, sysconfig
+import _imp, json, sys, sysconfig
 paths, variables = sysconfig.get_paths(), sysconfig.get_config_vars()
 try:
     # From 3.14 on, the variable `prefix` is where the Python is, not what it was built for.
@@ -43,10 +44,11 @@ print(json.dumps({
     'stdlib': paths['stdlib'],
     'platstdlib': paths['platstdlib'],
     'include': paths['include'],
-    'soabi': variables.get('SOABI') or '',
+    'soabi': _imp.extension_suffixes()[0][1:-3],
     'abiflags': getattr(sys, 'abiflags', ''),
-    'program': 'python%d.%d%s' % (sys.version_info[0], sys.version_info[1],
-                                  getattr(sys, 'abiflags', '').replace('m', '')),
+    'program': '%s%d.%d%s' % (sys.implementation.name.replace('cpython', 'python'),
+                              sys.version_info[0], sys.version_info[1],
+                              getattr(sys, 'abiflags', '').replace('m', '')),
 }))
 """
 
@@ -85,7 +87,8 @@ class Prefix:
     def published(self) -> Prefix:
         """The same without its directory, where that is a temporary one that nothing refers to."""
         built = os.path.normpath(self.built)
-        return replace(self, prefixes=(built if built in self.prefixes else _NOWHERE,))
+        known = built in self.prefixes and os.path.realpath(built) != self.path
+        return replace(self, prefixes=(built if known else _NOWHERE,))
 
     @property
     def executable(self) -> str:
@@ -117,7 +120,7 @@ def inspect(path: str) -> Prefix:
         raise CannotTravel(f"cannot pack {path}: it is an environment of conda; {TAKE_INSTEAD}")
     first = _program(path, top)
     interpreter = probe(first)
-    if interpreter.implementation != "cpython" or interpreter.version < _OLDEST:
+    if interpreter.version < _OLDEST[interpreter.implementation]:
         name = {"cpython": "Python", "pypy": "PyPy"}[interpreter.implementation]
         raise CannotTravel(
             f"cannot pack {path}: it is {name} {interpreter.long_version}, and {_ONLY}"
@@ -180,8 +183,6 @@ def _program(path: str, top: str) -> str:
     for name in ("python3", "python", *names):
         if name in names:
             return os.path.join(top, "bin", name)
-    if os.path.lexists(os.path.join(top, "bin", "pypy3")):
-        raise CannotTravel(f"cannot pack {path}: it is PyPy, and {_ONLY}")
     raise InvalidPath(
         f"{path} is no prefix of a Python: there is no python3 in {os.path.join(path, 'bin')}; "
         "name the directory that has bin/python3 in it"

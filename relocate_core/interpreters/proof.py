@@ -12,13 +12,13 @@ from .missing import SECONDS, VARIABLES, library_in
 from .place import own_python
 
 _QUESTION = """
-import json, sys, sysconfig
+import _imp, json, sys
 print(json.dumps({
     'prefix': sys.prefix,
     'version': '%d.%d.%d' % sys.version_info[:3],
     'implementation': sys.implementation.name,
     'cache_tag': sys.implementation.cache_tag,
-    'soabi': sysconfig.get_config_var('SOABI') or '',
+    'soabi': _imp.extension_suffixes()[0][1:-3],
 }))
 """
 

@@ -23,7 +23,7 @@ from ..system.transaction import Transaction
 from ..virtualenvs import rewritten
 from ..virtualenvs.manifest import Head
 
-_ITSELF = re.compile(r"(?:bin/python|lib/libpython)[^/]*\Z")
+_ITSELF = re.compile(r"(?:bin/(?:python|pypy|libpypy)|lib/libpython)[^/]*\Z")
 _BUILT_FOR = (
     "it is compiled, and contains the path that its Python was built for: what it reads there, it "
     "does not find here"

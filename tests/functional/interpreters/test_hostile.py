@@ -186,6 +186,7 @@ OF_INTERPRETERS: dict[str, tuple[Change, str]] = {
     "flags": (own(abiflags="../"), "impossible interpreter"),
     "a-virtualenv": (lambda p: p.head.pop("interpreter") and None, "of a virtualenv"),
     "pypy": (lambda p: p.head.update(implementation="pypy"), "impossible interpreter"),
+    "jython": (lambda p: p.head.update(implementation="jython"), "impossible interpreter"),
     "a-delta": (
         lambda p: p.head.update(base={"manifest": "0" * 64, "removed": [], "result": "0" * 64}),
         "delta",

@@ -17,8 +17,9 @@ from relocate_core import PythonPacking, RelocateError, check, pack, pack_python
 from relocate_core.artefacts import binaries, elf
 from relocate_core.bundles import reader
 from relocate_core.interpreters import pack as packing
+from relocate_core.interpreters.contents import contents
 from relocate_core.interpreters.prefix import inspect
-from tests.support import bundles, environments, steps
+from tests.support import bundles, environments, pythons, steps
 
 VERSIONS = ("3.13", "3.12", "3.11", "3.10", "3.9", "3.8", "3.7", "3.6")
 USES = """
@@ -175,10 +176,7 @@ def test_a_damaged_bundle_is_written_again(prefix: str, packed: PythonPacking) -
 def test_what_cannot_be_packed_is_refused_in_one_sentence(tmp_path: Path) -> None:
     archive = str(tmp_path / "python.tar")
     (tmp_path / "empty").mkdir()
-    (tmp_path / "pypy/bin").mkdir(parents=True)
-    (tmp_path / "pypy/bin/pypy3").touch()
     for path, reason in (
-        (str(tmp_path / "pypy"), "it is PyPy, and only CPython"),
         ("/usr", "its distribution"),
         (sys.prefix, "it is a virtualenv"),
         (str(tmp_path / "empty"), "is no prefix of a Python"),
@@ -187,7 +185,7 @@ def test_what_cannot_be_packed_is_refused_in_one_sentence(tmp_path: Path) -> Non
         with pytest.raises(RelocateError, match=reason) as caught:
             pack_python(path, archive)
         assert "\n" not in str(caught.value)
-    assert sorted(os.listdir(tmp_path)) == ["empty", "pypy"]
+    assert sorted(os.listdir(tmp_path)) == ["empty"]
 
 
 @pytest.mark.slow
@@ -225,6 +223,17 @@ def test_one_with_a_static_libpython_runs_where_it_is_unpacked(tmp_path: Path) -
 def test_an_unknown_kind_to_keep_is_refused(prefix: str, tmp_path: Path) -> None:
     with pytest.raises(RelocateError, match="unknown 'docs' to keep: there are headers"):
         pack_python(prefix, str(tmp_path / "python.tar"), keep=["docs"])
+
+
+def test_tcl_comes_with_tk(prefix: str, tmp_path: Path) -> None:
+    """Some Pythons bring it, in a directory that only tkinter reads."""
+    place = pythons.small(prefix, tmp_path / "small")
+    (tmp_path / "small/lib/tcl8.6").mkdir()
+    (tmp_path / "small/lib/tcl8.6/init.tcl").write_text("package provide Tcl 8.6\n")
+    without, whole = (contents(inspect(place), keep) for keep in ((), ("tk",)))
+    assert "lib/tcl8.6" not in without.kinds
+    assert without.left_out["tk"] == 24
+    assert "lib/tcl8.6/init.tcl" in whole.kinds
 
 
 def test_a_bundle_is_not_taken_for_one_of_the_other_kind(
