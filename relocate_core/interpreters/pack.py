@@ -296,6 +296,8 @@ class _Members:
             return data
         with open(os.path.join(self.prefix.path, path), "rb") as file:
             known, needed = elf.needs(file.fileno()), elf.libraries(file.fileno())
+        # python-build-standalone has the path of libpython where others have its name.
+        needed = tuple(name for name in needed if not name.startswith("$ORIGIN/"))
         if known is not None:
             self._needs.append(known)
         self._libraries.update(name for name in needed if name not in self._names)

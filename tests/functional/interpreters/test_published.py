@@ -15,7 +15,7 @@ from relocate_core.bundles import reader
 from relocate_core.interpreters.install import PythonBundle, provided
 from relocate_core.interpreters.place import Place
 from relocate_core.interpreters.prefix import inspect
-from tests.support import pythons
+from tests.support import bundles, pythons
 
 
 def digests(archive: Path) -> dict[str, str]:
@@ -48,6 +48,30 @@ def test_it_is_packed_and_deployed(archive: Path, tmp_path: Path, temporary: Pat
         ask = "import sys, sysconfig; print(sys.prefix, sysconfig.get_config_var('LIBDIR'))"
         printed = subprocess.check_output([found.executable, "-I", "-c", ask], text=True)
     assert printed.split() == [found.path, f"{found.path}/lib"]
+
+
+@pytest.mark.slow
+def test_a_library_that_is_needed_by_its_path_is_its_own(tmp_path: Path) -> None:
+    """As python-build-standalone has it where libpython is shared."""
+    if shutil.which("patchelf") is None:
+        pytest.skip("patchelf is not on this machine")
+    archive = pythons.published(pythons.require(), tmp_path)
+    top = tmp_path / "published/python"
+    library = next(top.glob("lib/libpython3.*.so.*"), None)
+    if library is None:
+        pytest.skip("this Python has no shared libpython")
+    name = library.name
+    program = os.path.realpath(inspect(str(top)).executable)
+    subprocess.run(
+        ["patchelf", "--replace-needed", name, f"$ORIGIN/../lib/{name}", program], check=True
+    )
+    subprocess.run(["patchelf", "--remove-rpath", program], check=True)
+    subprocess.run(["tar", "-czf", archive, "-C", top.parent, "python"], check=True)
+    packed = pack_python(str(archive), str(tmp_path / "python.tar"), digests=digests(archive))
+    assert not [one for one in packed.libraries if "libpython" in one]
+    place = bundles.unpack_by_tar(packed.archive, tmp_path / "unpacked")
+    moved = os.path.join(place, os.path.relpath(program, top))
+    assert subprocess.run([moved, "-I", "-c", "import json"], check=False).returncode == 0
 
 
 @pytest.mark.slow
