@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import multiprocessing
 import os
 import re
@@ -11,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,6 +30,7 @@ from relocate_core.bundles import reader
 from relocate_core.errors import Busy, RelocateError
 from relocate_core.virtualenvs import manifest
 from tests.support import packages
+from tests.support.environments import copy
 from tests.support.minions import sentence
 
 INSTALLERS = ("pip", "uv")
@@ -56,20 +58,25 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pips(tmp_path_factory: pytest.TempPathFactory, index: Path) -> Path:
-    """pip's own environment, which takes a few seconds to make."""
-    directory = tmp_path_factory.mktemp("pips")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PIP_CONFIG_FILE", os.devnull)
-        build(
-            str(directory / "a.tar.gz"),
-            cache=str(directory / "cache"),
-            pip_packages=["gamma"],
-            no_index=True,
-            find_links=[str(index)],
-            python=sys.executable,
-        )
-    (made,) = (directory / "cache").glob("*/pip")
+def pips(tmp_path_factory: pytest.TempPathFactory, index: Path) -> Callable[[], Path]:
+    """pip's own environment, which takes a few seconds to make: made when one asks for it."""
+
+    @functools.cache
+    def made() -> Path:
+        directory = tmp_path_factory.mktemp("pips")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PIP_CONFIG_FILE", os.devnull)
+            build(
+                str(directory / "a.tar.gz"),
+                cache=str(directory / "cache"),
+                pip_packages=["gamma"],
+                no_index=True,
+                find_links=[str(index)],
+                python=sys.executable,
+            )
+        (environment,) = (directory / "cache").glob("*/pip")
+        return environment
+
     return made
 
 
@@ -80,13 +87,13 @@ class Shop:
     Attributes:
         directory: all that it has.
         index: its packages.
-        pips: pip's own environment, made before.
+        pips: makes pip's own environment, once; None where no build comes to that.
         options: what each build has.
     """
 
     directory: Path
     index: Path
-    pips: Path
+    pips: Callable[[], Path] | None
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -124,12 +131,13 @@ class Shop:
         return made
 
     def _lend_pip(self, archive: str, given: dict[str, Any]) -> None:
-        if given.get("installer", "pip") != "pip" or given.get("dry_run"):
+        if not self.pips or given.get("installer", "pip") != "pip" or given.get("dry_run"):
             return
-        name = self.pips.parent.name.replace("venv-pip", f"{given.get('tool', 'venv')}-pip")
+        lent = self.pips()
+        name = lent.parent.name.replace("venv-pip", f"{given.get('tool', 'venv')}-pip")
         place = Path(given["cache"]) / name / "pip"
         if not place.exists() and Path(given["cache"]).parent.exists():
-            shutil.copytree(self.pips, place, symlinks=True)
+            copy(lent, place)
 
     def refused(self, words: str, *wanted: str, **options: Any) -> str:
         """A build fails with these words, in one sentence."""
@@ -159,7 +167,7 @@ class Shop:
 
 
 @pytest.fixture
-def shop(tmp_path: Path, index: Path, pips: Path) -> Shop:
+def shop(tmp_path: Path, index: Path, pips: Callable[[], Path]) -> Shop:
     """A build machine with pip and venv."""
     return Shop(tmp_path, index, pips)
 
@@ -361,6 +369,7 @@ def test_the_same_inputs_give_the_same_bytes(each: Shop) -> None:
     "tool",
     ["venv", *(pytest.param(one, marks=pytest.mark.slow) for one in ("virtualenv", "uv"))],
 )
+@pytest.mark.few(slow=2)
 def test_a_new_cache_gives_the_same_bytes(
     each: Shop, tool: str, checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -558,9 +567,11 @@ def test_a_bundle_is_named_by_its_commit(shop: Shop, checkout: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["changed", "new", "staged", "removed"])
+@pytest.mark.few(1, slow=2)
 def test_a_bundle_of_a_dirty_tree_is_not_named_by_its_commit(
     shop: Shop, checkout: Path, change: str
 ) -> None:
+    shop.options["installer"] = "uv"
     file = checkout / "src" / ("new.py" if change == "new" else "more.py")
     if change == "removed":
         file.unlink()
@@ -571,10 +582,10 @@ def test_a_bundle_of_a_dirty_tree_is_not_named_by_its_commit(
     archive = shop.directory / "shop-{commit}.tar.gz"
     message = shop.refused("differs from its commit", project=str(checkout), archive=archive)
     assert file.name in message
-    made = shop.build(project=str(checkout), installer="uv")
+    made = shop.build(project=str(checkout))
     assert made.commit == f"{git(checkout, 'rev-parse', 'HEAD')}-dirty"
     assert (shop.site_packages / file.name).exists() == file.exists()
-    made = shop.build(project=str(checkout), archive=archive, commit="r1", installer="uv")
+    made = shop.build(project=str(checkout), archive=archive, commit="r1")
     assert made.archive.endswith("shop-r1.tar.gz")
 
 
@@ -602,6 +613,7 @@ def test_another_commit_is_another_bundle(shop: Shop, checkout: Path) -> None:
 # --- what goes wrong ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_failure_keeps_the_bundle_and_a_usable_cache(each: Shop, tmp_path: Path) -> None:
     directory = packages.project(tmp_path / "src")
     each.build(project=str(directory))
@@ -691,6 +703,7 @@ def test_a_missing_tool_is_reported(
         )
 
     monkeypatch.setattr("relocate_core.builds.tools.output_of", without)
+    shop.pips = None
     shop.refused("install it", "alpha", tool=tool, installer=installer)
 
 
@@ -790,6 +803,7 @@ def private_index(index: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("way", ["argument", "variable", "env", "file", "direct"])
+@pytest.mark.few(2, slow=4)
 def test_credentials_are_used_and_never_printed(
     each: Shop, private_index: str, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -900,7 +914,7 @@ def _until(condition: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.few(slow=8)
+@pytest.mark.few(slow=4)
 @pytest.mark.parametrize("part", range(12))
 def test_the_next_build_recovers_from_a_killed_one(each: Shop, part: int) -> None:
     each.build("gamma")

@@ -466,7 +466,7 @@ MEMBERS: dict[str, tuple[Change, str]] = {
 
 @pytest.mark.parametrize("vouched", [False, True], ids=["unknown", "vouched"])
 @pytest.mark.parametrize("name", MEMBERS)
-@pytest.mark.few(40)
+@pytest.mark.few(25)
 def test_a_member_that_the_manifest_does_not_name(name: str, vouched: bool, world: World) -> None:
     """Also where the archive's hash is given: it says who packed it, and not that it is whole."""
     change, text = MEMBERS[name]
@@ -594,7 +594,7 @@ HEADS: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize("name", HEADS)
-@pytest.mark.few(20)
+@pytest.mark.few(12)
 def test_a_head_that_lies(name: str, world: World) -> None:
     """Refused as the manifest's fault, or as what it asks of this machine; never a traceback."""
     change, text = HEADS[name]
@@ -614,6 +614,7 @@ TOO_MUCH: dict[str, Callable[[], object]] = {
 
 
 @pytest.mark.parametrize("key", TOO_MUCH)
+@pytest.mark.few(2)
 def test_a_head_with_far_too_much(key: str, world: World) -> None:
     """No machine is brought to a stop, and no log filled, by lists that no packer writes."""
     parts = world.bundles["A"].copy()
@@ -649,6 +650,7 @@ def test_a_home_that_is_no_place_for_a_python(world: World, tmp_path: Path) -> N
     "every", [4999, pytest.param(4 * stride(97) + 1, id="more", marks=pytest.mark.slow)]
 )
 @pytest.mark.parametrize("packed", [False, True], ids=["tar", "tar.gz"])
+@pytest.mark.few(1)
 def test_a_flipped_bit(every: int, packed: bool, world: World, tmp_path: Path) -> None:
     """Refused, or harmless: then it unpacks to just the same."""
     from relocate_core.bundles.unpack import unpack
@@ -803,7 +805,7 @@ SEALED: dict[str, tuple[Change, str]] = {
 
 @pytest.mark.parametrize("vouched", [False, True], ids=["unknown", "vouched"])
 @pytest.mark.parametrize("name", [*UNSEALED, *SEALED])
-@pytest.mark.few(30)
+@pytest.mark.few(20)
 def test_a_delta_bundle(name: str, vouched: bool, world: World) -> None:
     """What its rows and its base say is not believed, not even when somebody vouches for it."""
     change, text = UNSEALED.get(name) or SEALED[name]
@@ -962,7 +964,7 @@ TAMPERED: dict[str, tuple[str, Callable[[str], object]]] = {
     "hard_links", [pytest.param(False, marks=pytest.mark.slow), True], ids=["copied", "linked"]
 )
 @pytest.mark.parametrize("name", TAMPERED)
-@pytest.mark.few(8)
+@pytest.mark.few(5)
 def test_their_release_was_tampered_with(name: str, hard_links: bool, world: World) -> None:
     """Refused by the release's name and the file's."""
     where, make = TAMPERED[name]
@@ -980,7 +982,7 @@ def test_their_release_was_tampered_with(name: str, hard_links: bool, world: Wor
     ids=["root", "nobody"],
 )
 @pytest.mark.parametrize("name", TAMPERED)
-@pytest.mark.few(8)
+@pytest.mark.few(5)
 def test_a_full_bundle_beside_one(name: str, owner: tuple[int, int] | None, world: World) -> None:
     """It is complete, and is deployed whatever has become of the releases beside it."""
     where, make = TAMPERED[name]
@@ -996,7 +998,7 @@ def test_a_full_bundle_beside_one(name: str, owner: tuple[int, int] | None, worl
 @needs_root
 @pytest.mark.parametrize("bundle", ["B", "B-A"])
 @pytest.mark.parametrize("where", [TWIN, LEDGER, MANIFEST, RECORD, rewritten.ORIGINALS])
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 def test_their_release_holds_a_file_without_an_end(where: str, bundle: str, world: World) -> None:
     """A hole of a terabyte costs nobody anything to make, and must cost root nothing to look at."""
     with theirs(world) as other:

@@ -162,7 +162,7 @@ def test_any_name_is_recorded_as_it_is(version: str) -> None:
 
 
 @pytest.mark.parametrize("version", PYTHONS)
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 def test_the_order_and_the_helpers_make_no_difference(version: str) -> None:
     python = require(version)
     same = b"def f(a):\n return a in {'426', '225', None, b'x', 1.5, (1, 'q')}\n"

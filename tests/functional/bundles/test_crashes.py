@@ -213,10 +213,10 @@ CASES = {
     "reinitialize": _in_place(reinitialize, _from_release),
 }
 STRIDES = {
-    **dict.fromkeys(("full", "full-linked", "delta-copied", "delta-linked"), 180),
-    "update-path": 60,
-    "reinitialize": 9,
-    "pack": 9,
+    **dict.fromkeys(("full", "full-linked", "delta-copied", "delta-linked"), 400),
+    "update-path": 200,
+    "reinitialize": 20,
+    "pack": 20,
 }
 """How many steps the quick tests leave out."""
 
@@ -252,7 +252,7 @@ def variants() -> list[Any]:
     return [
         *(pytest.param(name, every, id=name) for name, every in STRIDES.items()),
         *(
-            pytest.param(name, stride(max(2, every // 15)), id=f"{name}-more", marks=slow)
+            pytest.param(name, stride(max(2, every // 20)), id=f"{name}-more", marks=slow)
             for name, every in STRIDES.items()
             if every > 1
         ),
@@ -287,7 +287,7 @@ print("done", flush=True)
 """
 
 
-@pytest.mark.parametrize("times", [4, pytest.param(often(30, 100), marks=slow)])
+@pytest.mark.parametrize("times", [2, pytest.param(often(20, 100), marks=slow)])
 def test_packing_killed_at_random_times(times: int, world: World) -> None:
     """By a real SIGKILL, also within what Python writes by itself."""
     seed = random.SystemRandom().randrange(1 << 30)
@@ -339,7 +339,7 @@ BY_DEFAULT = (("pack", "EIO"), ("delta-copied", "full-disk"), ("delta-linked", "
         pytest.param(
             name,
             fault,
-            STRIDES[name] if (name, fault) in BY_DEFAULT else stride(max(2, STRIDES[name] // 12)),
+            STRIDES[name] if (name, fault) in BY_DEFAULT else stride(max(2, STRIDES[name] // 16)),
             id=f"{name}-{fault}",
             marks=() if (name, fault) in BY_DEFAULT else slow,
         )
@@ -347,6 +347,7 @@ BY_DEFAULT = (("pack", "EIO"), ("delta-copied", "full-disk"), ("delta-linked", "
         for fault in FAULTS
     ],
 )
+@pytest.mark.few(2)
 def test_a_failing_step(name: str, fault: str, every: int, world: World) -> None:
     """One sentence, or it was not needed; and then the same call does it."""
     case = CASES[name]
@@ -371,7 +372,7 @@ def test_a_failing_step(name: str, fault: str, every: int, world: World) -> None
 # -- two at once -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rounds", [2, pytest.param(often(10, 30), marks=slow)])
+@pytest.mark.parametrize("rounds", [1, pytest.param(often(6, 30), marks=slow)])
 def test_packing_to_one_archive_at_once(rounds: int, world: World) -> None:
     """Each succeeds or is told to wait; what stands there is whole."""
     CASES["pack"].prepare(world)
@@ -442,6 +443,7 @@ publish(sys.argv[1], sys.argv[2], hard_links=bool(sys.argv[3]))
 
 @pytest.mark.parametrize("hard_links", ["", "1"], ids=["copied", "linked"])
 @pytest.mark.parametrize("names", ["XY", "XX"])
+@pytest.mark.few(1, slow=4)
 def test_deploying_from_one_base_at_once(names: str, hard_links: str, world: World) -> None:
     """One after the other, of one name or of two."""
     points(world, "full", 1 << 30)
@@ -479,7 +481,7 @@ publish(sys.argv[1], sys.argv[2], hard_links=bool(sys.argv[3]))
 """
 
 
-@pytest.mark.parametrize("times", [4, pytest.param(often(30, 100), marks=slow)])
+@pytest.mark.parametrize("times", [2, pytest.param(often(20, 100), marks=slow)])
 def test_deploying_killed_at_random_times(times: int, world: World) -> None:
     """Against the base, by copies and by links, and a real SIGKILL."""
     seed = random.SystemRandom().randrange(1 << 30)

@@ -359,9 +359,9 @@ def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
 
 
 def test_a_few_mutations(sandbox: Sandbox) -> None:
-    cases, taken = fuzz(sandbox, "the same as ever", 60, cases=600)
-    assert cases == 600
-    assert taken > 60, "mutations that nothing survives prove little"
+    cases, taken = fuzz(sandbox, "the same as ever", 60, cases=300)
+    assert cases == 300
+    assert taken > 30, "mutations that nothing survives prove little"
 
 
 @pytest.mark.slow

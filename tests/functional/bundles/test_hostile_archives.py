@@ -918,7 +918,7 @@ def bomb(form: str, head: bytes, zeros: int) -> bytes:
 
 @pytest.mark.parametrize("form", [form for form in COMPRESSORS if form != "tar"])
 @pytest.mark.parametrize("place", ["file", "behind the end"])
-@pytest.mark.few(4)
+@pytest.mark.few(1)
 def test_a_bomb_is_defused_at_once(sandbox: Sandbox, form: str, place: str) -> None:
     size = 10 << 30
     head = virtualenv(header("evil", size=size), end=b"") if place == "file" else virtualenv()
@@ -981,6 +981,7 @@ def test_memory_stays_small_with_a_huge_configuration(sandbox: Sandbox) -> None:
 @pytest.mark.parametrize(
     ("target", "count"), [("./" * 48, 40_000), ("./" * 490, 10_000)], ids=["short", "long"]
 )
+@pytest.mark.few(1)
 def test_links_that_take_long_to_follow_are_no_hang(
     sandbox: Sandbox, target: str, count: int
 ) -> None:
@@ -1018,7 +1019,7 @@ def test_links_that_double_with_every_link_are_no_hang(sandbox: Sandbox) -> None
     ],
     ids=range(10),
 )
-@pytest.mark.few(4)
+@pytest.mark.few(1)
 def test_text_that_takes_long_to_search_is_no_hang(sandbox: Sandbox, text: bytes) -> None:
     names = ("activate.csh", "activate.fish", "activate.ps1", "activate.nu", "Activate.bat")
     members = [m for m in virtualenv_members() if not m.startswith((b"pyvenv.cfg", b"bin/act"))]

@@ -24,7 +24,7 @@ from tests.support.environments import make
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A virtualenv with files below share and etc, as a bundle."""
     directory = tmp_path_factory.mktemp("bundle")
-    tree = Path(make("venv-3.11", directory / "made").path)
+    tree = Path(make("uv", directory / "made", packages=("markupsafe",)).path)
     for name in ("share/kernels/python3", "etc"):
         (tree / name).mkdir(parents=True)
         (tree / name / "kernel.json").write_text(f'["{tree}/bin/python"]\n')
@@ -83,7 +83,7 @@ def test_data_files_get_the_time_of_the_build(bundle: Path, tmp_path: Path) -> N
     relocate(str(place), str(place))
     for file in ("etc/plain.conf", "etc/kernel.json", "pyvenv.cfg"):
         assert (place / file).stat().st_mtime == time, file
-    (source,) = place.glob("lib/python*/site-packages/pip/__init__.py")
+    (source,) = place.glob("lib/python*/site-packages/markupsafe/__init__.py")
     assert source.stat().st_mtime == FIXED_TIME
 
 
