@@ -16,6 +16,8 @@ VENV ?= .venv
 # Two more than there are cores, up to eight, as many tests wait for processes of Salt.
 WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 6 ? n + 2 : 8)))
 BY_FILE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# The longest files are those with a master and minions, which wait most of the time: they begin.
+IN_ORDER := tests/integration tests/functional tests/unit
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DOCS_READY := $(VENV)/.docs-ready
@@ -46,11 +48,11 @@ unit: $(READY) ## the tests of the pure parts, in a minute
 
 test: lint ## the checks, then all tests but the slow ones
 	@echo 'test: pytest, without the slow ones, by $(WORKERS) workers'
-	@$(BIN)/pytest -m 'not slow' $(BY_FILE)
+	@$(BIN)/pytest -m 'not slow' $(BY_FILE) $(IN_ORDER)
 
 test-all: lint $(DOCS_READY) ## the checks, then all tests, in an hour (ALL=1: each case and step, in hours)
 	@echo 'test-all: pytest, by $(WORKERS) workers'
-	@RELOCATE_TEST_THOROUGH=$(if $(ALL),all,1) $(BIN)/pytest $(BY_FILE)
+	@RELOCATE_TEST_THOROUGH=$(if $(ALL),all,1) $(BIN)/pytest $(BY_FILE) $(IN_ORDER)
 
 matrix: ## the demo and the unit tests in fresh Debian roots, with each Python or none (SUITES=sid: one)
 	@tests/matrix/run.sh $(SUITES)

@@ -8,16 +8,17 @@ THOROUGH = bool(os.environ.get("RELOCATE_TEST_THOROUGH"))
 """Set by `make test-all`."""
 EVERYTHING = os.environ.get("RELOCATE_TEST_THOROUGH") == "all"
 """Set by `make test-all ALL=1`, which takes hours."""
-_SHARE, _LEAST = 4, 30
+_SHARE, _LEAST = 8, 15
 
 
 def examples(count: int) -> int:
     """The number of examples to try, other ones in each run.
 
     Args:
-        count: how many the slow tests try.
+        count: how many are tried where everything is asked for; the slow tests try half of them.
     """
-    return count if THOROUGH else min(count, max(_LEAST, count // _SHARE))
+    share = 1 if EVERYTHING else 2 if THOROUGH else _SHARE
+    return min(count, max(_LEAST, count // share))
 
 
 def stride(every: int) -> int:

@@ -53,7 +53,7 @@ def source(shell: str, script: Path) -> list[str]:
 
 @pytest.mark.parametrize("old", ["plain", pytest.param("nasty", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", environments.KINDS)
-@pytest.mark.few(5)
+@pytest.mark.few(2, slow=10)
 def test_the_shell_activates_the_new_place(kind: str, old: str, tmp_path: Path) -> None:
     made = environments.make(kind, tmp_path / "made", old=OLD_NAMES[old])
     before = made.old_prefix.encode()

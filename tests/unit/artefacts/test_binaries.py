@@ -310,7 +310,7 @@ IN_PIECES = {
 @pytest.mark.parametrize(
     "path", ["/srv/app", "/srv/app/x1", "/srv/app/4f2a9c1", "/srv/an/app/4f2a9c1"]
 )
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 def test_a_path_that_is_used_in_pieces(path: str, use: str, compiler: str, tmp_path: Path) -> None:
     """It is moved as a whole, or left as a whole and reported."""
     if shutil.which(compiler) is None:

@@ -177,7 +177,7 @@ TARGETS = {
 
 @pytest.mark.parametrize("name", TARGETS)
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.few(36)
+@pytest.mark.few(15)
 def test_the_python_reads_what_it_would_have_compiled(
     version: str, name: str, tmp_path: Path
 ) -> None:
@@ -193,7 +193,7 @@ def test_the_python_reads_what_it_would_have_compiled(
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 def test_the_whole_file_is_what_the_python_would_have_written(version: str, tmp_path: Path) -> None:
     """With names and plain constants only: no set, whose order hangs on the strings."""
     text = 'def f():\n    return lambda: "{P}/x"\nclass C(object):\n    y = "{P}"\n'
@@ -215,7 +215,7 @@ def test_the_whole_file_is_what_the_python_would_have_written(version: str, tmp_
 
 @pytest.mark.parametrize("mode", ["TIMESTAMP", "CHECKED_HASH", "UNCHECKED_HASH"])
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.few(12)
+@pytest.mark.few(5)
 def test_python_imports_the_new_value_after_a_move_of_the_same_length(
     version: str, mode: str, tmp_path: Path
 ) -> None:

@@ -130,7 +130,7 @@ def test_the_kernel_reads_127_bytes(tmp_path: Path, spare: int, arguments: bytes
 
 @pytest.mark.parametrize("path", RUNNABLE)
 @pytest.mark.parametrize("body", [BODY, PIP_BODY, UV_BODY], ids=["plain", "pip", "uv"])
-@pytest.mark.few(24)
+@pytest.mark.few(10)
 def test_the_script_runs_wherever_it_goes(tmp_path: Path, path: bytes, body: bytes) -> None:
     new = at(tmp_path, path)
     moved = there_and_back(b"#!/srv/app/bin/python -E\n" + body, new)
@@ -319,6 +319,7 @@ def test_a_literal_in_a_latin_1_source_has_the_new_path(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", RUNNABLE)
+@pytest.mark.few(12)
 def test_a_develop_script_has_the_file_it_runs(tmp_path: Path, path: bytes) -> None:
     script = (
         b"#!/srv/app/bin/python\n# EASY-INSTALL-DEV-SCRIPT: 'x==1.0','x'\n__requires__ = 'x==1.0'\n"
