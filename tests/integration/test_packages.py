@@ -121,6 +121,7 @@ class Installed:
 
 
 @pytest.mark.parametrize("salt", SALTS)
+@pytest.mark.few(slow=1)
 def test_an_installation(salt: str, built: dict[str, Path], tmp_path: Path) -> None:
     installed = Installed(tmp_path, salt, built)
     assert installed.call("grains.get", "saltversion").startswith(salt)

@@ -165,7 +165,7 @@ class Fleet:
     def begin(self, name: str) -> None:
         """Go on with an app that is not on any minion yet."""
         self.name = name
-        for short in MINIONS:
+        for short in self.daemons:
             shutil.rmtree(self.home(short), ignore_errors=True)
             self.home(short).mkdir()
         self.want("1")
@@ -183,7 +183,7 @@ class Fleet:
 
     def on(self) -> dict[str, str | None]:
         """What each minion is on, as its file system shows."""
-        links = {short: self.home(short) / self.name / "current" for short in MINIONS}
+        links = {short: self.home(short) / self.name / "current" for short in self.daemons}
         return {
             short: str(link.readlink()) if link.is_symlink() else None
             for short, link in links.items()
@@ -298,6 +298,21 @@ def all_minions(
         yield fleet
 
 
+@pytest.fixture
+def one_minion(
+    salt_factories: Any, fleet_root: Path, fleet_base: Path, tmp_path: Path
+) -> Iterator[Fleet]:
+    """A running master with a single minion, which has the first release of an app."""
+    pillar = pillar_root(tmp_path)
+    master = new_master(salt_factories, fleet_root, pillar)
+    only = MINIONS[:1]
+    with master.started(), running([master], fleet_root, pillar, fleet_base, only) as (fleet,):
+        fleet.begin("alone")
+        (states,) = fleet.highstate().values()
+        assert states[-1]["result"] is True, states
+        yield fleet
+
+
 def pillar_root(directory: Path) -> Path:
     """A pillar for all minions, which is empty."""
     (directory / "top.sls").write_text("base: {'*': [shop]}")
@@ -326,9 +341,13 @@ def new_master(salt_factories: Any, file_root: Path, pillar: Path) -> Any:
 
 @contextmanager
 def running(
-    masters: list[Any], file_root: Path, pillar: Path, base: Path
+    masters: list[Any],
+    file_root: Path,
+    pillar: Path,
+    base: Path,
+    names: tuple[str, ...] = MINIONS,
 ) -> Iterator[tuple[Fleet, ...]]:
-    """Three minions of running masters, which have the modules; the fleet of each master."""
+    """Minions of running masters, which have the modules; the fleet of each master."""
     prefix = random_string("", size=4)
     with ExitStack() as running:
         daemons = {
@@ -340,14 +359,14 @@ def running(
                     "autoload_dynamic_modules": False,  # a sync of all files with each highstate
                 },
             )
-            for short in MINIONS
+            for short in names
         }
         running.callback(_each, daemons, "terminate")
         _each(daemons, "start")
         fleets = tuple(Fleet(one, daemons, file_root, pillar / "shop.sls", base) for one in masters)
         fleets[0].begin("none")
         synced = fleets[0].salt("saltutil.sync_all")
-        assert set(synced) == set(MINIONS)
+        assert set(synced) == set(names)
         for fleet in fleets:
             assert fleet.run("saltutil.sync_runners")[0] == ["runners.releases"]
         yield fleets

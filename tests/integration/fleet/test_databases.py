@@ -22,6 +22,7 @@ from relocate_core import pack
 from tests.integration.fleet.conftest import MINIONS, Fleet
 from tests.integration.fleet.test_formula import ID, Formula, everywhere
 from tests.support import minions, postgres
+from tests.support.fuzz import stride
 from tests.support.minions import WHICH
 from tests.support.projects import alembic_files, column, django_files, libraries, table
 
@@ -211,6 +212,7 @@ def failures(states: dict[str, dict[str, Any]]) -> list[str]:
 
 @pytest.mark.slow
 @BOTH
+@pytest.mark.few(slow=1)
 def test_all_at_once_and_one_back_by_hand(deployed: Shop) -> None:
     """A highstate on all minions migrates once; one minion's rollback leaves that to the others."""
     fleet = deployed
@@ -257,6 +259,7 @@ def test_all_at_once_and_one_back_by_hand(deployed: Shop) -> None:
 
 @pytest.mark.slow
 @BOTH
+@pytest.mark.few(slow=1)
 def test_a_canary_that_fails(deployed: Shop) -> None:
     """It is rolled back, and only then the host migrates the schema down."""
     fleet = deployed
@@ -350,7 +353,7 @@ def test_a_roll_out_and_a_rollback(deployed: Shop) -> None:
 
 @pytest.mark.slow
 def test_killed_in_a_job_and_called_again(deployed: Shop) -> None:
-    """The runner of a roll-out and of a rollback, in every second job, others each time.
+    """The runner of a roll-out and of a rollback, in one job of five, others each time.
 
     It ends when both are over before they are killed; how many jobs that takes is not known here.
     """
@@ -359,8 +362,9 @@ def test_killed_in_a_job_and_called_again(deployed: Shop) -> None:
         "2": ("releases.roll", fleet.root, "2", "canary=0", "batch=2"),
         "1": ("releases.rollback", fleet.root, "batch=2"),
     }
-    first = random.choice((1, 2))
-    for number in itertools.count(first, 2):
+    every = stride(5)
+    first = random.randint(1, every)
+    for number in itertools.count(first, every):
         killed = set()
         for wanted, call in calls.items():
             before = fleet.altered()
@@ -388,7 +392,7 @@ def test_killed_in_a_job_and_called_again(deployed: Shop) -> None:
         for short, lines in events.items()
     }
     assert [short for short, lines in migrated.items() if lines] == [HOST]
-    assert len(migrated[HOST]) == 1 + 2 * len(range(first, number + 1, 2))
+    assert len(migrated[HOST]) == 1 + 2 * len(range(first, number + 1, every))
 
 
 @pytest.mark.slow

@@ -17,6 +17,21 @@ from tests.support import environments, minions
 pytestmark = pytest.mark.integration
 
 
+def test_a_roll_out_to_a_single_minion(one_minion: Fleet) -> None:
+    """What the quick tests have of a real master: it costs a third of a fleet of three."""
+    fleet = one_minion
+    done = fleet.roll("2")
+    assert done["result"] is True
+    assert done["comment"] == "2 was rolled out to 1 minion."
+    assert fleet.on() == {"web1": "2"}
+    assert fleet.restarts("web1") == ["1", "2"]
+    (known,) = fleet.salt("virtualenv_tools.releases", fleet.root).values()
+    assert known["2"]["source"] == "salt://shop/2.from-1.tar.gz"
+    again = fleet.roll("2")
+    assert (again["result"], again["steps"]) == (True, [])
+
+
+@pytest.mark.slow
 def test_a_roll_out(deployed: Fleet) -> None:
     fleet = deployed
     tree = environments.digest(fleet.base)
