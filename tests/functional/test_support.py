@@ -37,6 +37,7 @@ def test_tools_write_bytecode_whatever_the_tests_run_with(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("kind", environments.KINDS)
+@pytest.mark.few(5)
 def test_a_virtualenv_is_carried_and_its_old_path_is_gone(kind: str, tmp_path: Path) -> None:
     made = make(kind, tmp_path / "new")
     assert not os.path.lexists(made.old_prefix)

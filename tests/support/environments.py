@@ -438,6 +438,7 @@ def make(
     prompt: str | None = None,
     relocatable: bool = False,
     seed: bool = False,
+    without_pip: bool = False,
 ) -> Environment:
     """Hand out a real virtualenv at `path` (which must not exist); skip if a Python is missing.
 
@@ -449,13 +450,16 @@ def make(
     old       the end of the old path, after `<build root>/relocate-build-<key>/`.  It may have
               directories, spaces, quotes, and any length.
     seed      uv only: install pip (and setuptools) too.  relocatable: uv only.
+    without_pip  venv only: a fiftieth of the files, for what needs none of them.
     """
     host = _host(kind)
     base = _base(kind, python, host)
-    if copies if kind == "uv" else relocatable or seed:
+    only_venv = without_pip and host is not None
+    if only_venv or (copies if kind == "uv" else relocatable or seed):
         raise ValueError(f"{kind} has no such option")
     root = os.path.realpath(os.environ.get("RELOCATE_TEST_BUILD") or tempfile.gettempdir())
     options = [copies, system_site_packages, prompt, relocatable, seed]
+    options += ["without pip"] * without_pip
     key = _key(
         *(kind, root, base.executable, base.full, host and host.version, old, options),
         *(list(packages), [repr(p) for p in projects], [list(c) for c in commands]),
@@ -535,7 +539,7 @@ def _create(
     kind: str, prefix: str, base: Python, host: Tool | None, options: Sequence[object]
 ) -> None:
     """Let the tool make an empty virtualenv."""
-    copies, system_site_packages, prompt, relocatable, seed = options
+    copies, system_site_packages, prompt, relocatable, seed, *without_pip = options
     shared = ["--system-site-packages"] if system_site_packages else []
     if prompt is not None:
         shared += ["--prompt", str(prompt)]
@@ -545,6 +549,7 @@ def _create(
         return
     if host is None:
         flags = ["--copies"] if copies else []
+        flags += ["--without-pip"] if without_pip else []
         run(base.executable, "-m", "venv", *shared, *flags, prefix)
         return
     flags = ["--no-download", "-p", base.executable]

@@ -111,8 +111,8 @@ def _publish(stage: Stage, name: str, **options: Any) -> Any:
     return publish(stage.pair.app, f"{stage.srv}/{name}", python=python, **options)
 
 
-EVERY = [pytest.param(400, id="some"), pytest.param(stride(25), id="more", marks=pytest.mark.slow)]
-FEW = [pytest.param(70, id="some"), pytest.param(stride(4), id="more", marks=pytest.mark.slow)]
+EVERY = [pytest.param(1000, id="some"), pytest.param(stride(50), id="more", marks=pytest.mark.slow)]
+FEW = [pytest.param(200, id="some"), pytest.param(stride(8), id="more", marks=pytest.mark.slow)]
 
 
 def steps_of(made: Stage) -> int:
@@ -144,12 +144,16 @@ def named_at(made: Stage) -> int:
     return step
 
 
-def test_killed_about_when_it_gets_its_name(pair: Pair, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "steps", [pytest.param(1, id="some"), pytest.param(4, id="more", marks=pytest.mark.slow)]
+)
+def test_killed_about_when_it_gets_its_name(steps: int, pair: Pair, tmp_path: Path) -> None:
+    """From so many steps before it until so many after it."""
     made = stage(pair, tmp_path, lambda stage: _publish(stage, "shop/1"))
     made.save()
     found: dict[int, list[str]] = {}
     step = named_at(made)
-    for near in range(step - 3, step + 5):
+    for near in range(step - steps, step + steps):
         made.restore()
         assert in_child(made.call, Steps(near)) == 9
         there = [one.name for one in made.place.installed()]
@@ -250,6 +254,7 @@ FAULTS: dict[str, Callable[[int], Steps]] = {
 
 @pytest.mark.parametrize("every", EVERY)
 @pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.few(1)
 def test_a_failing_step(fault: str, every: int, pair: Pair, tmp_path: Path) -> None:
     """One sentence, nothing incomplete, nobody registered, and the same call then does it."""
     made = stage(pair, tmp_path, lambda stage: _publish(stage, "shop/1"))

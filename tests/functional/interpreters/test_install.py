@@ -165,6 +165,7 @@ def test_an_archive_of_another_tool_runs_on_it_too(pair: Pair, srv: str, tmp_pat
 # --- what it misses of the system ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_library_that_is_missing_is_reported_until_it_is_installed(
     pair: Pair, srv: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

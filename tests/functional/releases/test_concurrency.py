@@ -87,7 +87,7 @@ def reader(root: str, said: list[list[Any]]) -> Iterator[None]:
     said.append(json.loads(output))
 
 
-@pytest.mark.parametrize("wanted", [150, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("wanted", [50, pytest.param(1000, marks=pytest.mark.slow)])
 def test_readers_see_no_gap_in_many_switches(
     wanted: int, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,7 +200,7 @@ def at_once(commands: list[tuple[str, ...]]) -> list[list[str]]:
     return said
 
 
-@pytest.mark.parametrize("count", [2, 8])
+@pytest.mark.parametrize("count", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_the_same_release_at_once(count: int, site: Site) -> None:
     """One does it, the others find it done."""
     said = at_once([(PUBLISH, site.archives["A"], site.path("A"))] * count)
@@ -248,7 +248,7 @@ def held(site: Site) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("call", ["publish", "activate", "rollback", "prune", "remove", "unmark"])
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 def test_busy_says_who_what_and_since_when(
     call: str, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -366,7 +366,7 @@ while time.monotonic() < until:
 """
 
 
-@pytest.mark.parametrize("seconds", [3, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_four_that_do_everything_at_random(seconds: int, site: Site) -> None:
     """What holds, holds in the end; and for all that was done there is its event, and no other."""
     seed = random.SystemRandom().randrange(1 << 30)

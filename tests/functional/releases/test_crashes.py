@@ -67,7 +67,7 @@ CASES = {
 }
 LONG = ("publish-first", "publish-beside", "prune", "remove")
 """Those of hundreds of steps."""
-SOME = {**dict.fromkeys(CASES, 4), **dict.fromkeys(LONG, 250)}
+SOME = {**dict.fromkeys(CASES, 12), **dict.fromkeys(LONG, 600)}
 """One in how many steps is tried by default."""
 SELDOM = ("activate-first", "rollback-to", "publish-first")
 """Those that are much like another one."""
@@ -78,7 +78,7 @@ def variants() -> list[Any]:
     slow = pytest.mark.slow
     some = [pytest.param(name, SOME[name], id=name) for name in CASES if name not in SELDOM]
     more = [
-        pytest.param(name, stride(12 if name in LONG else 3), id=f"{name}-more", marks=slow)
+        pytest.param(name, stride(24 if name in LONG else 5), id=f"{name}-more", marks=slow)
         for name in CASES
     ]
     return some + more
@@ -158,6 +158,7 @@ def _noted(
 
 
 @pytest.mark.parametrize(("name", "every"), variants())
+@pytest.mark.few(4)
 def test_killed_after_a_step(name: str, every: int, site: Site, tmp_path: Path) -> None:
     """`current` leads on, names are complete releases, and the same call ends where it would."""
     stage = Stage.set_up(site, CASES[name], tmp_path)
@@ -190,11 +191,9 @@ def test_the_end_of_a_rollback(site: Site, tmp_path: Path) -> None:
     assert seen[-1].startswith("ftruncate ")
 
 
-@pytest.mark.parametrize(
-    "between",
-    ["publish", pytest.param("prune", marks=pytest.mark.slow), "activate", "mark_healthy"],
-)
-@pytest.mark.few(1)
+@pytest.mark.slow
+@pytest.mark.parametrize("between", ["publish", "prune", "activate", "mark_healthy"])
+@pytest.mark.few(1, slow=2)
 def test_another_call_between_a_killed_rollback_and_the_same_one(
     between: str, site: Site, tmp_path: Path
 ) -> None:
@@ -302,7 +301,7 @@ while True:
 
 
 @pytest.mark.parametrize(
-    "times", [5, pytest.param(often(50, 200), marks=pytest.mark.slow)], ids=["few", "many"]
+    "times", [2, pytest.param(often(30, 200), marks=pytest.mark.slow)], ids=["few", "many"]
 )
 def test_killed_at_random_times(times: int, site: Site) -> None:
     """A process that deploys, activates, rolls back and prunes, and a real SIGKILL."""
@@ -379,7 +378,7 @@ FAILING = [
         pytest.param(
             case,
             fault,
-            11 if case in LONG else 1,
+            stride(30 if case in LONG else 4),
             id=f"{case}-{fault}-many",
             marks=pytest.mark.slow,
         )
@@ -390,7 +389,7 @@ FAILING = [
 
 
 @pytest.mark.parametrize(("name", "fault", "every"), FAILING)
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 def test_a_failing_step(name: str, fault: str, every: int, site: Site, tmp_path: Path) -> None:
     """One sentence, nothing new in the root, `current` as it was, and the same call then heals."""
     stage = Stage.set_up(site, CASES[name], tmp_path)
@@ -530,6 +529,7 @@ def _used(root: str) -> list[str]:
 
 @needs_root
 @pytest.mark.parametrize("name", ["activate", "rollback-leaving", "mark", "remove"])
+@pytest.mark.few(1)
 def test_a_disk_without_any_room(name: str, site: Site, tmp_path: Path) -> None:
     """What needs a byte says so and changes nothing, or is done; with room, it is done."""
     case = CASES[name]

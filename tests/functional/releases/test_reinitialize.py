@@ -151,7 +151,7 @@ CALLS: dict[str, tuple[Callable[[Active], Any], str]] = {
 
 @pytest.mark.parametrize(
     "every",
-    [pytest.param(15, id="some"), pytest.param(stride(2), id="more", marks=pytest.mark.slow)],
+    [pytest.param(60, id="some"), pytest.param(stride(4), id="more", marks=pytest.mark.slow)],
 )
 @pytest.mark.parametrize("call", CALLS)
 def test_killed_at_any_step(call: str, every: int, active: Active, tmp_path: Path) -> None:

@@ -950,6 +950,7 @@ SLEEP = "import time; time.sleep(60)"
 
 
 @pytest.mark.parametrize("how", ["interpreter", "through current", "cwd", "open file"])
+@pytest.mark.few(2)
 def test_what_a_process_uses_is_spared(how: str, site: Site) -> None:
     """Its interpreter, its working directory, or a file that it has open."""
     site.publish("A")
@@ -1118,6 +1119,7 @@ def test_removing_one(site: Site) -> None:
     ],
     ids=["torn", "zeros", "garbage", "incomplete", "unknown"],
 )
+@pytest.mark.few(2)
 def test_a_damaged_history(damage: bytes, site: Site) -> None:
     """What can be read of it counts, and what is written next is whole."""
     site.deploy("A", "B", "C")
@@ -1309,6 +1311,7 @@ print("done")
 @needs_root
 @pytest.mark.parametrize("mode", [0o755, 0o700], ids=["readable", "closed"])
 @pytest.mark.parametrize("record", [0o644, 0o600], ids=["", "closed-records"])
+@pytest.mark.few(2)
 def test_another_user_gets_a_sentence(mode: int, record: int, site: Site) -> None:
     """Whoever may not read or write a root is told so, and not by a traceback."""
     site.deploy("A", "B", "C")

@@ -36,6 +36,7 @@ def problems(made: Environment, deep: bool = False) -> list[Problem]:
 
 
 @pytest.mark.parametrize("kind", ["venv-3.12", "virtualenv-16", "virtualenv-20", "uv", "pypy3.9"])
+@pytest.mark.few(2)
 def test_nothing_is_wrong_once_it_is_relocated(kind: str, tmp_path: Path) -> None:
     made = make(kind, tmp_path / "venv")
     assert any("refer" in problem.reason for problem in check(made.path, deep=True).problems)
@@ -236,6 +237,7 @@ def test_what_stays_behind(tmp_path: Path) -> None:
         ("virtualenv-16", Project("epsilon", mode="develop", inside=False)),
     ],
 )
+@pytest.mark.few(2)
 def test_an_editable_install_from_a_place_that_is_gone(
     kind: str, project: Project, tmp_path: Path
 ) -> None:

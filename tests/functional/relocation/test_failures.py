@@ -502,7 +502,7 @@ def test_modes_owners_and_attributes(venv: Environment) -> None:
 
 def test_a_running_program(tmp_path: Path) -> None:
     """A copied interpreter with the prefix in it, while it runs."""
-    made = make("venv-3.11", tmp_path / "venv", copies=True)
+    made = make("venv-3.11", tmp_path / "venv", copies=True, without_pip=True)
     program = os.path.realpath(made.executable)
     with open(program, "ab") as file:
         file.write(b"\0" + made.old_prefix.encode() + b"/lib\0")
@@ -580,6 +580,7 @@ def test_small_files_as_large_ones(
     assert {path for path in found if path.startswith("etc/")} == set()
 
 
+@pytest.mark.slow
 def test_one_huge_line_is_rewritten_or_reported(venv: Environment) -> None:
     path = Path(venv.path, "etc/huge.json")
     for count in (40, 400_000):
@@ -591,6 +592,7 @@ def test_one_huge_line_is_rewritten_or_reported(venv: Environment) -> None:
         assert (path.read_text(), reported) in ((expected, []), (text, ["etc/huge.json"]))
 
 
+@pytest.mark.slow
 def test_a_large_file_with_other_paths_only_is_left_alone(venv: Environment) -> None:
     path = Path(venv.path, "etc/large.txt")
     path.write_text(f"{venv.old_prefix}2/x\n" * 500_000)
@@ -688,6 +690,7 @@ def test_no_workers_to_be_had(
     assert facts[0] == facts[1] == facts[2]
 
 
+@pytest.mark.slow
 def test_a_daemonic_process(big: Environment, tmp_path: Path) -> None:
     """What a minion's job may be: it must not have children of `multiprocessing`."""
     tree = copy(big.path, tmp_path / "tree")

@@ -57,21 +57,21 @@ def kill_at_steps(
 
 
 def test_a_kill_now_and_then(tmp_path: Path) -> None:
-    assert kill_at_steps(tmp_path, every=13) > 100
+    assert kill_at_steps(tmp_path, every=29) > 100
 
 
 @pytest.mark.slow
 def test_a_kill_after_more_steps(tmp_path: Path) -> None:
-    assert kill_at_steps(tmp_path, every=stride(3)) > 100
+    assert kill_at_steps(tmp_path, every=stride(5)) > 100
 
 
 @pytest.mark.slow
 def test_a_kill_on_the_way_to_a_path_that_contains_the_old_one(tmp_path: Path) -> None:
     old = small(tmp_path / "look").old_prefix
-    assert kill_at_steps(tmp_path, every=stride(6), new=f"{old}/v2") > 100
+    assert kill_at_steps(tmp_path, every=stride(10), new=f"{old}/v2") > 100
 
 
-@pytest.mark.parametrize("every", [11, pytest.param(stride(4), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [37, pytest.param(stride(8), marks=pytest.mark.slow)])
 def test_a_kill_while_a_failure_is_put_back(every: int, tmp_path: Path) -> None:
     counted = count_renames(tmp_path)
     fail = ("rename", counted, errno.EIO)
@@ -183,6 +183,7 @@ def test_a_killed_worker_costs_nothing(tmp_path: Path) -> None:
     assert temporaries(made.path) == []
 
 
+@pytest.mark.slow
 def test_all_workers_killed(tmp_path: Path) -> None:
     made = large(tmp_path / "tree")
     process, workers = start_with_workers(made.path)

@@ -144,7 +144,7 @@ def test_an_interpreter_of_another_name(name: str, tmp_path: Path) -> None:
 
 
 def test_another_program_of_such_a_name_stays(tmp_path: Path) -> None:
-    made = make("venv-3.11", tmp_path / "venv")
+    made = make("venv-3.11", tmp_path / "venv", without_pip=True)
     os.symlink("/bin/sh", made.bin("python-shell"))
     shutil.copy2("/bin/sh", made.bin("python-tool"))
     os.unlink(made.bin("python"))

@@ -75,6 +75,7 @@ def links_to(tree: str, needle: str) -> list[str]:
 
 @pytest.mark.parametrize("kind", ALL)
 @pytest.mark.parametrize("copies", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.few(2)
 def test_put_onto_this_machines_python(kind: str, copies: bool, tmp_path: Path) -> None:
     if copies and kind in ("uv", "pypy3.9"):
         pytest.skip("uv has no --copies, and that of a packaged PyPy copies all of /usr")
@@ -106,7 +107,7 @@ def test_put_onto_this_machines_python(kind: str, copies: bool, tmp_path: Path) 
 
 
 def test_found_by_itself_by_name_and_by_version(tmp_path: Path) -> None:
-    made = make("venv-3.11", tmp_path / "venv")
+    made = make("venv-3.11", tmp_path / "venv", without_pip=True)
     carry(made)
     directory = tmp_path / "bin"
     directory.mkdir()
@@ -153,7 +154,7 @@ def test_refused(tmp_path: Path) -> None:
 
 
 def test_another_abi_of_the_same_version(tmp_path: Path) -> None:
-    made = make("venv-3.11", tmp_path / "venv")
+    made = make("venv-3.11", tmp_path / "venv", without_pip=True)
     for name in ("one", "two", "three", "four"):
         Path(made.site_packages, f"{name}.cpython-311d-x86_64-linux-gnu.so").touch()
     text = "its ABI is another; these compiled modules would not load: four, one, three and 1 more"
@@ -166,7 +167,7 @@ def test_another_abi_of_the_same_version(tmp_path: Path) -> None:
 
 
 def test_none_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = make("venv-3.12", tmp_path / "venv")
+    made = make("venv-3.12", tmp_path / "venv", without_pip=True)
     carry(made)
     monkeypatch.setattr(discovery, "USUAL_DIRECTORIES", ())
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -175,7 +176,7 @@ def test_none_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_failing_proof_puts_everything_back(tmp_path: Path) -> None:
     """A Python that answers, but not from inside a virtualenv."""
-    made = make("venv-3.11", tmp_path / "venv")
+    made = make("venv-3.11", tmp_path / "venv", without_pip=True)
     carry(made)
     liar = tmp_path / "python3.11"
     liar.write_text(
@@ -206,6 +207,7 @@ def test_a_failing_proof_puts_everything_back(tmp_path: Path) -> None:
         pytest.param("virtualenv-16", stride(3), id="virtualenv-16-more", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.few(1)
 def test_killed_after_a_step(kind: str, every: int, tmp_path: Path) -> None:
     """Other ones each time; a fault is reported with its step."""
     made = make(kind, tmp_path / "venv")
@@ -228,8 +230,9 @@ def test_killed_after_a_step(kind: str, every: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["write", "rename", "symlink", "open"])
+@pytest.mark.few(1)
 def test_a_failing_disk(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = make("venv-3.11", tmp_path / "venv", copies=name == "write")
+    made = make("venv-3.11", tmp_path / "venv", copies=name == "write", without_pip=True)
     carry(made)
     if name == "write":
         Path(made.executable).write_bytes(b"\x7fELF and no more")
@@ -251,7 +254,7 @@ def test_a_failing_disk(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root")
 def test_works_without_network(tmp_path: Path) -> None:
-    made = make("venv-3.11", tmp_path / "venv")
+    made = make("venv-3.11", tmp_path / "venv", without_pip=True)
     carry(made)
     command = ["unshare", "-n", "true"]
     if not shutil.which("unshare") or subprocess.run(command, capture_output=True).returncode:

@@ -118,7 +118,7 @@ def projects_of(kind: str) -> tuple[Project, ...]:
     return (*modern, *DEVELOP)
 
 
-@pytest.mark.few(slow=36)
+@pytest.mark.few(1, slow=24)
 @pytest.mark.parametrize(("kind", "shape"), CASES)
 def test_a_moved_virtualenv_works(kind: str, shape: str, stack: ExitStack, tmp_path: Path) -> None:
     made = stand(
@@ -152,10 +152,8 @@ def test_activation(kind: str, shape: str, shell: str, stack: ExitStack, tmp_pat
     ]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"copies": True}, pytest.param({"system_site_packages": True}, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"copies": True}, {"system_site_packages": True}])
 def test_variants(options: dict[str, Any], stack: ExitStack, tmp_path: Path) -> None:
     made = stand(stack, tmp_path, "shorter", "venv-3.11", packages=PACKAGES, **options)
     assert_moves(made, str(tmp_path))
@@ -230,7 +228,7 @@ def test_bytecode_of_another_python(tmp_path: Path) -> None:
 
 
 def test_broken_bytecode_is_left_and_reported(tmp_path: Path) -> None:
-    made = make("venv-3.11", tmp_path / "venv")
+    made = make("venv-3.11", tmp_path / "venv", without_pip=True)
     cache = Path(made.site_packages, "pip", "__pycache__")
     good = (cache / "__init__.cpython-311.pyc").read_bytes()
     reference = made.old_prefix.encode()
@@ -251,7 +249,7 @@ def test_broken_bytecode_is_left_and_reported(tmp_path: Path) -> None:
 
 
 def test_lines_of_pth_files_that_point_outside(tmp_path: Path) -> None:
-    made = make("venv-3.11", tmp_path / "venv")
+    made = make("venv-3.11", tmp_path / "venv", without_pip=True)
     pth = Path(made.site_packages, "paths.pth")
     pth.write_bytes(
         b"/usr/share/outside\n../relative\n# \xff\n"

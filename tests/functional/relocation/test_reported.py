@@ -49,7 +49,7 @@ LEFT: dict[str, Callable[[Path, str], object]] = {
 
 @pytest.fixture
 def venv(tmp_path: Path) -> Environment:
-    made = make("venv-3.11", tmp_path / "venv")
+    made = make("venv-3.11", tmp_path / "venv", without_pip=True)
     relocate(made.path)
     for name in ("etc", "share"):
         Path(made.path, name).mkdir(exist_ok=True)
@@ -104,7 +104,7 @@ def test_a_pickle_of_text_and_what_systemd_has_before_a_program(venv: Environmen
 
 
 def test_a_symlink_that_comes_back_by_the_old_name(tmp_path: Path) -> None:
-    made = make("venv-3.11", tmp_path / "old")
+    made = make("venv-3.11", tmp_path / "old", without_pip=True)
     relocate(made.path)
     links = {
         "out-and-in": "../old/lib",
@@ -126,7 +126,7 @@ def test_a_symlink_that_comes_back_by_the_old_name(tmp_path: Path) -> None:
 
 
 def test_a_symlink_by_a_name_that_stays(tmp_path: Path) -> None:
-    made = make("venv-3.11", tmp_path / "one" / "venv")
+    made = make("venv-3.11", tmp_path / "one" / "venv", without_pip=True)
     relocate(made.path)
     Path(made.path, "link").symlink_to("../venv/lib")
     (tmp_path / "two").mkdir()

@@ -76,6 +76,7 @@ def prefix_of(venv: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
+@pytest.mark.few(1)
 def test_it_is_deployed_with_its_python(venv: Path, directory: Path) -> None:
     done = publish(archive_of(venv), str(directory / "srv/one"))
     assert done.python == f"{done.path}/.python/bin/{NAME}"
@@ -86,6 +87,7 @@ def test_it_is_deployed_with_its_python(venv: Path, directory: Path) -> None:
     assert check(done.path).ok
 
 
+@pytest.mark.few(1)
 def test_where_only_root_can_run_it(venv: Path, directory: Path) -> None:
     """As one whose libraries are below /root: it is deployed, and reported."""
     python = venv / ".python/bin" / NAME
@@ -97,6 +99,7 @@ def test_where_only_root_can_run_it(venv: Path, directory: Path) -> None:
     assert who_ran(directory) == set()
 
 
+@pytest.mark.few(1)
 def test_a_python_that_cannot_run_is_refused(venv: Path, directory: Path) -> None:
     os.truncate(venv / ".python/bin" / NAME, 4000)
     with pytest.raises(RelocateError, match=rf"srv/one/\.python/bin/{NAME} "):
@@ -105,6 +108,7 @@ def test_a_python_that_cannot_run_is_refused(venv: Path, directory: Path) -> Non
     assert who_ran(directory) == set()
 
 
+@pytest.mark.few(1)
 def test_it_is_relocated_in_place(venv: Path) -> None:
     moved = Path(shutil.move(venv, venv.parent / "moved"))
     relocate(str(moved))
@@ -113,6 +117,7 @@ def test_it_is_relocated_in_place(venv: Path) -> None:
     assert prefix_of(str(moved)) == str(moved / ".python")
 
 
+@pytest.mark.few(1)
 def test_a_bundle_does_without(venv: Path, directory: Path) -> None:
     bundle = directory / "app.tar"
     warnings = [one["reason"] for one in pack(str(venv), str(bundle)).warnings]

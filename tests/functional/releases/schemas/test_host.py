@@ -185,6 +185,7 @@ def test_what_is_recorded(servers: Servers) -> None:
     assert (found["version"], found["fits"]) == ("shop 0001_initial", ["A"])
 
 
+@pytest.mark.slow
 def test_it_waits_for_the_host(servers: Servers) -> None:
     servers.django("A", FIRST)
     looked = servers.wait("A", dry_run=True)

@@ -215,6 +215,7 @@ def test_a_squash_that_stands_for_some_of_it_is_refused(site: Migrated) -> None:
 # --- what cannot be undone ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "operation",
     [
@@ -224,7 +225,7 @@ def test_a_squash_that_stands_for_some_of_it_is_refused(site: Migrated) -> None:
     ],
     ids=["python", "sql", "separate"],
 )
-@pytest.mark.few(1)
+@pytest.mark.few(1, slow=2)
 def test_an_irreversible_migration_stops_a_rollback(site: Migrated, operation: str) -> None:
     """Before anything has changed, be it by pillar as well; without the schema it goes."""
     site.django("A", {"shop": FIRST})
@@ -269,6 +270,7 @@ def test_the_code_that_migrated_is_gone(two: Migrated) -> None:
     assert two.current() == "A"
 
 
+@pytest.mark.slow
 def test_prune_keeps_the_code_that_migrates_down(two: Migrated) -> None:
     """However bad that release is, as long as the schema is at what it has made of it."""
     two.django("C", {"shop": THIRD})
@@ -344,6 +346,7 @@ def broken(words: str = "1 / 0") -> str:
     return code(words, "None")
 
 
+@pytest.mark.slow
 def test_a_migration_that_fails(two: Migrated) -> None:
     """The sentence tells where the schema stands; a rollback knows what it was at before."""
     two.django("C", {"shop": {**THIRD, "0004_broken": broken()}})
@@ -377,6 +380,7 @@ def test_back_from_a_migration_that_failed(two: Migrated) -> None:
         assert two.migrate(two.current() or "").changed is False
 
 
+@pytest.mark.slow
 def test_a_rollback_that_fails_midway(two: Migrated) -> None:
     """The link stays, and the sentence tells where the schema stands; fixed, it goes on."""
     late = f"open({two.database + '.flag'!r})"
@@ -412,6 +416,7 @@ def test_a_rollback_that_fails_midway(two: Migrated) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
+@pytest.mark.few(4)
 def test_what_cannot_be_read(site: Migrated, options: dict[str, Any], words: str) -> None:
     """One sentence with the words that tell."""
     site.django("A", {"shop": FIRST})
@@ -439,6 +444,7 @@ def test_what_cannot_be_read(site: Migrated, options: dict[str, Any], words: str
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
+@pytest.mark.few(6)
 def test_a_recipe_that_makes_no_sense(site: Migrated, options: dict[str, Any], words: str) -> None:
     said = refused(lambda: site.recipe(**options), words, site)
     assert "geheim" not in said
@@ -551,7 +557,10 @@ def test_killed_while_it_goes_up_and_given_up(two: Migrated) -> None:
     assert two.migrate("B").changed is False
 
 
-@pytest.mark.parametrize("also", [pytest.param(False, marks=pytest.mark.slow, id="alone"), True])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "also", [pytest.param(False, id="alone"), pytest.param(True, id="with its program")]
+)
 def test_killed_while_it_goes_down(two: Migrated, also: bool) -> None:
     """The link stays until the schema is down; the same call once more ends it."""
     two.django("C", {"shop": {**SECOND, "0003_slow": slow(two), "0004_d": column("item", "d")}})
