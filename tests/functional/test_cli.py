@@ -63,6 +63,7 @@ def theirs(*arguments: str, cwd: str | None = None) -> subprocess.CompletedProce
     )
 
 
+@pytest.mark.slow
 def test_the_lines_of_virtualenv_tools3(tmp_path: Path) -> None:
     made = make("virtualenv-20", tmp_path / "made")
     (tmp_path / "empty").mkdir()
@@ -232,6 +233,7 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     return steps.large(tmp_path_factory.mktemp("big") / "venv", copies=6)
 
 
+@pytest.mark.slow
 def test_a_progress_bar_on_a_terminal_only(big: Environment, tmp_path: Path) -> None:
     tree = copy(big.path, tmp_path / "tree")
     slow = (

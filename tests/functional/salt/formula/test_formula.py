@@ -319,6 +319,7 @@ def test_a_run_killed_after_the_switch_is_healed_by_the_next(shop: Shop) -> None
     assert set(shop.manager.runs_on().values()) == {"3"}
 
 
+@pytest.mark.slow
 @both_managers
 def test_changed_settings_restart(shop: Shop) -> None:
     shop.done()
@@ -354,6 +355,7 @@ def test_rollback(shop: Shop) -> None:
     assert (shop.active(), set(shop.manager.runs_on().values())) == ("3", {"3"})
 
 
+@pytest.mark.slow
 @both_managers
 def test_reload(shop: Shop) -> None:
     app = {"programs": {"web": {"command": SLEEPS}, "worker": {"command": SLEEPS}}}
@@ -371,6 +373,7 @@ def test_reload(shop: Shop) -> None:
     assert set(shop.manager.runs_on().values()) == {"3"}
 
 
+@pytest.mark.slow
 @both_managers
 def test_clean(shop: Shop) -> None:
     shop.done()
@@ -486,6 +489,7 @@ def test_a_build_machine_packs(shop: Shop) -> None:
     assert os.listdir(shop.directory / "deep") == []
 
 
+@pytest.mark.slow
 def test_a_socket_is_held_while_its_programs_are_restarted_in_turn(shop: Shop) -> None:
     shop.app["programs"] = {"web": {"command": SLEEPS, "socket": "127.0.0.1:1"}}
     shop.done()
@@ -549,6 +553,7 @@ def test_a_socket_that_is_removed_is_closed(shop: Shop) -> None:
     assert "shop:web" not in shop.manager.runs_on()
 
 
+@pytest.mark.slow
 @both_managers
 def test_an_app_that_is_removed_is_stopped(shop: Shop) -> None:
     other = {**shop.app, "root": str(shop.directory / "srv" / "blog")}
@@ -633,6 +638,7 @@ def test_a_web_server_that_is_removed(shop: Shop) -> None:
     assert shop.done() == {}
 
 
+@pytest.mark.slow
 @both_managers
 def test_disable_and_enable(shop: Shop) -> None:
     shop.done()
@@ -680,7 +686,7 @@ def test_two_apps(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("part", ["", *PARTS, "reload", "rollback", "clean"])
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 def test_only_one_of_two_apps(shop: Shop, part: str) -> None:
     """Whatever is to be done; and what is wrong with the other one in the pillar does not count."""
     blog = {**shop.app, "root": str(shop.directory / "srv" / "blog")}
@@ -803,7 +809,7 @@ def test_a_wrong_pillar_is_one_sentence(shop: Shop, kind: str) -> None:
 
 
 @pytest.mark.parametrize("part", [*PARTS, "reload", "rollback", "clean", "build", ""])
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 def test_every_sls_refuses_it(shop: Shop, part: str) -> None:
     before = world(shop)
     answers = shop.apply(f"releases.{part}".rstrip("."), relase="1")
@@ -1051,6 +1057,7 @@ def test_a_configuration_that_is_refused_does_not_stay(shop: Shop) -> None:
     assert shop.done("releases.enable", web=WEB) == {}
 
 
+@pytest.mark.slow
 def test_mod_wsgi_notices_a_switch(shop: Shop) -> None:
     shop.more["apache"] = {"conf_dir": str(shop.directory / "apache"), "reload_command": "true"}
     web = {"apache": {"listen": "127.0.0.1:8001", "wsgi_module": "omega"}}

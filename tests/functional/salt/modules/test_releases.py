@@ -145,6 +145,7 @@ def two(site: Site) -> Site:
 
 
 @pytest.mark.parametrize("source", ["PATH", "salt://app/1.tar", "file://PATH"])
+@pytest.mark.few(1)
 def test_unpack(site: Site, source: str) -> None:
     source = source.replace("PATH", site.archive("1"))
     release = site.path("1")
@@ -688,7 +689,7 @@ def test_a_bad_path(site: Site, function: str) -> None:
     ],
     ids=str,
 )
-@pytest.mark.few(10)
+@pytest.mark.few(4)
 def test_wrong_arguments(
     two: Site, function: str, arguments: tuple[str, ...], options: dict[str, Any], words: str
 ) -> None:
@@ -720,6 +721,7 @@ def salt_call(minion: Masterless, tmp_path_factory: pytest.TempPathFactory) -> A
     return call
 
 
+@pytest.mark.slow
 def test_what_an_operator_sees(two: Site, salt_call: Any) -> None:
     """The job's id, readable output and the exit codes, by the command."""
     done = salt_call("--retcode-passthrough", "virtualenv_tools.rollback", two.root, "reason=slow")

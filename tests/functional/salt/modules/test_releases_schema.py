@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import fields
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -344,18 +343,23 @@ def test_a_python(python: Any, words: str) -> None:
     assert found.startswith(f"releases:apps:shop:python{words}")
 
 
-def test_a_python_is_passed_on(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def functions(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The execution functions of a minion."""
+    return Masterless(tmp_path_factory.mktemp("minion")).functions
+
+
+def test_a_python_is_passed_on(functions: Any) -> None:
     python = {"source": "salt://pythons/{release}.tar", "source_hash": "abc"}
     app = {"release": "1", "source": "salt://{release}.tar", "python": python}
-    settings = Masterless(tmp_path).functions["releases_pillar.settings"]
+    settings = functions["releases_pillar.settings"]
     (shop,) = settings(pillar={"apps": {"shop": app}})["apps"].values()
     assert {"python": {**python, "source": "salt://pythons/1.tar"}} in shop["managed"]
     assert shop["needs"]["python"] is None
 
 
-def test_the_keys_are_those_of_the_functions(tmp_path: Path) -> None:
+def test_the_keys_are_those_of_the_functions(functions: Any) -> None:
     """What the formula passes on is what the states and the functions take."""
-    functions = Masterless(tmp_path).functions
 
     def takes(name: str) -> set[str]:
         return set(salt.utils.args.get_function_argspec(functions[name]).args)

@@ -138,6 +138,7 @@ def test_info_and_check(functions: Any, carried: environments.Environment) -> No
         ("check", ("/nowhere",), "is not a virtualenv"),
     ],
 )
+@pytest.mark.few(4)
 def test_bad_input_is_one_sentence(
     functions: Any,
     carried: environments.Environment,
@@ -153,6 +154,7 @@ def test_bad_input_is_one_sentence(
     assert environments.digest(carried.path) == before
 
 
+@pytest.mark.slow
 def test_every_function_has_an_example(functions: Any) -> None:
     documented = functions["sys.doc"]("virtualenv_tools")
     relocation = ("check", "info", "reinitialize", "update_path")

@@ -29,13 +29,20 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return Pair.make(tmp_path_factory.mktemp("pair"))
 
 
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory) -> Masterless:
+    """A minion for all tests."""
+    return Masterless(tmp_path_factory.mktemp("minion"))
+
+
 @pytest.fixture
-def minion(pair: Pair, tmp_path: Path) -> Masterless:
-    """A minion whose file root has both bundles."""
-    made = Masterless(tmp_path / "minion")
+def minion(pair: Pair, lasting: Masterless) -> Masterless:
+    """It, its file root with both bundles, and none of them fetched."""
+    for fetched in lasting.fetched():
+        os.unlink(fetched)
     for path in (pair.python.archive, pair.app):
-        shutil.copy(path, made.root)
-    return made
+        shutil.copy(path, lasting.root)
+    return lasting
 
 
 def given(pair: Pair, **more: Any) -> dict[str, Any]:

@@ -268,6 +268,7 @@ def places(value: Any, app: App) -> Any:
 
 
 @pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.few(3)
 def test_a_release_is_deployed(app: App, kind: str) -> None:
     source = places(SOURCES[kind], app)
     cached = app.minion.fetched()
@@ -448,6 +449,7 @@ def test_what_cannot_be_verified(app: App) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz", "tar.xz", "tar.bz2", "tar.zst", "bin"])
+@pytest.mark.few(2)
 def test_compression(app: App, suffix: str) -> None:
     minions.pack(app.minion.root / "packed" / f"app.{suffix}", "1")
     app.thrice("managed", "1", source=f"salt://packed/app.{suffix}")
@@ -803,6 +805,7 @@ def salt_version() -> int:
 
 
 @pytest.mark.parametrize("kind", ["path", "salt"])
+@pytest.mark.few(1)
 def test_a_signature(app: App, keys: Keys, kind: str) -> None:
     if salt_version() < 3007:
         pytest.skip("gpg.verify of Salt 3006 knows no key that is trusted ultimately")
@@ -1655,6 +1658,7 @@ def test_a_minion_that_only_tests(two: App, minion: Masterless) -> None:
     assert two.world() == before
 
 
+@pytest.mark.slow
 def test_every_state_has_an_example(minion: Masterless) -> None:
     names = minion.functions["sys.list_state_functions"]("virtualenv_relocated")
     states = {"managed", "migrated", "active", "rolled_back", "healthy", "pruned", "absent"}
