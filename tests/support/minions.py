@@ -63,6 +63,16 @@ def masterless(directory: Path, root: Path, **more: Any) -> dict[str, Any]:
     }
 
 
+def sync(opts: dict[str, Any]) -> dict[str, Any]:
+    """Do what `saltutil.sync_all` does for the kinds that are there, as it lists all files for
+    each of two dozen; what was carried, by kind.
+    """
+    import salt.loader
+
+    functions = salt.loader.minion_mods(opts)
+    return {kind: functions[f"saltutil.sync_{kind}"](refresh=False) for kind in KINDS}
+
+
 def _no_bytecode(directory: str, names: list[str]) -> set[str]:
     return {"__pycache__"} & set(names)
 
@@ -99,12 +109,9 @@ class Masterless:
 
     def sync(self) -> dict[str, Any]:
         """Carry the file root's modules to the minion; what was carried."""
-        import salt.loader
         import salt.minion
 
-        functions = salt.loader.minion_mods(self.opts)
-        # What `saltutil.sync_all` does, for the kinds that are there: it lists all files for each.
-        synced = {kind: functions[f"saltutil.sync_{kind}"](refresh=False) for kind in KINDS}
+        synced = sync(self.opts)
         self.functions = salt.minion.SMinion(self.opts).functions
         self._compilers.clear()
         return synced

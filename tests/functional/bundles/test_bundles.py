@@ -2034,7 +2034,7 @@ def functions(tmp_path_factory: pytest.TempPathFactory) -> Any:
     opts = salt.config.minion_config(None)
     opts.update(minions.masterless(directory, minions.file_root(directory / "root")))
     opts["grains"] = salt.loader.grains(opts)
-    salt.loader.minion_mods(opts)["saltutil.sync_all"]()
+    minions.sync(opts)
     return salt.loader.minion_mods(opts)
 
 

@@ -44,7 +44,7 @@ def _synced(directory: Path, root: Path) -> Any:
     opts = salt.config.minion_config(None)
     opts.update(minions.masterless(directory, root))
     opts["grains"] = salt.loader.grains(opts)
-    synced = salt.loader.minion_mods(opts)["saltutil.sync_all"]()
+    synced = minions.sync(opts)
     assert "modules.virtualenv_tools" in synced["modules"]
     return salt.loader.minion_mods(opts)
 
@@ -176,6 +176,7 @@ def test_a_sync_takes_effect_without_a_restart(own_functions: Any, root: Path) -
         own_functions["virtualenv_tools.info"]("/nowhere")
 
 
+@pytest.mark.slow
 def test_a_core_that_does_not_load_is_not_half_loaded(own_functions: Any, root: Path) -> None:
     broken = root / "_utils" / "relocate_core" / "errors.py"
     good = broken.read_text()
