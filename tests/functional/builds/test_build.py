@@ -865,6 +865,7 @@ def start(shop: Shop, *wanted: str, **options: Any) -> multiprocessing.Process:
     return process
 
 
+@pytest.mark.slow
 def test_builds_of_one_cache_take_turns(shop: Shop) -> None:
     shop.options["installer"] = "uv"
     wanted = (["alpha"], ["gamma"], ["alpha", "gamma"], ["beta"])

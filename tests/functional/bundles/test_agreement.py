@@ -121,6 +121,7 @@ def test_twins_are_packed_with_a_warning_and_deployed_where_they_can_be(
 
 
 @pytest.mark.parametrize("archive", ["app.tar.gz", "app.tar.zst"])
+@pytest.mark.few(1)
 def test_what_the_usual_limits_refuse_is_a_warning(
     archive: str, tree: Path, tmp_path: Path
 ) -> None:

@@ -1013,6 +1013,7 @@ def test_their_release_holds_a_file_without_an_end(where: str, bundle: str, worl
 
 @needs_root
 @pytest.mark.parametrize("hard_links", [False, True], ids=["copied", "linked"])
+@pytest.mark.few(1)
 def test_their_release_changes_meanwhile(hard_links: bool, world: World) -> None:
     """Whatever is deployed is what the manifest says, or nothing is."""
     stopped = threading.Event()
@@ -1140,6 +1141,7 @@ AFTERWARDS: dict[str, Callable[[str], object]] = {
 @needs_root
 @pytest.mark.parametrize("hard_links", [False, True], ids=["copied", "linked"])
 @pytest.mark.parametrize("afterwards", AFTERWARDS)
+@pytest.mark.few(6)
 def test_our_release_was_changed(afterwards: str, hard_links: bool, world: World) -> None:
     """By hand, with all times put back: whatever was done to the record does not hide it."""
     with elsewhere(world) as other:

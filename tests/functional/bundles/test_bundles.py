@@ -305,6 +305,7 @@ def test_the_same_bytes(name: str, how: str, shop: Shop, place: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", [".tar", ".tar.gz", ".tar.zst"])
+@pytest.mark.few(2)
 def test_each_form_twice(ending: str, tiny: Built, place: Path) -> None:
     """The same bytes, and a digest beside them that sha256sum takes."""
     if ending == ".tar.zst" and shutil.which("zstd") is None:
@@ -716,6 +717,7 @@ def is_planted(tree: str, path: str) -> bool:
 
 
 @pytest.mark.parametrize("order", STEPS)
+@pytest.mark.few(1)
 def test_unpacked_by_tar_and_put_in_order(order: str, tiny: Built, place: Path) -> None:
     """Only the files are looked at that the manifest lists."""
     other = another_python(tiny)
@@ -951,7 +953,7 @@ def standing(tiny: Built, place: Path) -> str:
 
 
 @pytest.mark.parametrize("what", DAMAGES)
-@pytest.mark.few(6)
+@pytest.mark.few(3)
 def test_a_deep_check_finds(what: str, standing: str) -> None:
     file, damage, reason = DAMAGES[what]
     damage(Path(standing, file))
@@ -1146,6 +1148,7 @@ OUTSIDERS = (
 
 
 @pytest.mark.parametrize("add", OUTSIDERS, ids=lambda add: add.__name__)
+@pytest.mark.few(4)
 def test_what_leads_out(add: Callable[[Path, Path], str], tiny: Built, place: Path) -> None:
     """Refused by its name; left out, the rest is packed."""
     tree = copy(tiny.made.path, place / "tree")
@@ -1507,6 +1510,7 @@ def chain(tiny: Built, place: Path) -> Chain:
 @pytest.mark.parametrize(
     "change", [pytest.param(o, marks=() if o == "all" else pytest.mark.slow) for o in CHANGES]
 )
+@pytest.mark.few(1)
 def test_a_delta_bundle(change: str, links: bool, chain: Chain) -> None:
     """File by file what the full one makes of it; the earlier release is not touched."""
     part = chain.next(CHANGES[change])
@@ -1582,7 +1586,7 @@ def inodes(release: str) -> dict[str, int]:
 
 @pytest.mark.parametrize("what", ["part", "full"])
 @pytest.mark.parametrize("links", [False, True], ids=["copies", "hard links"])
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_who_shares_files(what: str, links: bool, chain: Chain) -> None:
     """With hard links all that neither changed nor was relocated; without, nothing."""
     part = chain.next(CHANGES["changed"])
@@ -1679,7 +1683,7 @@ TAMPERED: dict[str, tuple[Callable[[Path], object], str]] = {
         for one in TAMPERED
     ],
 )
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_an_earlier_one_that_was_changed(how: str, links: bool, chain: Chain) -> None:
     """Nothing of it becomes a part of a new release."""
     tamper, text = TAMPERED[how]
@@ -1709,6 +1713,7 @@ def test_an_earlier_manifest_that_lies(chain: Chain) -> None:
     assert unlisted(chain.path("two")) == []
 
 
+@pytest.mark.slow
 def test_an_earlier_one_that_was_repaired_serves_still(
     tiny: Built, chain: Chain, place: Path
 ) -> None:
@@ -1855,6 +1860,7 @@ STRANGE: dict[str, tuple[dict[str, Any], type[RelocateError], str]] = {
     "named", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["found", "named"]
 )
 @pytest.mark.parametrize("what", STRANGE)
+@pytest.mark.few(3)
 def test_not_for_this_machine(what: str, named: bool, tiny: Built, place: Path) -> None:
     """Refused in one sentence, before anything of it was unpacked."""
     changes, error, text = STRANGE[what]

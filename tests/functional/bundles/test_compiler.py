@@ -230,6 +230,7 @@ def test_a_source_that_takes_for_ever_gives_none(
 
 
 @pytest.mark.parametrize("version", PYTHONS)
+@pytest.mark.few(3)
 def test_a_bomb_of_parentheses_ends_nothing(version: str) -> None:
     bombs = [b"(" * 200_000, b"x = " + b"[" * 90 + b"]" * 90, b"a" + b".a" * 200_000]
     results = made(require(version), [job(), *map(job, bombs), job()])

@@ -263,6 +263,7 @@ def variants() -> list[Any]:
 
 
 @pytest.mark.parametrize(("name", "every"), variants())
+@pytest.mark.few(3)
 def test_killed_after_a_step(name: str, every: int, world: World) -> None:
     """What is there is whole; the same call ends where it would have; the base is as it was."""
     case = CASES[name]

@@ -158,7 +158,7 @@ def _noted(
 
 
 @pytest.mark.parametrize(("name", "every"), variants())
-@pytest.mark.few(4)
+@pytest.mark.few(3)
 def test_killed_after_a_step(name: str, every: int, site: Site, tmp_path: Path) -> None:
     """`current` leads on, names are complete releases, and the same call ends where it would."""
     stage = Stage.set_up(site, CASES[name], tmp_path)

@@ -305,7 +305,7 @@ def test_a_copy_by_hand_is_no_release(site: Site) -> None:
         "bin/omega",
     ],
 )
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 def test_a_smoke_test_that_succeeds(
     command: str, site: Site, scripted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,7 +332,7 @@ def test_a_smoke_test_that_succeeds(
     ],
     ids=["by-name", "by-path", "a-code", "missing", "a-signal"],
 )
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 def test_a_smoke_test_that_fails(
     command: str,
     text: str,
@@ -357,6 +357,7 @@ def test_a_smoke_test_that_fails(
 @needs_root
 @pytest.mark.parametrize("top", [".", "shop", "deep/shop"])
 @pytest.mark.parametrize("number", [NOBODY, 54321], ids=["nobody", "a-number-without-a-name"])
+@pytest.mark.few(2)
 def test_a_smoke_test_as_the_owner(top: str, number: int, site: Site, tmp_path: Path) -> None:
     """It is that user who runs it, and wherever the virtualenv is in the archive."""
     python = roots.python_for_all()
@@ -417,6 +418,7 @@ WRITES = "python -I -c 'import sys; sys.path[:0] = [\"etc\"]; import fresh; prin
 
 @needs_root
 @pytest.mark.parametrize("number", [NOBODY, 54321], ids=["nobody", "a-number-without-a-name"])
+@pytest.mark.few(1)
 def test_a_smoke_test_as_another_user(number: int, site: Site, tmp_path: Path) -> None:
     """Who reads root's release, and cannot write to it, nor look around beside it."""
     data = tmp_path / "data"
@@ -576,6 +578,7 @@ def test_another_link(link: str, site: Site) -> None:
 @pytest.mark.parametrize(
     "link", ["/tmp/current", ".hidden", ".releases", "A", "{root}/sub/current", "", "a/b"]
 )
+@pytest.mark.few(3)
 def test_no_link_can_be_there(link: str, site: Site) -> None:
     site.deploy("A", "B")
     refused(
@@ -1059,6 +1062,7 @@ except RelocateError as error:
 
 
 @pytest.mark.parametrize("what", ["directory", "pipe", "loop", "link to a record"])
+@pytest.mark.few(2)
 def test_a_record_that_is_no_file(what: str, site: Site) -> None:
     """Whoever owns a release may put anything there; the other releases do not suffer from it."""
     site.deploy("A", "B", "A")
@@ -1080,6 +1084,7 @@ def test_a_record_that_is_no_file(what: str, site: Site) -> None:
 
 
 @pytest.mark.parametrize("keep", [0, -1, True, "3", 2.0, None])
+@pytest.mark.few(2)
 def test_a_keep_that_is_no_count(keep: object, site: Site) -> None:
     site.deploy("A", "B")
     refused(

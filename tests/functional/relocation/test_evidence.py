@@ -65,6 +65,7 @@ def test_relocatable_scripts(bytecode: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["venv-3.11", "virtualenv-20", "uv"])
+@pytest.mark.few(1)
 def test_programs_edited_by_hand(kind: str, tmp_path: Path) -> None:
     made = make(kind, tmp_path / "venv", projects=PROJECTS)
     edit_programs(made, made.path)

@@ -252,6 +252,7 @@ def test_a_read_only_file_system(tmpfs: Callable[..., str], venv: Environment) -
 
 
 @pytest.mark.parametrize("room", [0, 900, 1020, 1030, 1040, 1050, 1060])
+@pytest.mark.few(3)
 def test_a_full_disk(room: int, tmpfs: Callable[..., str], venv: Environment) -> None:
     """It fails at another step each time: `room` is what is free, in KiB; a run keeps 1024."""
     directory = tmpfs("64m")
@@ -327,6 +328,7 @@ def test_without_hard_links(venv: Environment, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("name", ["activate", "omega.conf", "omega", "part0.py"])
 @pytest.mark.parametrize("how", ["changed", "disappeared", "replaced"])
 @pytest.mark.parametrize("moment", ["written", "renamed"])
+@pytest.mark.few(8)
 def test_a_file_that_changes_meanwhile(
     name: str, how: str, moment: str, venv: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -724,7 +726,7 @@ def test_a_failure_while_workers_are_at_work_is_put_back(big: Environment, tmp_p
 
 @pytest.mark.parametrize("alone", [False, True], ids=["workers", "alone"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_an_interrupt_while_findings_are_taken_is_put_back(
     number: signal.Signals, alone: bool, big: Environment, tmp_path: Path, monkeypatch: Any
 ) -> None:

@@ -120,7 +120,7 @@ def test_debian_and_other_versions(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["python3-dbg", "platform-python", "python3.13-nogil", "python3.14t", "lib/../python3"]
 )
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_an_interpreter_of_another_name(name: str, tmp_path: Path) -> None:
     directory = tmp_path / "python"
     (directory / "lib").mkdir(parents=True)

@@ -277,7 +277,7 @@ def test_lines_of_pth_files_that_point_outside(tmp_path: Path) -> None:
         for mode in ("TIMESTAMP", "CHECKED_HASH", "UNCHECKED_HASH")
     ],
 )
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 def test_python_imports_the_new_value(version: str, mode: str, tmp_path: Path) -> None:
     """Paths of one length: the source's time and size stay, so Python trusts the old bytecode."""
     old = "0" * 40

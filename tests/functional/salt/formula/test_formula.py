@@ -898,6 +898,7 @@ FAMILIES["Gentoo"] = (*FAMILIES["Debian"][:4], "python9.9")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.few(2)
 def test_the_defaults_of_a_family_of_operating_systems(
     minion: Masterless, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

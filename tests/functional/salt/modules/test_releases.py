@@ -631,6 +631,7 @@ def test_every_function_is_tried_with_a_relative_path() -> None:
     assert set(RELATIVE) == FUNCTIONS - {"build"}
 
 
+@pytest.mark.slow
 def test_the_names_that_some_had_before(two: Site) -> None:
     for old, new in ALIASES.items():
         documented = two.minion.functions["sys.doc"](f"virtualenv_tools.{old}")

@@ -279,6 +279,7 @@ def test_an_unknown_key_of_a_check(validator: Any) -> None:
 
 @pytest.mark.parametrize("path", [path for path, _ in PLACES[1:]], ids=named)
 @pytest.mark.parametrize("value", [{"a": [1]}, [[1]], "", 1.5j], ids=["dict", "list", "", "other"])
+@pytest.mark.few(150)
 def test_a_value_of_the_wrong_type_at_every_level(path: tuple[Any, ...], value: Any) -> None:
     kind = dict(PLACES)[path]
     if (value == "" and kind in ("line", "value")) or (

@@ -190,6 +190,7 @@ def test_a_core_that_does_not_load_is_not_half_loaded(own_functions: Any, root: 
         own_functions["virtualenv_tools.info"]("/nowhere")
 
 
+@pytest.mark.slow
 def test_equal_cores_of_two_minions(tmp_path: Path) -> None:
     first, second = (minions.Masterless(tmp_path / name) for name in ("first", "second"))
     with pytest.raises(CommandExecutionError, match=minions.NOT_A_VIRTUALENV):

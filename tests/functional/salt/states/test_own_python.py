@@ -123,6 +123,7 @@ def test_a_python_that_root_must_not_run_is_not_fetched(
         {"source_hash": "0" * 64},
     ],
 )
+@pytest.mark.few(1)
 def test_a_python_that_is_none_is_refused(
     python: dict[str, str], minion: Masterless, tmp_path: Path
 ) -> None:
@@ -373,6 +374,7 @@ def test_what_is_signed_is_what_is_unpacked(
 
 
 @pytest.mark.parametrize("source", ["salt://elsewhere.tar", "PATH"])
+@pytest.mark.few(1)
 def test_no_python_of_this_machine_has_to_fit(
     source: str,
     pair: Pair,

@@ -294,6 +294,7 @@ def test_a_release_is_deployed(app: App, kind: str) -> None:
 
 
 @pytest.mark.parametrize("source", ["salt://app/2.tar", "ARCHIVE"])
+@pytest.mark.few(1)
 def test_what_differs_from_the_active_release(source: str, app: App) -> None:
     """Reported before as well where a bundle is at hand; a plain tar is not read for that."""
     app.deploy("1")
@@ -375,7 +376,7 @@ HASHES = {
 
 @pytest.mark.parametrize("kind", ["path", "http"])
 @pytest.mark.parametrize("form", HASHES)
-@pytest.mark.few(8)
+@pytest.mark.few(3)
 def test_a_hash(app: App, form: str, kind: str) -> None:
     algorithms = ("md5", "sha1", "sha224", "sha256", "sha384", "sha512")
     known = {name: hashed(app.archive("1"), name) for name in algorithms}
@@ -391,6 +392,7 @@ def test_a_hash(app: App, form: str, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["salt", "path", "file", "http"])
 @pytest.mark.parametrize("named", [False, True], ids=["by the name", "source_hash_name"])
+@pytest.mark.few(3)
 def test_a_file_of_hashes(app: App, kind: str, named: bool, tmp_path: Path) -> None:
     lines = [f"{hashed(app.archive(name))}  {name}.tar\n" for name in NAMES]
     lines.append(f"{hashed(app.archive('1'))}  build/named.tar\n")
@@ -534,6 +536,7 @@ def test_a_file_of_the_operator_is_not_removed(app: App) -> None:
 
 
 @pytest.mark.parametrize("forms", ["executable", "version"])
+@pytest.mark.few(1)
 def test_the_python_of_ones_choice(app: App, forms: str, monkeypatch: pytest.MonkeyPatch) -> None:
     app.call("unpack", app.archive("2"), app.path("2"))
     version = app.call("info", app.path("2"))["python"]
@@ -700,6 +703,7 @@ def test_a_release_whose_python_has_gone_for_good(app: App) -> None:
 
 @needs_root
 @pytest.mark.parametrize("mode", ["0750", 750, "0700", None], ids=str)
+@pytest.mark.few(2)
 def test_owner_and_mode(public: App, for_all: str, mode: Any) -> None:
     import grp
     import pwd
@@ -956,6 +960,7 @@ def test_something_else_in_the_place_of_the_link(app: App, kind: str, target: st
 
 
 @pytest.mark.parametrize("how", ["relative", "absolute", "dangling", "out of the root"])
+@pytest.mark.few(2)
 def test_a_link_of_another_tool(app: App, how: str) -> None:
     for name in ("1", "2"):
         app.call("unpack", app.archive(name), app.path(name))
@@ -1051,6 +1056,7 @@ def counter(tmp_path: Path) -> tuple[str, Path]:
     ],
     ids=str,
 )
+@pytest.mark.few(4)
 def test_a_release_that_is_healthy(two: App, checks: Any) -> None:
     two.site.pages["/page"] = b"Wellcome\nto you\n"
     if isinstance(checks, list) and "match" in str(checks):
@@ -1592,6 +1598,7 @@ def test_the_next_release_of_the_example_fails(app: App, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("requisite", ["watch", "listen"])
 @pytest.mark.parametrize("fails", [False, True], ids=["well", "failing"])
+@pytest.mark.few(2)
 def test_each_state_may_watch(two: App, requisite: str, fails: bool) -> None:
     """What is watched has changed: that neither breaks a state nor hides that it failed."""
     wrong = {"managed": "0.5", "active": "4", "healthy": "exit 1", "pruned": "0", "absent": "2"}
