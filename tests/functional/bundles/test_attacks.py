@@ -647,7 +647,7 @@ def test_a_home_that_is_no_place_for_a_python(world: World, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "every", [4999, pytest.param(4 * stride(97) + 1, id="more", marks=pytest.mark.slow)]
+    "every", [4999, pytest.param(4 * stride(300) + 1, id="more", marks=pytest.mark.slow)]
 )
 @pytest.mark.parametrize("packed", [False, True], ids=["tar", "tar.gz"])
 @pytest.mark.few(1)

@@ -252,7 +252,7 @@ def variants() -> list[Any]:
     return [
         *(pytest.param(name, every, id=name) for name, every in STRIDES.items()),
         *(
-            pytest.param(name, stride(max(2, every // 20)), id=f"{name}-more", marks=slow)
+            pytest.param(name, stride(max(4, every // 10)), id=f"{name}-more", marks=slow)
             for name, every in STRIDES.items()
             if every > 1
         ),
@@ -340,7 +340,7 @@ BY_DEFAULT = (("pack", "EIO"), ("delta-copied", "full-disk"), ("delta-linked", "
         pytest.param(
             name,
             fault,
-            STRIDES[name] if (name, fault) in BY_DEFAULT else stride(max(2, STRIDES[name] // 16)),
+            STRIDES[name] if (name, fault) in BY_DEFAULT else stride(max(4, STRIDES[name] // 8)),
             id=f"{name}-{fault}",
             marks=() if (name, fault) in BY_DEFAULT else slow,
         )
@@ -348,7 +348,7 @@ BY_DEFAULT = (("pack", "EIO"), ("delta-copied", "full-disk"), ("delta-linked", "
         for fault in FAULTS
     ],
 )
-@pytest.mark.few(2)
+@pytest.mark.few(2, slow=12)
 def test_a_failing_step(name: str, fault: str, every: int, world: World) -> None:
     """One sentence, or it was not needed; and then the same call does it."""
     case = CASES[name]

@@ -367,7 +367,7 @@ def test_a_few_mutations(sandbox: Sandbox) -> None:
 @pytest.mark.slow
 def test_many_mutations(sandbox: Sandbox) -> None:
     seed = os.environ.get("RELOCATE_FUZZ_SEED") or str(time.time_ns())
-    seconds = float(os.environ.get("RELOCATE_FUZZ_SECONDS") or often(60, 180))
+    seconds = float(os.environ.get("RELOCATE_FUZZ_SECONDS") or often(30, 180))
     cases, taken = fuzz(sandbox, seed, seconds)
     assert cases
     assert cases < 1000 or taken

@@ -251,6 +251,7 @@ def test_a_bundle_is_not_taken_for_one_of_the_other_kind(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.few(slow=4)
 def test_each_version_runs_elsewhere(version: str, tmp_path: Path) -> None:
     prefix = require(version)
     done = pack_python(prefix, str(tmp_path / "python.tar"))
