@@ -21,7 +21,7 @@ from tests.support.environments import copy, make
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A virtualenv without pip."""
-    return make("uv", tmp_path_factory.mktemp("small") / "made").path
+    return make("venv-3.11", tmp_path_factory.mktemp("small") / "made", without_pip=True).path
 
 
 @pytest.fixture

@@ -212,7 +212,7 @@ def test_names_that_differ_in_case(tree: Path, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A virtualenv of this Python, without pip."""
-    return make("uv", tmp_path_factory.mktemp("small") / "made").path
+    return make("venv-3.11", tmp_path_factory.mktemp("small") / "made", without_pip=True).path
 
 
 def zstd_of(tool: str) -> Callable[[Path], Path]:

@@ -228,7 +228,7 @@ def test_bytecode_of_another_python(tmp_path: Path) -> None:
 
 
 def test_broken_bytecode_is_left_and_reported(tmp_path: Path) -> None:
-    made = make("venv-3.11", tmp_path / "venv", without_pip=True)
+    made = make("venv-3.11", tmp_path / "venv")
     cache = Path(made.site_packages, "pip", "__pycache__")
     good = (cache / "__init__.cpython-311.pyc").read_bytes()
     reference = made.old_prefix.encode()
