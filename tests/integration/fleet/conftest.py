@@ -330,7 +330,8 @@ def new_master(salt_factories: Any, file_root: Path, pillar: Path) -> Any:
             "log_server_host": "127.0.0.1",
             "file_roots": {"base": [str(file_root), str(file_root / "formula")]},
             "pillar_roots": {"base": [str(pillar)]},
-            "fileserver_update_interval": 1,
+            "fileserver_update_interval": 30,
+            "fileserver_list_cache_time": 0,
             **QUIET,
             "worker_threads": 3,
             "timeout": 15,  # on a machine with much to do, a minion that is there takes its time
