@@ -466,7 +466,7 @@ MEMBERS: dict[str, tuple[Change, str]] = {
 
 @pytest.mark.parametrize("vouched", [False, True], ids=["unknown", "vouched"])
 @pytest.mark.parametrize("name", MEMBERS)
-@pytest.mark.few(25)
+@pytest.mark.few(15)
 def test_a_member_that_the_manifest_does_not_name(name: str, vouched: bool, world: World) -> None:
     """Also where the archive's hash is given: it says who packed it, and not that it is whole."""
     change, text = MEMBERS[name]
@@ -594,7 +594,7 @@ HEADS: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize("name", HEADS)
-@pytest.mark.few(12)
+@pytest.mark.few(8)
 def test_a_head_that_lies(name: str, world: World) -> None:
     """Refused as the manifest's fault, or as what it asks of this machine; never a traceback."""
     change, text = HEADS[name]
@@ -805,7 +805,7 @@ SEALED: dict[str, tuple[Change, str]] = {
 
 @pytest.mark.parametrize("vouched", [False, True], ids=["unknown", "vouched"])
 @pytest.mark.parametrize("name", [*UNSEALED, *SEALED])
-@pytest.mark.few(20)
+@pytest.mark.few(12)
 def test_a_delta_bundle(name: str, vouched: bool, world: World) -> None:
     """What its rows and its base say is not believed, not even when somebody vouches for it."""
     change, text = UNSEALED.get(name) or SEALED[name]

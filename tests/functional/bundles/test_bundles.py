@@ -742,6 +742,7 @@ def test_unpacked_by_tar_and_put_in_order(order: str, tiny: Built, place: Path) 
     assert temporaries(tree) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(o, marks=() if o == "uv-3.12" else pytest.mark.slow) for o in BUILDS]
 )

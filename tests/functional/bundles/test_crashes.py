@@ -373,6 +373,7 @@ def test_a_failing_step(name: str, fault: str, every: int, world: World) -> None
 # -- two at once -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounds", [1, pytest.param(often(6, 30), marks=slow)])
 def test_packing_to_one_archive_at_once(rounds: int, world: World) -> None:
     """Each succeeds or is told to wait; what stands there is whole."""

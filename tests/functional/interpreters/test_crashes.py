@@ -211,6 +211,7 @@ def test_killed_while_the_first_release_brings_it(every: int, pair: Pair, tmp_pa
     assert killed(made, every, 500, at_end=unregistered) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", FEW)
 def test_killed_while_another_app_shares_it(every: int, pair: Pair, tmp_path: Path) -> None:
     """Whatever was killed where: pruning in the other root never takes it too early."""
@@ -252,9 +253,9 @@ FAULTS: dict[str, Callable[[int], Steps]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", EVERY)
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.few(1)
 def test_a_failing_step(fault: str, every: int, pair: Pair, tmp_path: Path) -> None:
     """One sentence, nothing incomplete, nobody registered, and the same call then does it."""
     made = stage(pair, tmp_path, lambda stage: _publish(stage, "shop/1"))

@@ -366,6 +366,7 @@ while time.monotonic() < until:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_four_that_do_everything_at_random(seconds: int, site: Site) -> None:
     """What holds, holds in the end; and for all that was done there is its event, and no other."""

@@ -300,6 +300,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "times", [2, pytest.param(often(30, 200), marks=pytest.mark.slow)], ids=["few", "many"]
 )

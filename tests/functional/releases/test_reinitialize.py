@@ -154,6 +154,7 @@ CALLS: dict[str, tuple[Callable[[Active], Any], str]] = {
     [pytest.param(60, id="some"), pytest.param(stride(4), id="more", marks=pytest.mark.slow)],
 )
 @pytest.mark.parametrize("call", CALLS)
+@pytest.mark.few(1)
 def test_killed_at_any_step(call: str, every: int, active: Active, tmp_path: Path) -> None:
     """The release runs, and the same call ends the work; what it ran on is not forgotten."""
     again, ends_on = CALLS[call]

@@ -307,6 +307,7 @@ def walked(path: str, data: bytes, prefixes: Prefixes) -> bytes:
         bytecode._rewrite_filenames = quick
 
 
+@pytest.mark.slow
 def test_the_quick_path_and_the_walk_agree_on_the_standard_library(tmp_path: Path) -> None:
     library = os.path.dirname(os.__file__)
     names = sorted(glob.glob(f"{library}/*.py") + glob.glob(f"{library}/email/*.py"))

@@ -1467,6 +1467,7 @@ def test_old_releases_are_removed(app: App) -> None:
     assert app.output(f"{app.path('current')}/bin/omega").splitlines()[1] == app.path("e")
 
 
+@pytest.mark.slow
 def test_the_default_keeps_five(app: App) -> None:
     many(app, "a", "b", "c", "d", "e")
     app.in_vain("pruned", "")
