@@ -33,7 +33,11 @@ read, write, flush = sys.stdin.buffer.read, sys.stdout.buffer.write, sys.stdout.
 
 # Where marshal goes by reference counts, it marks an object as shared, though nothing in the file
 # shares it, when somebody else in the process knows it as well: a name that an imported module
-# has too, say. With a reference of our own to each part of the code, all are marked, always.
+# has too, say. With a reference of our own to each part of the code, all are marked, always. These
+# references are the module's: PyPy may drop a local variable that nothing reads any more.
+HELD = []
+
+
 def parts(code):
     held, left = [], [code]
     while left:
@@ -82,9 +86,9 @@ def compiled(source, name, optimization, flags, mtime, code):
             made = interned(made)
         elif hasattr(made, 'replace'):
             made = separate(made)
-        held = parts(made)
+        HELD[:] = parts(made)
         if PYPY:  # it writes a string as interned where an equal one is, by whatever code
-            held += [sys.intern(value) for value in held if type(value) is str]
+            HELD[:] = HELD + [sys.intern(value) for value in HELD if type(value) is str]
         code = marshal.dumps(made)
     if flags:
         return MAGIC_NUMBER + number(flags) + _imp.source_hash(KEY, source) + code
@@ -109,10 +113,10 @@ def answer(head):
 
 
 gc.disable()
-# The first formatted string in an annotation interns "{" and "}" for good, and marshal writes
-# interned strings as such; so have it done before any job.
-if not OLD:
-    compile("from __future__ import annotations\\nx: f'{y}{{}}'", '', 'exec')
+# There is one string of each single character, and marshal writes interned strings as such. Some
+# sources have one interned for good: a formatted string in an annotation "{" and "}", for example.
+# So have all of them interned before any job.
+SINGLE = [sys.intern(chr(point)) for point in range(256)]
 write(GREETING)
 flush()
 while True:

@@ -7,12 +7,14 @@ import random
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from relocate_core.bundles import compiler as compiling
 from relocate_core.bundles.compiler import Compiler, Job
 from relocate_core.errors import InterpreterNotFound
+from tests.support import pythons
 from tests.support.environments import VERSIONS, require, require_any, run
 
 PYTHONS = (*VERSIONS, "pypy3.9")
@@ -177,6 +179,14 @@ def test_the_order_and_the_helpers_make_no_difference(version: str) -> None:
     random.Random(3).shuffle(shuffled)
     mixed = made(python, [jobs[place] for place in shuffled], 2)
     assert [mixed[shuffled.index(place)] for place in range(len(jobs))] == once
+
+
+def test_an_import_of_all_makes_no_difference(tmp_path: Path) -> None:
+    """It interns "*" for good, as most whole Pythons do already when they start."""
+    top = pythons.small(pythons.require("3.12"), tmp_path / "small")
+    stars = [job(b"x = '*', '?'", "/s.py"), job(b"from os import *", "/t.py")]
+    once = made(f"{top}/bin/python3.12", stars, 1)
+    assert made(f"{top}/bin/python3.12", stars[::-1], 1)[::-1] == once
 
 
 def test_what_a_helper_has_imported_makes_no_difference(
