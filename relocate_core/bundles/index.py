@@ -108,11 +108,12 @@ class Index:
         """Keep what was noted for the next packing, and nothing else."""
         if not self._path:
             return
+        encode = json.JSONEncoder(separators=(",", ":")).encode
         digest = hashlib.sha256()
         temporary = f"{self._path}{files.TEMPORARY}"
         with open(temporary, "wb") as file:
             for row in self._rows():
-                line = json.dumps(row, separators=(",", ":")).encode() + b"\n"
+                line = f"{encode(row)}\n".encode()
                 digest.update(line)
                 file.write(line)
             file.write(self._seal(digest.hexdigest()))
@@ -142,8 +143,9 @@ class Index:
                 file.seek(0)
                 blocks: list[str] = json.loads(file.readline())
                 known = {}
-                while file.tell() < size:
-                    path, *row = json.loads(file.readline())
-                    known[path] = row
+                for line in file:
+                    if line.startswith(b"["):  # all but the last one
+                        path, *row = json.loads(line)
+                        known[path] = row
                 return known, blocks
         return {}, []
