@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import islice
 from typing import Any, NamedTuple
 
 from ..artefacts.elf import Needs
@@ -21,6 +22,8 @@ from ..system import files
 
 _RACY = 2_000_000_000  # in nanoseconds
 _PIECE = 1 << 20
+_TOGETHER = 1000
+"""Rows in a line."""
 
 
 class Found(NamedTuple):
@@ -108,21 +111,25 @@ class Index:
         """Keep what was noted for the next packing, and nothing else."""
         if not self._path:
             return
-        encode = json.JSONEncoder(separators=(",", ":")).encode
         digest = hashlib.sha256()
         temporary = f"{self._path}{files.TEMPORARY}"
         with open(temporary, "wb") as file:
-            for row in self._rows():
-                line = f"{encode(row)}\n".encode()
+            for line in self._lines():
                 digest.update(line)
                 file.write(line)
             file.write(self._seal(digest.hexdigest()))
         os.rename(temporary, self._path)
 
+    def _lines(self) -> Iterator[bytes]:
+        """The keys of the blocks, then rows, some a line: all at once take a lot of memory."""
+        encode = json.JSONEncoder(separators=(",", ":")).encode
+        yield f"{encode(self._blocks)}\n".encode()
+        rows = self._rows()
+        while some := list(islice(rows, _TOGETHER)):
+            yield f"{encode(some)}\n".encode()
+
     def _rows(self) -> Iterator[list[Any]]:
-        """The keys of the blocks, then what is kept of each file, one after the other: all of it at
-        once takes a lot of memory."""
-        yield self._blocks
+        """What is kept of each file."""
         for path, (signature, *row) in self._new.items():
             ctimes = signature.split(" ")[3::4]
             if all(int(ctime) < self._before for ctime in ctimes):
@@ -142,10 +149,9 @@ class Index:
             if file.read() == self._seal(digest.hexdigest()) and size > 0:
                 file.seek(0)
                 blocks: list[str] = json.loads(file.readline())
-                known = {}
+                known: dict[str, list[Any]] = {}
                 for line in file:
                     if line.startswith(b"["):  # all but the last one
-                        path, *row = json.loads(line)
-                        known[path] = row
+                        known.update((path, row) for path, *row in json.loads(line))
                 return known, blocks
         return {}, []

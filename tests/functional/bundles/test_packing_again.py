@@ -31,7 +31,7 @@ def _files_are_old(monkeypatch: pytest.MonkeyPatch) -> None:
 def _blocks_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a small virtualenv have many, as a large one has."""
     for name in ("LARGE", "_LEAST", "_MOST"):
-        monkeypatch.setattr(blocks, name, getattr(blocks, name) // 16)
+        monkeypatch.setattr(blocks, name, getattr(blocks, name) // 4)
 
 
 @pytest.fixture(scope="module")
