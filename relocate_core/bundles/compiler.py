@@ -2,9 +2,10 @@
 
 Bytecode is good for one version of Python only, so helper processes of that very Python compile
 what is sent to them. The result depends on the job and on that Python alone, not on which helper
-did it or on what it did before: see the comments in `compiler_program`. The exception, up to 3.10:
-a constant set of tuples that contain None, whose order depends on None's address. Sources: PEP 552
-and Lib/importlib/_bootstrap_external.py for the header, Python/marshal.c for shared objects.
+did it or on what it did before: see the comments in `compiler_program`. The exceptions: up to 3.10,
+a constant set of tuples that contain None, whose order depends on None's address; and PyPy, which
+under load marks some strings as interned and others not. Sources: PEP 552 and
+Lib/importlib/_bootstrap_external.py for the header, Python/marshal.c for shared objects.
 """
 
 from __future__ import annotations

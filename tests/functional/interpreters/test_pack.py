@@ -307,7 +307,7 @@ def test_a_symlink_that_points_outside_is_refused(prefix: str, tmp_path: Path) -
 def test_a_dry_run_writes_nothing(
     prefix: str, packed: PythonPacking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing, "_temporary", lambda archive: pytest.fail("it writes"))
+    monkeypatch.setattr(packing, "Output", lambda archive: pytest.fail("it writes"))
     done = pack_python(prefix, str(tmp_path / "python.tar"), dry_run=True)
     assert (done.changed, done.manifest, done.sha256) == (True, packed.manifest, "")
     assert os.listdir(tmp_path) == []
