@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from typing import IO, NamedTuple
@@ -130,7 +130,7 @@ class Store:
         for row, (_, pieces) in zip(rows, self.members(path)):
             yield row, pieces
 
-    def members(self, path: str) -> Iterator[tuple[str, Iterator[bytes]]]:
+    def members(self, path: str) -> Generator[tuple[str, Iterator[bytes]], None, None]:
         """The names and contents of all members of a block that is kept.
 
         Args:

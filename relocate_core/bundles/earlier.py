@@ -6,8 +6,7 @@ A block is made again as soon as one of its files has changed; the rest of it is
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from types import TracebackType
+from collections.abc import Generator, Iterator
 
 from ..archives.tar import Refused
 from ..errors import TreeError
@@ -16,7 +15,7 @@ from .index import Known
 
 
 class Earlier:
-    """The blocks of earlier packings. A context manager, which closes the last one.
+    """The blocks of earlier packings, of which one is open at a time.
 
     Args:
         store: where they are; None where nothing is kept.
@@ -26,18 +25,12 @@ class Earlier:
         self._store = store
         self._paths: dict[str, str] = {}
         self._block = ""
-        self._members: Iterator[tuple[str, Iterator[bytes]]] = iter(())
+        self._members: Generator[tuple[str, Iterator[bytes]], None, None] | None = None
 
-    def __enter__(self) -> Earlier:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._open("")
+    def close(self) -> None:
+        """Close the block that is open."""
+        if self._members is not None:
+            self._members.close()
 
     def has(self, known: Known | None) -> bool:
         """Whether the content of a file that is known is in a block that is whole."""
@@ -57,13 +50,11 @@ class Earlier:
         Raises:
             TreeError: the block is not what was noted of it.
         """
-        if known.block != self._block:
-            self._open(known.block)
+        assert known.found is not None, "`has` has seen to it"
         try:
-            for name, pieces in self._members:
+            for name, pieces in self._open(known.block):
                 if name == path:
                     data = b"".join(pieces)
-                    assert known.found is not None, "`has` has seen to it"
                     if hashlib.sha256(data).hexdigest() == known.found.sha256:
                         return data
                     break
@@ -74,12 +65,10 @@ class Earlier:
             "again"
         )
 
-    def _open(self, block: str) -> None:
-        """Begin another block; "" only closes the last one."""
-        closing = getattr(self._members, "close", None)
-        if closing is not None:
-            closing()
-        self._block = block
-        self._members = iter(())
-        if block and self._store is not None:
-            self._members = self._store.members(self._paths[block])
+    def _open(self, block: str) -> Iterator[tuple[str, Iterator[bytes]]]:
+        """What was not taken yet of the members of a block."""
+        if self._members is None or block != self._block:
+            assert self._store is not None, "`has` has seen to it"
+            self.close()
+            self._block, self._members = block, self._store.members(self._paths[block])
+        return self._members

@@ -97,7 +97,7 @@ class Members:
         There is no row for bytecode of what is no source that this Python understands, and no
         content of what is not wanted.
         """
-        with self._earlier, closing(self._compile()) as compiled:
+        with closing(self._earlier), closing(self._compile()) as compiled:
             for at, entry in enumerate(self.entries):
                 known = self.known[at]
                 found = known.found if known else None

@@ -44,7 +44,7 @@ print(json.dumps({
     'stdlib': paths['stdlib'],
     'platstdlib': paths['platstdlib'],
     'include': paths['include'],
-    'soabi': _imp.extension_suffixes()[0][1:-3],
+    'soabi': (_imp.extension_suffixes() or [''])[0][1:-3],
     'abiflags': getattr(sys, 'abiflags', ''),
     'program': '%s%d.%d%s' % (sys.implementation.name.replace('cpython', 'python'),
                               sys.version_info[0], sys.version_info[1],

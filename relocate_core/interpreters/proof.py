@@ -18,7 +18,7 @@ print(json.dumps({
     'version': '%d.%d.%d' % sys.version_info[:3],
     'implementation': sys.implementation.name,
     'cache_tag': sys.implementation.cache_tag,
-    'soabi': _imp.extension_suffixes()[0][1:-3],
+    'soabi': (_imp.extension_suffixes() or [''])[0][1:-3],
 }))
 """
 

@@ -75,13 +75,8 @@ def reinitialize(
         planned = _planned(path, known, wait)
         if dry_run or not (planned.changed or has_leftovers(here)):
             return replace(planned, dry_run=dry_run)
-    with (
-        _recorded(here, job, wait) as store,
-        wanted.provided(None, notify, wait) as (
-            found,
-            problems,
-        ),
-    ):
+    with _recorded(here, job, wait) as store, wanted.provided(None, notify, wait) as provided:
+        found, problems = provided
         planned = _planned(path, found, wait)
         with kept(planned.python, here, wait):
             if planned.changed and store is not None:

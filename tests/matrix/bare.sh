@@ -23,8 +23,10 @@ prefixes() { # the one for Salt, then those for apps
     while read -r prefix; do
         "${CORE_COMMAND[@]}" --pack-python "$WORK/none.tar" --dry-run "$prefix" &>/dev/null &&
             found+=("$prefix")
-    done < <(printf '%s\n' "$HOME"/.pyenv/versions/3.* "$HOME"/.local/share/uv/python/cpython-* |
-        grep -E '3\.(9|[1-9][0-9])\.' | sort -rV)
+    done < <({
+        pyenv prefix "$(pyenv versions --bare | paste -sd :)" | tr : '\n'
+        find "$(uv python dir)" -maxdepth 1 -name 'cpython-*'
+    } 2>/dev/null | grep -E '3\.(9|[1-9][0-9])\.' | sort -rV)
     ((${#found[@]} > 1)) || return 1
     printf '%s\n' "${found[1]}" "${found[0]}"
 }
