@@ -1046,6 +1046,18 @@ class _Plan(NamedTuple):
     missing: list[str]
     size: int
 
+    def line(self, step: _Step, release: str) -> str:
+        """A step, with what its minions are on; said once for those that follow each other."""
+
+        def standing(minion: str) -> str:
+            before = self.before[minion]
+            return (
+                "on it, but not found healthy" if before == release else f"from {before or 'none'}"
+            )
+
+        groups = itertools.groupby(step.minions, standing)
+        return f"{step.name}: " + ", ".join(f"{', '.join(some)} ({on})" for on, some in groups)
+
 
 def _plan(wanted: _Wanted, found: Mapping[str, _Standing]) -> _Plan:
     """The plan for minions in this state; raises what forbids the roll-out."""
@@ -1355,7 +1367,7 @@ class _Rollout:
             yield from self._failure_sentences()
             return
         if result is None:
-            steps = "; ".join(self._line(step) for step in plan.steps)
+            steps = "; ".join(plan.line(step, release) for step in plan.steps)
             first = f"; {self.host} migrates the schema first" if self.host else ""
             yield f"{release} would be rolled out, {steps}{first}."
             for line, minions in self._changes_by_line().items():
@@ -1383,17 +1395,6 @@ class _Rollout:
             yield f"{_still_on_it(self.plan.skipped)}."
         if self.schema:
             yield self.schema
-
-    def _line(self, step: _Step) -> str:
-        """A step, with what its minions are on; said once for those that follow each other."""
-        groups = itertools.groupby(step.minions, self._from)
-        return f"{step.name}: " + ", ".join(f"{', '.join(some)} ({on})" for on, some in groups)
-
-    def _from(self, name: str) -> str:
-        before = self.plan.before[name]
-        if before == self.wanted.release:
-            return "on it, but not found healthy"
-        return f"from {before or 'none'}"
 
 
 class _Facts(NamedTuple):

@@ -2,36 +2,30 @@
 
 Bytecode is compiled where it is missing, and made portable: it refers to its sources relative to
 the virtualenv, which Python corrects when it imports them, and its time is that which the bundle
-gives them. On the way it is found out which files refer to the prefix, and what the compiled ones
+gives them. On the way it is noted which files refer to the prefix, and what the compiled ones
 need of a machine.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Generator, Iterator
 from contextlib import closing
 
 from ..archives.tar import DIRECTORY, FILE, LINK
 from ..artefacts import bytecode, metadata
-from ..artefacts.elf import Needs, needs
-from ..errors import InvalidPath, TreeChanged
-from ..relocation.hidden import hidden_reference, may_hide
-from ..relocation.scan import WHOLE
+from ..artefacts.elf import Needs
+from ..errors import InvalidPath
 from ..system import files
 from ..virtualenvs import manifest
 from ..virtualenvs.contents import compiled_module
 from ..virtualenvs.manifest import BuiltOn, Head, Row
-from ..virtualenvs.packages import holds_packages
 from .blocks import Store
 from .compiler import Compiler, Job
 from .earlier import Earlier
 from .index import Found
+from .reading import found_in, read
 from .tree import BYTECODE, Entry, Tree
-
-_ELF = b"\x7fELF"
-_PIECE = 1 << 20
 
 
 class Members:
@@ -146,7 +140,7 @@ class Members:
         """What is in a file, and its content; nothing of a source that does not compile."""
         entry, known = self.entries[at], self.known[at]
         if entry.kind == FILE:
-            return self._file(entry)
+            return read(self.tree, entry.path)
         if self._is_kept(entry):
             data: bytes | None = self._kept(entry)
         elif known is not None and self._earlier.has(known):
@@ -155,7 +149,7 @@ class Members:
             data = next(compiled)
         if data is None:
             return None, iter(())
-        return self._whole(entry, data), iter((data,))
+        return found_in(self.tree, entry.path, data), iter((data,))
 
     def _compile(self) -> Generator[bytes | None, None, None]:
         """What the virtualenv's Python makes of the jobs; it is started for the first one."""
@@ -192,64 +186,6 @@ class Members:
         parent, _, name = entry.source.rpartition("/")
         source = os.stat(name, dir_fd=self.tree.descent.open(parent), follow_symlinks=False)
         return bytecode.stamped(data, manifest.FIXED_TIME, source.st_size)
-
-    def _file(self, entry: Entry) -> tuple[Found, Iterator[bytes]]:
-        parent, _, name = entry.path.rpartition("/")
-        file = files.open_file(self.tree.descent.open(parent), name)
-        try:
-            if os.fstat(file).st_size > WHOLE:
-                found = self._large(entry, file)
-                pieces = self._again(entry, found)
-            else:
-                data = files.read_whole(file)
-                found, pieces = self._whole(entry, data), iter((data,))
-            head = os.pread(file, 8, 0)
-            if head.startswith(_ELF):
-                found = found._replace(compiled=True, needs=needs(file))
-            if not found.reference:
-                found = found._replace(hidden=self._hidden(entry.path, head, file))
-            return found, pieces
-        finally:
-            os.close(file)
-
-    def _whole(self, entry: Entry, data: bytes) -> Found:
-        reference = self.tree.needles.are_in(entry.path, data)
-        return Found(len(data), hashlib.sha256(data).hexdigest(), reference)
-
-    def _large(self, entry: Entry, file: int) -> Found:
-        """A file too large to hold in memory: read once to know it, and once more to pack it."""
-        digest, size, reference, tail = hashlib.sha256(), 0, False, b""
-        wanted = self.tree.needles.of(entry.path, os.pread(file, 8, 0))
-        keep = max(map(len, wanted), default=1) - 1
-        for piece in _pieces(file):
-            digest.update(piece)
-            size += len(piece)
-            reference = reference or any(needle in tail + piece for needle in wanted)
-            tail = piece[-keep:] if keep else b""
-        return Found(size, digest.hexdigest(), reference)
-
-    def _again(self, entry: Entry, known: Found) -> Iterator[bytes]:
-        found = hashlib.sha256()
-        with files.directory_of(self.tree.root, entry.path) as (directory, name):
-            file = files.open_file(directory, name)
-        try:
-            for piece in _pieces(file):
-                found.update(piece)
-                yield piece
-        finally:
-            os.close(file)
-        if found.hexdigest() != known.sha256:
-            raise TreeChanged(
-                f"cannot pack {os.path.join(self.tree.name, entry.path)}: it changed meanwhile; "
-                "stop what writes into the virtualenv and run again"
-            )
-
-    def _hidden(self, path: str, head: bytes, file: int) -> str:
-        """Why a reference cannot be edited, for example in a compressed file; "" without any."""
-        in_packages = holds_packages(path.rpartition("/")[0])
-        if not (self.tree.needles.plain and head and may_hide(head[0], in_packages)):
-            return ""
-        return hidden_reference(file, self.tree.needles.plain) or ""
 
     def _add_records(self) -> None:
         """Add the RECORDs that list a file which is to be relocated: they change with it."""
@@ -305,10 +241,3 @@ class Members:
             built_on=built_on,
             free_threaded=environment.free_threaded,
         )
-
-
-def _pieces(file: int) -> Iterator[bytes]:
-    """The whole of an open file."""
-    os.lseek(file, 0, os.SEEK_SET)
-    while piece := os.read(file, _PIECE):
-        yield piece

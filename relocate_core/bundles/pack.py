@@ -36,6 +36,7 @@ from .kept import Cache
 from .limits import Limits
 from .members import Members
 from .output import Output, end, put
+from .portability import require_portable
 from .relocated import relocated
 from .tree import Tree
 
@@ -318,7 +319,7 @@ class _Bundle:
 
 def _pack(tree: Tree, order: _Order, notify: Notify) -> list[Packing]:
     entries = tree.entries()
-    tree.require_portable(entries)
+    require_portable(tree, entries)
     members = Members(tree, entries, order.mode, order.store)
     notify("looked", {"files": len(entries)})
     reports = [

@@ -1,8 +1,8 @@
-"""What of a virtualenv goes into a bundle, and what must not.
+"""What of a virtualenv goes into a bundle.
 
 Bytecode is listed as it should be, not as it is: every source in site-packages gets the file that
 the virtualenv's Python would import, and bytecode of other Pythons, or of sources that are gone, is
-left out. What is not portable is refused before anything is written.
+left out.
 """
 
 from __future__ import annotations
@@ -13,15 +13,12 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from ..archives.tar import CONTROL, DIRECTORY, FILE, LINK, Refused, printable, require_target
+from ..archives.tar import CONTROL, DIRECTORY, FILE, LINK, printable
 from ..artefacts import bytecode
 from ..artefacts.prefix import Prefixes
 from ..errors import CannotTravel
 from ..relocation.needles import Needles
 from ..system import files
-from ..virtualenvs import access
-from ..virtualenvs.carried import carried_python
-from ..virtualenvs.contents import read_contents
 from ..virtualenvs.evidence import recorded_prefixes
 from ..virtualenvs.interpreter import probe
 from ..virtualenvs.layout import inspect
@@ -30,7 +27,6 @@ from ..virtualenvs.requirements import parse
 from ..virtualenvs.system_packages import Packages, find_installed
 from . import links as linking
 from .index import Index, signature
-from .names import LONGEST_PATH, Names, fold, require_config, require_depth
 
 BYTECODE = "bytecode"
 # What a directory for bytecode looks like that is not there yet.
@@ -232,91 +228,6 @@ class Tree:
             return bytecode.fits(data, self.interpreter.magic, mtime, source.st_size)
         except bytecode.Unreadable:
             return False
-
-    def require_portable(self, entries: list[Entry]) -> None:
-        """Refuse what would not work on another machine; warn of what may not.
-
-        Raises:
-            CannotTravel: something is not portable.
-        """
-        packed = {entry.path for entry in entries}
-        contents = read_contents(self.environment, prefixes=self.prefixes)
-        for file, line in contents.outside:
-            if file in packed:
-                raise CannotTravel(
-                    f"cannot pack {self.name}: {file} refers to {line}, which is outside of it; "
-                    "install that without --editable, or exclude the file"
-                )
-        if not ("pyvenv.cfg" in packed or "bin/activate" in packed):
-            raise CannotTravel(
-                f"cannot pack {self.name} without pyvenv.cfg and bin/activate: nobody would take "
-                "it for a virtualenv; exclude less"
-            )
-        links = {entry.path: self.target(entry.path) for entry in entries if entry.kind == LINK}
-        self._require_unpackable(entries, links)
-        work = linking.Work()
-        for path, target in links.items():
-            fault = linking.fault(path, links, (), work)
-            if fault is not None:
-                raise CannotTravel(
-                    f"cannot pack {self.name}: {path} {fault}; remove the symlink, or exclude it"
-                )
-            at_home = target.startswith(("/home/", "/root/", os.path.expanduser("~") + "/"))
-            if at_home and path == "bin/python":
-                self.warn(
-                    path, f"it points to {target}, in a home directory: reinitialize it there"
-                )
-        self._warn_unreadable(entries)
-        if carried_python(self.environment) is not None:
-            version = f"Python {self.environment.python}"
-            self.warn(
-                "bin/python",
-                f"the virtualenv carries its own {version}, and a bundle is put onto one of the "
-                "server: install it there, or deploy a plain tar of the virtualenv",
-            )
-        if self.environment.system_site_packages:
-            names = ", ".join(f"{name} {version}" for name, version in self.system_packages)
-            reason = "it sees the base Python's packages, which are not packed"
-            asks = f"each server is asked for {names}, and for nothing that it does not declare"
-            self.warn("pyvenv.cfg", f"{reason}: {asks if names else 'it declares to need none'}")
-
-    def _warn_unreadable(self, entries: list[Entry]) -> None:
-        """Warn of files that only their owner and group can read."""
-        modes = ((one.path, one.mode, one.kind == DIRECTORY) for one in entries if one.mode)
-        closed = access.closed_to_others(self.environment, modes)
-        if closed:
-            reason = "others than the owner of a release cannot read it"
-            self.warn(closed[0], access.reason(reason, closed))
-
-    def _require_unpackable(self, entries: list[Entry], links: dict[str, str]) -> None:
-        """Refuse what unpacking would refuse; warn of names that not every file system takes."""
-        longest = LONGEST_PATH - len(os.fsencode(os.path.abspath(self.name)))
-        names = Names(len(entries), longest, folds=False)
-        folded: dict[str, str] = {}
-        try:
-            for path, kind, *_ in entries:
-                base = path.rpartition("/")[2]
-                if kind == DIRECTORY:
-                    require_depth(path, path)
-                elif base == "pyvenv.cfg":
-                    size = os.stat(path, dir_fd=self.root, follow_symlinks=False).st_size
-                    require_config(path, size)
-                names.claim(path, base, FILE if kind == BYTECODE else kind)
-                twin = folded.setdefault(fold(path), path)
-                if twin != path:
-                    reason = "only in case or in the form of its accents"
-                    self.warn(
-                        path,
-                        f"it differs from {printable(twin)} {reason}: it cannot be deployed to a "
-                        "file system that takes both for the same name",
-                    )
-            for path, target in links.items():
-                require_target(target, path)
-            names.top()
-        except Refused as refusal:
-            raise CannotTravel(
-                f"cannot pack {self.name}: {refusal}; change that, or exclude it"
-            ) from refusal
 
     def target(self, path: str) -> str:
         """What a symlink points to: relative where that is in the virtualenv."""

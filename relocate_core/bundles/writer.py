@@ -238,7 +238,7 @@ class Writer:
             The virtualenv's directory, relative to the root; that of an interpreter is the root.
         """
         for name, target in self.hard_links:
-            self._make_hard_link(name, target)
+            _make_hard_link(self.root, name, target)
         if self.interpreter:
             top = ""
             self.names.require_interpreter()
@@ -249,7 +249,7 @@ class Writer:
         if top or not self.bundle:
             self._require_no_manifest(top)
         for name, target in self.links.items():
-            self._make_link(name, target)
+            _make_link(self.root, name, target, self.owner)
         for directory in sorted(self.directories, key=lambda path: path.count("/"), reverse=True):
             if directory:
                 self._settle(directory, self.directories[directory])
@@ -264,17 +264,6 @@ class Writer:
                 place,
                 advice="pack it with --pack, or without that directory",
             )
-
-    def _make_hard_link(self, name: str, target: str) -> None:
-        source, place = files.directory_of(self.root, target), files.directory_of(self.root, name)
-        with source as (old_directory, old), place as (directory, new):
-            os.link(old, new, src_dir_fd=old_directory, dst_dir_fd=directory, follow_symlinks=False)
-
-    def _make_link(self, name: str, target: str) -> None:
-        with files.directory_of(self.root, name) as (directory, base):
-            os.symlink(target, base, dir_fd=directory)
-            if self.owner is not None:
-                os.chown(base, *self.owner, dir_fd=directory, follow_symlinks=False)
 
     def _settle(self, directory: str, wanted: tuple[int, int] | None) -> None:
         descriptor = self.descent.open(directory)
@@ -291,6 +280,19 @@ class Writer:
             found = inspect(os.path.join(_path_of(self.root), top)).old_prefixes
             return tuple(prefix for prefix in found if os.path.normpath(prefix) == prefix != "/")
         return ()
+
+
+def _make_hard_link(root: int, name: str, target: str) -> None:
+    source, place = files.directory_of(root, target), files.directory_of(root, name)
+    with source as (old_directory, old), place as (directory, new):
+        os.link(old, new, src_dir_fd=old_directory, dst_dir_fd=directory, follow_symlinks=False)
+
+
+def _make_link(root: int, name: str, target: str, owner: tuple[int, int] | None) -> None:
+    with files.directory_of(root, name) as (directory, base):
+        os.symlink(target, base, dir_fd=directory)
+        if owner is not None:
+            os.chown(base, *owner, dir_fd=directory, follow_symlinks=False)
 
 
 def _file_mode(mode: int) -> int:
