@@ -164,6 +164,13 @@ def prune(
     return found
 
 
+def tidy(place: Place) -> None:
+    """Remove what a killed or failed run has left, unless somebody works there now."""
+    if place.is_ours and _is_left(place):
+        with suppress(Busy), staging.opened(place.path, RECORDS, "tidying up", 0) as opened:
+            opened.clear()
+
+
 def _unused(place: Place, without: Collection[str]) -> list[Installed]:
     idle = [one for one in place.installed() if not set(users(place, one)).difference(without)]
     busy = using([one.path for one in idle]) if idle else {}

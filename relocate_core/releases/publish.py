@@ -14,6 +14,7 @@ from ..bundles.unpack import Unpacked, unpack
 from ..errors import CannotRun, InvalidPath, NoBase, NotARelease, RelocateError
 from ..interpreters.install import PythonBundle, kept
 from ..interpreters.place import Place
+from ..interpreters.users import tidy
 from ..progress import Notify, Report, silent
 from ..relocation.check import Verdict, check
 from ..relocation.reinitialize import Reinitialization, reinitialize
@@ -159,6 +160,8 @@ def publish(
     if not runs:
         wanted.require()  # a wrong one is refused before anything is done
     if exists:
+        if not dry_run:
+            tidy(wanted.place)
         if dry_run or (runs and root.is_tidy() and not has_leftovers(path)):
             return _existing(path, runs, dry_run, wanted)
     elif dry_run:
