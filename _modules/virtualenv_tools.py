@@ -1024,7 +1024,7 @@ def pack(
         ``unchecked-hash``, as ``py_compile`` calls them.
 
     level
-        Of the compression: 1 to 9 for gzip, by default 6; 1 to 19 for zstd, by default 9.
+        Of the compression: 1 to 9 for gzip, by default 5; 1 to 19 for zstd, by default 8.
 
     build_metadata
         Names and texts for the manifest, for example a commit.
@@ -1108,7 +1108,7 @@ def pack_python(
         Packages that were installed into it are always left out.
 
     level
-        Of the compression: 1 to 9 for gzip, by default 6; 1 to 19 for zstd, by default 9.
+        Of the compression: 1 to 9 for gzip, by default 5; 1 to 19 for zstd, by default 8.
 
     source_hash
         What that archive has to hash to: the hash itself, or a file with it. The Python in it is

@@ -9,6 +9,7 @@ from ..archives.compression import FORMS, form_of
 from ..archives.tar import FILE, Refused
 from ..errors import BadArchive
 from ..virtualenvs.manifest import Row
+from ..virtualenvs.manifest_reader import plain_sha256, row_of
 from . import reader
 
 
@@ -18,14 +19,17 @@ class BaseBundle(NamedTuple):
     archive: str
     manifest: str
     """Its manifest's digest."""
-    rows: dict[str, Row]
-    """By their paths."""
+    lines: list[bytes]
+    """The lines of its rows, in order. Nearly all are those of the new bundle too, and are never
+    taken apart."""
     contents: frozenset[str]
     """The digests of its files."""
+    others: frozenset[Row]
+    """The rows of all but files."""
 
     def has(self, row: Row) -> bool:
         """Whether a delta bundle does without the member of that row."""
-        return self.rows.get(row.path) == row or row.sha256 in self.contents
+        return row.sha256 in self.contents if row.kind == FILE else row in self.others
 
 
 def base_bundle(archive: str) -> BaseBundle:
@@ -40,14 +44,26 @@ def base_bundle(archive: str) -> BaseBundle:
                 f"cannot make a delta bundle from {archive}: it is a delta bundle itself; "
                 "name the full bundle of that release"
             )
+        lines: list[bytes] = []
+        contents: set[str] = set()
+        others: set[Row] = set()
         try:
-            rows = {row.path: row for row in known.rows()}
+            for line in known.lines():
+                lines.append(line.rstrip(b",\n"))
+                sha256 = plain_sha256(line)
+                if sha256:
+                    contents.add(sha256)
+                    continue
+                row = row_of(line)
+                if row.kind == FILE:
+                    contents.add(row.sha256)
+                else:
+                    others.add(row)
         except Refused as refusal:
             raise BadArchive(
                 f"cannot make a delta bundle from {archive}: {refusal}; {refusal.advice}"
             ) from refusal
-        contents = frozenset(row.sha256 for row in rows.values() if row.kind == FILE)
-        return BaseBundle(archive, known.digest, rows, contents)
+        return BaseBundle(archive, known.digest, lines, frozenset(contents), frozenset(others))
 
 
 def delta_name(archive: str, base: str) -> str:

@@ -4,32 +4,73 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from ..archives.tar import FILE, Refused
 from ..system import files
 from ..virtualenvs.manifest import NAME, Head, Row, first_line, lines
+from ..virtualenvs.manifest_reader import row_of
 
 _LAST = chr(0x10FFFF)
 
 
-def difference(base: Mapping[str, Row], rows: Iterable[Row]) -> Iterator[Row]:
-    """The rows that differ from an earlier bundle's, with where that has their content.
+def difference(base: Sequence[bytes], rows: Iterable[Row]) -> tuple[list[Row], list[str]]:
+    """What a delta bundle's manifest says: what differs from an earlier bundle, and what is gone.
 
     Args:
-        base: the earlier bundle's rows by path.
-        rows: those of the new one.
+        base: the lines of the earlier bundle's rows, in order, without what ends them.
+        rows: the new one's, in order.
+
+    Returns:
+        The rows that differ, with where the earlier bundle has their content, and the paths that
+        it alone has.
+
+    Raises:
+        Refused: a line is malformed, or has an impossible path.
     """
-    sources = {row.sha256: row.path for row in base.values() if row.kind == FILE}
+    changed: list[tuple[Row, Row | None]] = []
+    gone: list[str] = []
+    old = iter(base)
+    line = next(old, b"")
     for row in rows:
-        known = base.get(row.path)
-        if known == row:
+        own, known = row.line().encode(), None
+        while line and line != own:
+            known = row_of(line)
+            if known.key >= row.key:
+                break
+            gone.append(known.path)
+            line = next(old, b"")
+        if line == own:
+            line = next(old, b"")
             continue
+        before = known if line and known is not None and known.key == row.key else None
+        changed.append((row, before))
+        if before is not None:
+            line = next(old, b"")
+    gone += [row_of(one).path for one in (line, *old) if one]
+    return _with_sources(base, changed), gone
+
+
+def _with_sources(base: Sequence[bytes], changed: list[tuple[Row, Row | None]]) -> list[Row]:
+    """The rows that differ, with where the base has their content, at the same path if it can.
+
+    Args:
+        base: the lines of the base's rows.
+        changed: each row, and that of the same path in the base.
+    """
+    wanted = {row.sha256.encode() for row, _ in changed if row.kind == FILE}
+    sources: dict[str, str] = {}
+    for line in base:
+        if line[-66:-2] in wanted and (known := row_of(line)).kind == FILE:
+            sources[known.sha256] = known.path
+    found = []
+    for row, before in changed:
         if row.kind == FILE and row.sha256 in sources:
-            same = known is not None and known.sha256 == row.sha256
-            row = row._replace(source=row.path if same else sources[row.sha256])
-        yield row
+            is_same = before is not None and before.sha256 == row.sha256
+            row = row._replace(source=row.path if is_same else sources[row.sha256])
+        found.append(row)
+    return found
 
 
 def merged(base: Iterable[Row], removed: Iterable[str], rows: Iterable[Row]) -> Iterator[Row]:

@@ -20,7 +20,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from ..archives.compression import form_of, require
-from ..archives.tar import CONTROL, FILE, LATEST
+from ..archives.tar import CONTROL, FILE, LATEST, Refused
 from ..artefacts.bytecode import MODES
 from ..errors import BadArchive, CannotTravel, InvalidPath, TreeError
 from ..progress import Notify, Report, silent
@@ -452,12 +452,15 @@ def _delta_manifest(members: Members, head: Head, whole: str, known: BaseBundle)
         whole: the digest of the full bundle's manifest.
         known: the base.
     """
-    name = members.tree.name
-    paths = {row.path for row in members.rows}
-    removed = tuple(path for path in known.rows if path not in paths)
-    head = replace(head, base=Base(known.manifest, removed, whole))
-    _require_readable(name, head)
-    return manifest.document(head, delta.difference(known.rows, members.rows))[0]
+    try:
+        rows, removed = delta.difference(known.lines, members.rows)
+    except Refused as refusal:
+        raise BadArchive(
+            f"cannot make a delta bundle from {known.archive}: {refusal}; {refusal.advice}"
+        ) from refusal
+    head = replace(head, base=Base(known.manifest, tuple(removed), whole))
+    _require_readable(members.tree.name, head)
+    return manifest.document(head, rows)[0]
 
 
 def _require_readable(name: str, head: Head) -> None:

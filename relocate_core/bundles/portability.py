@@ -29,7 +29,8 @@ def require_portable(tree: Tree, entries: list[Entry]) -> None:
         CannotTravel: something is not portable.
     """
     packed = {entry.path for entry in entries}
-    contents = read_contents(tree.environment, prefixes=tree.prefixes)
+    # Its modules and symlinks are not asked for, which would take one more walk.
+    contents = read_contents(tree.environment, {}, {}, tree.prefixes)
     for file, line in contents.outside:
         if file in packed:
             raise CannotTravel(

@@ -49,7 +49,7 @@ _INTERPRETER = re.compile(
 )
 # Nearly every row is one of these, with nothing in its path that JSON spells in another way.
 _PLAIN_FILE = re.compile(
-    rb'\["([ !#-\[\]-~]+)", "file", (0|[1-9]\d{0,2}), (0|[1-9]\d{0,17}), "([0-9a-f]{64})"\],?\n\Z'
+    rb'\["([ !#-\[\]-~]+)", "file", (0|[1-9]\d{0,2}), (0|[1-9]\d{0,17}), "([0-9a-f]{64})"\],?\n?\Z'
 )
 
 
@@ -116,21 +116,30 @@ class Manifest:
         Raises:
             Refused: one is malformed, out of order, or has an impossible path.
         """
-        self._stream.seek(self._begin)
-        if self._stream.readline(256) != b'"files": [\n':
-            raise damaged("has no list of files")
         before = ""
-        line = self._stream.readline(_LONGEST_ROW)
-        more = line != b"]}\n"
-        while more:
-            more = line[-3:] == b"],\n"
-            row = _row(line, trusted)
+        for line in self.lines():
+            row = row_of(line, trusted)
             if not trusted:
                 key = row.key
                 if key <= before:
                     raise damaged(f"has {printable(row.path)} in the wrong place")
                 before = key
             yield row
+
+    def lines(self) -> Iterator[bytes]:
+        """The line of every row, in order, as it is in the file.
+
+        Raises:
+            Refused: there is no list of rows, or it does not end as one.
+        """
+        self._stream.seek(self._begin)
+        if self._stream.readline(256) != b'"files": [\n':
+            raise damaged("has no list of files")
+        line = self._stream.readline(_LONGEST_ROW)
+        more = line != b"]}\n"
+        while more:
+            more = line[-3:] == b"],\n"
+            yield line
             line = self._stream.readline(_LONGEST_ROW)
         if line != b"]}\n" or self._stream.read(1):
             raise damaged("does not end as one")
@@ -240,8 +249,16 @@ def _require_sense(head: Head) -> None:
             raise damaged(f"has the impossible prefix {printable(path) or 'of no length'}")
 
 
-def _row(line: bytes, trusted: bool = False) -> Row:
-    """A row, of a line as `Row.line` gives it and nothing else."""
+def row_of(line: bytes, trusted: bool = False) -> Row:
+    """The row of a line as `Row.line` gives it and nothing else.
+
+    Args:
+        line: the line, with the comma and the end that it has in a manifest, or without.
+        trusted: whether it was checked before.
+
+    Raises:
+        Refused: it is malformed, or has an impossible path.
+    """
     match = _PLAIN_FILE.match(line)
     if match is not None:
         path, mode, size, sha256 = match.groups()
@@ -266,6 +283,12 @@ def _row(line: bytes, trusted: bool = False) -> Row:
     if row.source:
         _require_plain(row.source)
     return row
+
+
+def plain_sha256(line: bytes) -> str:
+    """The digest in the line of a file with a plain path; "" in any other line."""
+    match = _PLAIN_FILE.match(line)
+    return "" if match is None else match[4].decode()
 
 
 def _parsed(values: Any) -> Row:

@@ -290,3 +290,12 @@ def test_a_program_that_fails_is_told(
         packed(some(8 * PIECE), "zstd")
     assert "\n" not in str(caught.value)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_pages_name_the_default_levels() -> None:
+    gzip_level, zstd_level = compression._DEFAULTS["gzip"], compression._DEFAULTS["zstd"]
+    top = Path(__file__).parents[3]
+    page, module = (top / "docs/bundles.md").read_text(), top / "_modules/virtualenv_tools.py"
+    assert f"1 to 9 for gzip ({gzip_level}), 1 to 19 for zstd ({zstd_level})" in page
+    said = f"1 to 9 for gzip, by default {gzip_level}; 1 to 19 for zstd, by default {zstd_level}."
+    assert module.read_text().count(said) == 2

@@ -84,13 +84,18 @@ def test_a_difference_and_its_base_are_the_whole(data: st.DataObject) -> None:
     old = data.draw(trees())
     new = data.draw(changed(old))
     base = {row.path: row for row in old}
-    rows = list(delta.difference(base, new))
+    rows, removed = delta.difference([row.line().encode() for row in old], new)
     paths = {row.path for row in new}
-    removed = tuple(path for path in base if path not in paths)
+    assert removed == [path for path in base if path not in paths]
+    assert [row._replace(source="") for row in rows] == [
+        row for row in new if base.get(row.path) != row
+    ]
+    contents = {row.sha256 for row in old if row.kind == FILE}
+    assert [bool(row.source) for row in rows] == [row.sha256 in contents for row in rows]
     for row in rows:
         assert not row.source or base[row.source].sha256 == row.sha256
-        assert row._replace(source="") in new
-    assert all(base.get(row.path) != row for row in rows)
+        if row.path in base and base[row.path].sha256 == row.sha256:
+            assert row.source in ("", row.path)
     merged = list(delta.merged(old, removed, rows))
     assert [row._replace(source="") for row in merged] == new
     for row in merged:
