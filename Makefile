@@ -16,7 +16,8 @@ VENV ?= .venv
 # Two more than there are cores, up to eight, as many tests wait for processes of Salt.
 WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 6 ? n + 2 : 8)))
 BY_FILE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
-# The longest files are those with a master and minions, which wait most of the time: they begin.
+# The longest files are those with a master and minions, which wait most of the time: they begin,
+# and those with several minions are spread (tests/conftest.py).
 IN_ORDER := tests/integration tests/functional tests/unit
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready

@@ -31,6 +31,9 @@ ROOM = 6 << 30
 OURS = "rt-"
 """What a run's own directory there is called, with its process after it: short, as the path of a
 socket may have 107 bytes."""
+FLEETS = "tests/integration/fleet/"
+BETWEEN_FLEETS = 8
+"""How many other files are begun between two of them."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -127,9 +130,28 @@ def _changed(directory: str) -> int:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Choose what is run, and in which order."""
+    _spread(items)
+    if not EVERYTHING:
+        _thin(config, items)
+
+
+def _spread(items: list[pytest.Item]) -> None:
+    """Put other files between those that have a fleet: several at once starve each other."""
+    by_file: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        by_file.setdefault(item.nodeid.partition("::")[0], []).append(item)
+    fleets = [file for file in by_file if file.startswith(FLEETS)]
+    order: list[str] = []
+    for number, file in enumerate(file for file in by_file if not file.startswith(FLEETS)):
+        if fleets and number % BETWEEN_FLEETS == 0:
+            order.append(fleets.pop(0))
+        order.append(file)
+    items[:] = [item for file in (*order, *fleets) for item in by_file[file]]
+
+
+def _thin(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave cases out of the tests that are marked `few`; all workers choose the same ones."""
-    if EVERYTHING:
-        return
     run = getattr(config, "workerinput", {}).get("testrunuid") or str(time.time_ns())
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:

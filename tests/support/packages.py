@@ -24,7 +24,10 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
     if os.path.exists("broken"):
         print("about to fail")
         sys.exit("error: the project is broken: " + open("broken").read().strip())
-    time.sleep(float(open("slow").read()) if os.path.exists("slow") else 0)
+    until = time.monotonic() + 60
+    while os.path.exists("slow") and not os.path.exists(open("slow").read()):
+        assert time.monotonic() < until
+        time.sleep(0.05)
     # As setuptools does: what an earlier build has left goes along.
     os.makedirs(LEFT, exist_ok=True)
     for module in os.listdir("src"):
@@ -112,7 +115,10 @@ def digest(file: Path) -> str:
 
 
 def project(directory: Path, name: str = "shop", requires: Iterable[str] = ("beta",)) -> Path:
-    """Write a project with the module `src/<name>.py`; a file `broken` or `slow` in it does so."""
+    """Write a project with the module `src/<name>.py`.
+
+    A file `broken` in it breaks its build, and `slow` names a file that the build waits for.
+    """
     (directory / "src").mkdir(parents=True)
     (directory / "src" / f"{name}.py").write_text("VALUE = 1\n")
     (directory / "backend.py").write_text(BACKEND)

@@ -890,7 +890,7 @@ def test_the_same_build_twice_at_once_is_done_once(shop: Shop) -> None:
 
 def test_a_build_that_waits_too_long_reports_the_other_one(shop: Shop, tmp_path: Path) -> None:
     directory = packages.project(tmp_path / "src")
-    (directory / "slow").write_text("2")
+    (directory / "slow").write_text(str(tmp_path / "done"))
     shop.options["installer"] = "uv"
     process = start(shop, project=str(directory))
     try:
@@ -904,6 +904,7 @@ def test_a_build_that_waits_too_long_reports_the_other_one(shop: Shop, tmp_path:
     # What the killed build has started holds the lock for as long as it lives.
     with pytest.raises(Busy, match="killed build"):
         shop.build("alpha", wait=0.2)
+    (tmp_path / "done").touch()
     assert shop.build("alpha", wait=30).changed
 
 

@@ -31,8 +31,10 @@ from relocate_core import (
 from relocate_core.bundles import reader
 from relocate_core.interpreters import install, users
 from relocate_core.interpreters.missing import VARIABLES, library_in, missing
+from relocate_core.interpreters.place import RECORDS
 from relocate_core.interpreters.prefix import inspect
 from relocate_core.interpreters.relocate import relocate
+from relocate_core.system import staging
 from tests.functional.interpreters.test_pack import USES, run_without
 from tests.support import environments, roots
 from tests.support.bundles import reheaded, unpack_by_tar
@@ -458,6 +460,22 @@ def test_a_foreign_directory_of_that_name_is_left(pair: Pair, srv: str) -> None:
 
 
 # --- others ---------------------------------------------------------------------------------------
+
+
+def test_a_deploy_with_nothing_to_do_removes_what_a_failed_one_has_left(
+    pair: Pair, srv: str
+) -> None:
+    """But for what somebody works on now, whom it does not wait for."""
+    deploy(pair, f"{srv}/shop/1")
+    left = Path(srv, "pythons", ".pythons", "staging", "left")
+    left.mkdir()
+    with staging.opened(f"{srv}/pythons", RECORDS, "working", 0):
+        assert not publish(pair.app, f"{srv}/shop/1").changed
+        assert left.exists()
+    assert not publish(pair.app, f"{srv}/shop/1", dry_run=True).changed
+    assert left.exists()
+    assert not publish(pair.app, f"{srv}/shop/1").changed
+    assert not left.exists()
 
 
 def test_two_deploys_at_once_unpack_it_once(pair: Pair, srv: str) -> None:

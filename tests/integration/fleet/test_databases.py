@@ -353,7 +353,7 @@ def test_a_roll_out_and_a_rollback(deployed: Shop) -> None:
 
 @pytest.mark.slow
 def test_killed_in_a_job_and_called_again(deployed: Shop) -> None:
-    """The runner of a roll-out and of a rollback, in one job of five, others each time.
+    """The runner of a roll-out and of a rollback, in one job of ten, others each time.
 
     It ends when both are over before they are killed; how many jobs that takes is not known here.
     """
@@ -362,7 +362,7 @@ def test_killed_in_a_job_and_called_again(deployed: Shop) -> None:
         "2": ("releases.roll", fleet.root, "2", "canary=0", "batch=2"),
         "1": ("releases.rollback", fleet.root, "batch=2"),
     }
-    every = stride(5)
+    every = stride(10)
     first = random.randint(1, every)
     for number in itertools.count(first, every):
         killed = set()

@@ -201,7 +201,8 @@ def test_two_at_once(deployed: Fleet) -> None:
         assert fleet.on() == {"web1": "2", "web2": "1", "web10": "1"}
         said = fleet.roll("2", "batch=100%", "test=True")
         assert [step["minions"] for step in said["steps"]] == [["web2", "web10"]]
-        first.result()
+        answer, code = first.result()
+    assert (answer["result"], code) == (True, 0), answer
     assert fleet.on() == dict.fromkeys(MINIONS, "2")
 
 
