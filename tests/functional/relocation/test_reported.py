@@ -140,3 +140,13 @@ def test_a_colon_in_the_new_path(venv: Environment) -> None:
     ((name, reason),) = relocate(str(new)).problems
     assert name == "bin/activate"
     assert "colon" in reason
+
+
+def test_progress_ends_with_all_files(tmp_path: Path) -> None:
+    made = make("venv-3.11", tmp_path / "4f2a9c1")
+    seen: list[tuple[int, int]] = []
+    relocate(made.path, dry_run=True, progress=lambda *counts: seen.append(counts))
+    every = [
+        path for path in Path(made.path).rglob("*") if path.is_file() and not path.is_symlink()
+    ]
+    assert seen[-1] == (len(every), len(every))
