@@ -532,7 +532,7 @@ def assert_at_home(built: Built, release: str) -> None:
         for is_quick in [name in QUICK or (name, mode) == WITH_PIP]
     ],
 )
-@pytest.mark.few(1, slow=12)
+@pytest.mark.few(1, slow=8)
 def test_deployed_it_is_at_home(name: str, mode: str, shop: Shop, place: Path) -> None:
     built = shop.built(name)
     archive, path = built.archive, str(place / "srv" / "4f2a9c1")
@@ -746,6 +746,7 @@ def test_unpacked_by_tar_and_put_in_order(order: str, tiny: Built, place: Path) 
 @pytest.mark.parametrize(
     "name", [pytest.param(o, marks=() if o == "uv-3.12" else pytest.mark.slow) for o in BUILDS]
 )
+@pytest.mark.few(slow=6)
 def test_unpacked_by_tar_it_is_at_home(name: str, shop: Shop, place: Path) -> None:
     """All that a release can do, and back again."""
     built = shop.built(name)

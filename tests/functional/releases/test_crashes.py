@@ -379,7 +379,7 @@ FAILING = [
         pytest.param(
             case,
             fault,
-            stride(30 if case in LONG else 4),
+            stride(45 if case in LONG else 6),
             id=f"{case}-{fault}-many",
             marks=pytest.mark.slow,
         )
