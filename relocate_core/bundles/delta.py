@@ -7,10 +7,10 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from ..archives.tar import FILE, Refused
+from ..archives.tar import FILE, Refused, printable
 from ..system import files
 from ..virtualenvs.manifest import NAME, Head, Row, first_line, lines
-from ..virtualenvs.manifest_reader import row_of
+from ..virtualenvs.manifest_reader import damaged, row_of
 
 _LAST = chr(0x10FFFF)
 
@@ -27,29 +27,41 @@ def difference(base: Sequence[bytes], rows: Iterable[Row]) -> tuple[list[Row], l
         it alone has.
 
     Raises:
-        Refused: a line is malformed, or has an impossible path.
+        Refused: a line that the new one does not have is malformed, out of order, or has an
+            impossible path.
     """
     changed: list[tuple[Row, Row | None]] = []
     gone: list[str] = []
     old = iter(base)
-    line = next(old, b"")
+    line, last = next(old, b""), None
     for row in rows:
         own, known = row.line().encode(), None
         while line and line != own:
-            known = row_of(line)
+            known = _row_after(last, line)
             if known.key >= row.key:
                 break
             gone.append(known.path)
-            line = next(old, b"")
+            line, last = next(old, b""), known
         if line == own:
-            line = next(old, b"")
+            line, last = next(old, b""), row
             continue
         before = known if line and known is not None and known.key == row.key else None
         changed.append((row, before))
         if before is not None:
-            line = next(old, b"")
-    gone += [row_of(one).path for one in (line, *old) if one]
+            line, last = next(old, b""), before
+    while line:
+        last = _row_after(last, line)
+        gone.append(last.path)
+        line = next(old, b"")
     return _with_sources(base, changed), gone
+
+
+def _row_after(last: Row | None, line: bytes) -> Row:
+    """The row of a line; refuses one that does not belong behind the last one."""
+    row = row_of(line)
+    if last is not None and row.key <= last.key:
+        raise damaged(f"has {printable(row.path)} in the wrong place")
+    return row
 
 
 def _with_sources(base: Sequence[bytes], changed: list[tuple[Row, Row | None]]) -> list[Row]:

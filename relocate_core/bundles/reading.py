@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 
-from ..artefacts.elf import needs
+from ..artefacts.elf import MAGIC, needs
 from ..errors import TreeChanged
 from ..relocation.hidden import hidden_reference, may_hide
 from ..relocation.scan import WHOLE
@@ -15,7 +15,6 @@ from ..virtualenvs.packages import holds_packages
 from .index import Found
 from .tree import Tree
 
-_ELF = b"\x7fELF"
 _PIECE = 1 << 20
 
 
@@ -39,7 +38,7 @@ def read(tree: Tree, path: str) -> tuple[Found, Iterator[bytes]]:
             data = files.read_whole(file)
             found, pieces = found_in(tree, path, data), iter((data,))
         head = os.pread(file, 8, 0)
-        if head.startswith(_ELF):
+        if head.startswith(MAGIC):
             found = found._replace(compiled=True, needs=needs(file))
         if not found.reference:
             found = found._replace(hidden=_hidden(tree, path, head, file))

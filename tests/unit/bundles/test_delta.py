@@ -115,6 +115,16 @@ def test_a_difference_and_its_base_are_the_whole(data: st.DataObject) -> None:
         assert os.stat(f"{directory}/{manifest.NAME}").st_mode & 0o777 == 0o644
 
 
+@pytest.mark.parametrize("kept", [0, 1, 3])
+def test_a_base_that_is_out_of_order_is_refused(kept: int) -> None:
+    """Whether the new bundle has none of it, some of it, or what is in the wrong place."""
+    paths = ("a", "d", "c", "b")
+    old = [Row(path, FILE, 0o644, 1, "0" * 64).line().encode() for path in paths]
+    new = [Row(path, FILE, 0o644, 1, "0" * 64) for path in sorted(paths[:kept])]
+    with pytest.raises(Refused, match=r"its manifest has [bc] in the wrong place"):
+        delta.difference(old, new)
+
+
 def test_another_whole_is_refused(tmp_path: Path) -> None:
     """By the digest, when the last row is written."""
     (tmp_path / manifest.PLACE).mkdir()
